@@ -1,0 +1,29 @@
+"""Errors of the public interface; they are defined beside the passes, the lowest layer that raises them."""
+
+from graphprune.passes.errors import (
+    BudgetError,
+    CaptureError,
+    DataError,
+    GraphPruneError,
+    ModelLoadError,
+    OutputExistsError,
+    PlanError,
+    TrainingError,
+    UnsupportedModelError,
+    UsageError,
+    VerificationError,
+)
+
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "DataError",
+    "GraphPruneError",
+    "ModelLoadError",
+    "OutputExistsError",
+    "PlanError",
+    "TrainingError",
+    "UnsupportedModelError",
+    "UsageError",
+    "VerificationError",
+]

@@ -1,0 +1,1 @@
+"""Compiler passes: channel analysis and slimming. Nothing here knows of training."""

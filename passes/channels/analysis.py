@@ -1,0 +1,380 @@
+"""Abstract interpretation of a network on channel labels.
+
+A front end (torch.fx or ONNX) walks its graph and hands every operator here as an `Op`; the rule of the
+operator's family says which labels are united, which are contracted (summed over) and which come out.
+
+The same run answers one of two questions, told apart only by what `Facet.zero` starts from:
+
+* *What may be removed exactly?* Parameters start as "zero once their group is removed". A group is
+  exact when every contraction of its channels meets zeros: on the weight's side or on the value's.
+* *What is dead already?* Parameters start from the zeros in their numbers. A group is dead when every
+  contraction of its channels meets zeros now.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.passes.channels.labels import Labels, LabelSpace, Mask, keep_dims
+from graphprune.passes.channels.value import Facet, Value
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of a network, in the words of its rule.
+
+    Attributes:
+        kind: name in its own vocabulary, for messages (`aten.conv2d.default`, `Conv`).
+        name: the node's name in its graph.
+        where: the user's source line, or the node's name where there is none.
+        inputs: values by the rule's argument names; None where an optional one is absent; a list
+            where the operator takes a list (concatenation).
+        attrs: everything that is not a value, by the rule's argument names.
+        out_shapes: sizes of each result.
+    """
+
+    kind: str
+    name: str
+    where: str
+    inputs: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+    out_shapes: tuple[tuple[int, ...], ...]
+
+    def value(self, name: str) -> Value:
+        """The input of that name; it must be there."""
+        found = self.inputs[name]
+        assert isinstance(found, Value), f"{self.kind} {self.name}: {name}"
+        return found
+
+    def optional(self, name: str) -> Value | None:
+        """The input of that name, or None."""
+        found = self.inputs.get(name)
+        return found if isinstance(found, Value) else None
+
+    def values(self) -> list[Value]:
+        """All inputs, lists flattened, in order."""
+        flat: list[Value] = []
+        for item in self.inputs.values():
+            flat.extend(v for v in (item if isinstance(item, list) else [item]) if isinstance(v, Value))
+        return flat
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the first result."""
+        return self.out_shapes[0]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a plan removes around one operator: the view that a rule's `resize` gets.
+
+    Attributes:
+        inputs: for each input by name, per dimension, which positions stay (absent: all).
+        outputs: the same for each result.
+    """
+
+    inputs: Mapping[str, Mapping[int, Mask]]
+    outputs: Sequence[Mapping[int, Mask]]
+
+    def kept(self, name: str, dim: int) -> Mask | None:
+        """Which positions of an input stay along `dim`, or None when all do."""
+        return self.inputs.get(name, {}).get(dim)
+
+
+def _cut_to(facet: Facet, dims: tuple[int, ...]) -> Facet:
+    """The facet at size 1 along all dimensions but `dims`; a slice is zero where all of it is."""
+    others = tuple(d for d in range(facet.zero.ndim) if d not in dims)
+    zero: Mask = np.asarray(facet.zero.all(axis=others, keepdims=True), dtype=np.bool_)
+    return Facet(keep_dims(facet.labels, dims), zero)
+
+
+Couple = Callable[["Analysis", Op], "list[Value]"]
+Resize = Callable[[Op, Cut], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How one vocabulary spells the arguments of a rule.
+
+    Attributes:
+        names: rule's argument name -> the vocabulary's own name (ATen) where they differ.
+        inputs: names of positional inputs (ONNX), in order; a name that ends in `...` takes all the rest.
+        fixed: arguments that the operator's name itself implies.
+        read: turns the vocabulary's attributes into the rule's, given the operator's input values.
+        write: turns what `resize` returned back into the vocabulary's attributes (given the old ones).
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    read: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
+    write: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One operator family: its coupling, and how its arguments follow a cut.
+
+    Attributes:
+        name: the family's name.
+        couple: labels in, labels out.
+        resize: new values of the arguments that mirror sizes; None when there are none.
+        aten: ATen operator (`conv2d`, or `max.other` for one overload) -> binding.
+        onnx: ONNX operator type -> binding.
+    """
+
+    name: str
+    couple: Couple
+    resize: Resize | None = None
+    aten: Mapping[str, Binding] = field(default_factory=dict)
+    onnx: Mapping[str, Binding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Labels and zeros along one dimension: 1-D arrays of its size."""
+
+    labels: Labels
+    zero: Mask
+
+    def facet(self, rank: int, dim: int) -> Facet:
+        """The facet of a tensor of that rank which carries these channels along `dim`."""
+        spread = tuple(-1 if d == dim % rank else 1 for d in range(rank))
+        return Facet(self.labels.reshape(spread), self.zero.reshape(spread))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that cannot be removed, and why."""
+
+    reason: str
+    channels: int
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CostTerm:
+    """`factor` x the product of the channels kept along each of `axes`: multiply-accumulates of one operator."""
+
+    name: str
+    factor: float
+    axes: tuple[Labels, ...]
+
+
+class Analysis:
+    """The state of one run: the label space and what the rules reported."""
+
+    def __init__(self) -> None:
+        self.space = LabelSpace()
+        self.carriers: dict[tuple[str, int], Labels] = {}
+        self.parameter_shapes: dict[str, tuple[int, ...]] = {}
+        self.terms: list[CostTerm] = []
+        self._harmful: list[tuple[Labels, str]] = []
+        self._shapely: list[Facet] = []
+        self._declared: list[Labels] = []
+        self._alive: list[Labels] = []
+
+    # -- leaves ---------------------------------------------------------------------------------
+
+    def parameter(self, name: str, shape: tuple[int, ...], data: NDArray[Any] | None = None) -> Value:
+        """A parameter, buffer or literal: one facet for each dimension longer than 1.
+
+        Args:
+            name: fully qualified name; the same name gives the same labels again.
+            shape: its sizes.
+            data: its numbers; given, `zero` speaks of them, else of the removed group.
+        """
+        facets = []
+        self.parameter_shapes[name] = shape
+        for dim, size in enumerate(shape):
+            if size <= 1:
+                continue
+            labels = self.carriers.get((name, dim))
+            if labels is None:
+                labels = self.carriers[(name, dim)] = self.space.fresh(size)
+            zero = np.ones(size, dtype=np.bool_)
+            if data is not None:
+                others = tuple(d for d in range(len(shape)) if d != dim)
+                zero = ~np.any(data != 0, axis=others)
+            spread = tuple(size if d == dim else 1 for d in range(len(shape)))
+            facets.append(Facet(labels.reshape(spread), zero.reshape(spread)))
+        return Value(shape, tuple(facets), constant=True, data=data, parameter=name)
+
+    # -- statements of rules ----------------------------------------------------------------------
+
+    def unite(self, left: Labels, right: Labels) -> None:
+        """The channels that meet can only go together."""
+        self.space.unite(left, right)
+
+    def freeze(self, what: "Facet | Labels", op: Op | str, reason: str) -> None:
+        """The channels cannot be removed; `reason` is shown with the operator and its source line."""
+        labels = what.labels if isinstance(what, Facet) else what
+        text = op if isinstance(op, str) else f"{op.kind} at {op.where}"
+        self.space.freeze(labels, f"{reason}: {text}")
+
+    def freeze_value(self, value: Value, op: Op, reason: str) -> None:
+        """All channels of a value are frozen; literals and parameters that name no channel are just pinned."""
+        for facet in value.facets:
+            if value.constant:
+                self.space.freeze(facet.labels, None)
+            else:
+                self.freeze(facet, op, reason)
+
+    def contract(self, labels: Labels, zero: Mask, op: Op, why: str = "sums over channels that are not zero") -> None:
+        """An operator sums over channels: removing them is exact where `zero` says that they add nothing."""
+        self._declared.append(labels.ravel())
+        zero = np.broadcast_to(zero, labels.shape)
+        if not zero.all():
+            self._harmful.append((labels[~zero], f"{why}: {op.kind} at {op.where}"))
+
+    def inexact(self, labels: Labels, op: Op, why: str) -> None:
+        """Removing these channels changes a statistic of those that stay."""
+        self._declared.append(labels.ravel())
+        self._harmful.append((labels.ravel(), f"{why}: {op.kind} at {op.where}"))
+
+    def drop(self, labels: Labels) -> None:
+        """These channels leave the data here, and their removal needs nothing more (a slice that skips them)."""
+        self._declared.append(labels.ravel())
+
+    def cost(self, op: Op, factor: float, axes: Sequence[Labels]) -> None:
+        """The operator does `factor` x the product of the kept channels of each axis multiply-accumulates.
+
+        Counted for the whole batch of the example inputs.
+        """
+        self.terms.append(CostTerm(op.name, factor, tuple(axis.ravel() for axis in axes)))
+
+    def rectangular(self, facet: Facet) -> Facet:
+        """A facet of an inner layout of an operator, whose cuts must be whole slices too."""
+        self._shapely.append(facet)
+        return facet
+
+    def settle_facet(self, facet: Facet) -> Facet:
+        """The facet cut along one dimension only, for operators that treat its dimensions differently."""
+        self._make_rectangular(facet.labels)
+        return _cut_to(facet, self.space.varies(facet.labels))
+
+    def axis(self, value: Value | None, dim: int) -> "Axis | None":
+        """The channels along one dimension of a value, or None where it cannot be cut.
+
+        Facets that differ along `dim` and others are settled first; several facets along `dim` are united.
+        """
+        if value is None:
+            return None
+        dim %= value.rank
+        found: Axis | None = None
+        for facet in value.along(dim):
+            settled = self.settle_facet(facet)
+            if settled.dims != (dim,):
+                continue
+            axis = Axis(settled.labels.ravel(), settled.zero.ravel())
+            if found is not None:
+                self.unite(found.labels, axis.labels)
+                axis = Axis(found.labels, np.logical_or(found.zero, axis.zero))
+            found = axis
+        return found
+
+    # -- running ------------------------------------------------------------------------------------
+
+    def run(self, rule: Rule | None, op: Op) -> list[Value]:
+        """Apply a rule (None: the operator is unknown), then check that no label got lost on the way."""
+        self._declared = []
+        if rule is None:
+            for value in op.values():
+                self.freeze_value(value, op, "no rule for this operator")
+            constant = all(value.constant for value in op.values())
+            return [Value(shape, constant=constant) for shape in op.out_shapes]
+        results = [self.normalize(value, op) for value in rule.couple(self, op)]
+        self._freeze_lost(op, results)
+        for value in results:
+            self._shapely.extend(facet for facet in value.facets if len(facet.dims) > 1)
+        return results
+
+    def normalize(self, value: Value, op: Op) -> Value:
+        """The value with its facets held at size 1 along every dimension along which classes do not differ."""
+        facets = []
+        for facet in value.facets:
+            dims = self.space.varies(facet.labels)
+            if not dims:
+                self._freeze_or_pin(facet, value, op)
+                continue
+            cut = _cut_to(facet, dims)
+            facets.append(cut)
+            if not value.constant:
+                self._alive.append(cut.labels.ravel())
+        return Value(value.shape, tuple(facets), value.constant, value.data, value.parameter)
+
+    def _freeze_or_pin(self, facet: Facet, value: Value, op: Op) -> None:
+        if value.constant:
+            self.space.freeze(facet.labels, None)
+        else:
+            self.freeze(facet, op, "its channels can only go all at once")
+
+    def _freeze_lost(self, op: Op, results: list[Value]) -> None:
+        out = [facet.labels.ravel() for value in results for facet in value.facets] + self._declared
+        known = np.unique(self.space.find(np.concatenate(out))) if out else np.empty(0, dtype=np.int64)
+        for value in op.values():
+            for facet in value.facets:
+                labels = facet.labels.ravel()
+                lost = labels[~np.isin(self.space.find(labels), known)]
+                if lost.size:
+                    reason = None if value.constant else f"its channels end in {op.kind} at {op.where}"
+                    self.space.freeze(lost, reason)
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Make every tensor's cuts whole slices along one dimension; pin what never became a channel."""
+        self.space.compress()
+        changed = True
+        while changed:
+            before = self.space.find(np.arange(len(self.space)))
+            for facet in self._shapely:
+                self._make_rectangular(facet.labels)
+            changed = not np.array_equal(before, self.space.find(np.arange(len(self.space))))
+        alive = np.unique(self.space.find(np.concatenate(self._alive))) if self._alive else np.empty(0, dtype=np.int64)
+        for labels in self.carriers.values():
+            self.space.freeze(labels[~np.isin(self.space.find(labels), alive)], None)
+        self.space.compress()
+
+    def _make_rectangular(self, labels: Labels) -> None:
+        """Unite along all dimensions but one: the one that leaves the most classes free to go."""
+        dims = self.space.varies(labels)
+        if len(dims) < 2:
+            return
+        roots = self.space.find(keep_dims(labels, dims))
+        best, most = dims[0], -1
+        for dim in dims:
+            count = self._classes_if_kept(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
+            if count > most:
+                best, most = dim, count
+        rows = np.moveaxis(roots, best, 0).reshape(roots.shape[best], -1)
+        self.space.unite(rows, rows[:, :1])
+
+    def _classes_if_kept(self, rows: Labels) -> int:
+        """How many removable classes are left when every row of `rows` is united."""
+        trial = LabelSpace()
+        names, index = np.unique(rows, return_inverse=True)
+        index = index.reshape(rows.shape)
+        trial.fresh(len(names))
+        trial.freeze(np.flatnonzero(self.space.frozen(names) >= 0), "frozen")
+        trial.unite(index, index[:, :1])
+        roots = np.unique(trial.find(np.arange(len(names))))
+        return int((trial.frozen(roots) < 0).sum())
+
+    def harmful(self) -> tuple[Labels, Labels, list[str]]:
+        """Classes whose removal is not exact: (roots, reason index, reasons)."""
+        reasons: list[str] = []
+        roots: list[Labels] = []
+        which: list[Labels] = []
+        for labels, reason in self._harmful:
+            if reason not in reasons:
+                reasons.append(reason)
+            found = np.unique(self.space.find(labels))
+            roots.append(found)
+            which.append(np.full(len(found), reasons.index(reason)))
+        if not roots:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), reasons
+        return np.concatenate(roots), np.concatenate(which), reasons

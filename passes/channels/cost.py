@@ -1,0 +1,133 @@
+"""What a slim model costs, counted without building it.
+
+A cost is a sum of terms, each a factor times a product of channel counts:
+
+    cost(kept) = sum over t of  factor_t * product over axes a of t of  n_a(kept)
+    n_a(kept)  = channels along axis a that stay = frozen_a + sum over groups g of  members_ag * kept_g
+
+Multiply-accumulates of a convolution are positions x kernel x n_out x n_in; its parameters the same
+without positions. With all n_a in one sparse matrix, a count takes microseconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand: `factor` times the kept length of each of `axes` (group id per index, -1 frozen)."""
+
+    name: str
+    factor: float
+    axes: tuple[NDArray[np.int64], ...]
+
+
+class Polynomial:
+    """A cost as a function of the kept groups."""
+
+    def __init__(self, terms: Sequence[Term], n_groups: int) -> None:
+        self.names = [term.name for term in terms]
+        self._factor = np.array([term.factor for term in terms], dtype=np.float64)
+        rows, columns, frozen = [], [], []
+        term_of, position = [], []
+        for index, term in enumerate(terms):
+            for slot, axis in enumerate(term.axes):
+                row = len(frozen)
+                ids = axis[axis >= 0]
+                rows.append(np.full(len(ids), row))
+                columns.append(ids)
+                frozen.append(len(axis) - len(ids))
+                term_of.append(index)
+                position.append(slot)
+        self._frozen = np.array(frozen, dtype=np.float64)
+        shape = (len(frozen), n_groups)
+        if frozen:
+            row_index, column_index = np.concatenate(rows), np.concatenate(columns)
+            self._members = csr_matrix((np.ones(len(row_index)), (row_index, column_index)), shape=shape)
+        else:
+            self._members = csr_matrix(shape)
+        self._by_group = self._members.T.tocsr()
+        # terms x slots -> row of the matrix; rows beyond a term's axes point at a constant 1
+        slots = 1 + max(position, default=-1)
+        self._rows = np.full((len(terms), slots), len(frozen), dtype=np.int64)
+        if frozen:
+            self._rows[np.array(term_of), np.array(position)] = np.arange(len(frozen))
+
+    def _lengths(self, kept: NDArray[np.bool_]) -> Floats:
+        return np.append(self._frozen + self._members @ kept.astype(np.float64), 1.0)
+
+    def per_term(self, kept: NDArray[np.bool_]) -> Floats:
+        """The cost of each term, in the order of `names`."""
+        return self._factor * self._lengths(kept)[self._rows].prod(axis=1)
+
+    def __call__(self, kept: NDArray[np.bool_]) -> float:
+        """The cost when the groups of `kept` stay; kept: (G,) bool."""
+        return float(self.per_term(kept).sum())
+
+    def marginal(self, kept: NDArray[np.bool_]) -> Floats:
+        """For every group, what the cost falls by if it alone is removed in addition; (G,).
+
+        Exact for terms of up to two axes. Groups that are not kept get what they would have saved.
+        """
+        lengths = self._lengths(kept)
+        values = lengths[self._rows]
+        slope = np.zeros(len(lengths))
+        for slot in range(self._rows.shape[1]):
+            others = np.delete(values, slot, axis=1).prod(axis=1)
+            np.add.at(slope, self._rows[:, slot], self._factor * others)
+        gain = np.asarray(self._by_group @ slope[:-1], dtype=np.float64)
+        if self._rows.shape[1] > 1:
+            gain -= self._second_order(values)
+        return gain
+
+    def _second_order(self, values: Floats) -> Floats:
+        """A group in two axes of one term is counted twice by the slopes: subtract the product once."""
+        total = np.zeros(self._members.shape[1])
+        padded = csr_matrix(
+            (self._members.data, self._members.indices, np.append(self._members.indptr, self._members.indptr[-1])),
+            shape=(self._members.shape[0] + 1, self._members.shape[1]),
+        )
+        slots = self._rows.shape[1]
+        for first in range(slots):
+            for second in range(first + 1, slots):
+                others = np.delete(values, [first, second], axis=1).prod(axis=1) * self._factor
+                both = padded[self._rows[:, first]].multiply(padded[self._rows[:, second]])
+                total += np.asarray(both.T @ others).ravel()
+        return total
+
+
+class CostModel:
+    """Multiply-accumulates (of one sample) and parameters of the slim model, as functions of the kept groups."""
+
+    def __init__(self, macs: Sequence[Term], params: Sequence[Term], n_groups: int) -> None:
+        self._macs = Polynomial(macs, n_groups)
+        self._params = Polynomial(params, n_groups)
+
+    def macs(self, kept: NDArray[np.bool_]) -> float:
+        """Multiply-accumulates of convolutions, linear layers and matrix products, for one sample."""
+        return self._macs(kept)
+
+    def params(self, kept: NDArray[np.bool_]) -> int:
+        """Number of parameters."""
+        return round(self._params(kept))
+
+    def macs_marginal(self, kept: NDArray[np.bool_]) -> Floats:
+        """What `macs` falls by if one group alone is removed in addition; (G,)."""
+        return self._macs.marginal(kept)
+
+    def params_marginal(self, kept: NDArray[np.bool_]) -> Floats:
+        """What `params` falls by if one group alone is removed in addition; (G,)."""
+        return self._params.marginal(kept)
+
+    def macs_by_operator(self, kept: NDArray[np.bool_]) -> dict[str, float]:
+        """Multiply-accumulates of each operator, by node name."""
+        by_name: dict[str, float] = {}
+        for name, value in zip(self._macs.names, self._macs.per_term(kept), strict=True):
+            by_name[name] = by_name.get(name, 0.0) + float(value)
+        return by_name

@@ -1,0 +1,324 @@
+"""The result of a channel analysis: which channels can go, which only together, and what that saves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.passes.channels.analysis import Analysis, Frozen
+from graphprune.passes.channels.cost import CostModel, Term
+from graphprune.passes.channels.labels import PINNED, Labels, Mask
+from graphprune.passes.channels.plan import PruningPlan
+from graphprune.passes.channels.value import Value
+from graphprune.passes.errors import PlanError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ParamSlice:
+    """A member of a group: the `indices` of a parameter or buffer along one dimension."""
+
+    parameter: str
+    dim: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that can only be removed together.
+
+    Attributes:
+        index: number of the group in its graph.
+        members: slices that go with it.
+        exact: removing it, once zero, changes nothing.
+        why_inexact: the operator whose statistics change, or None.
+    """
+
+    index: int
+    members: tuple[ParamSlice, ...]
+    exact: bool
+    why_inexact: str | None
+
+
+@dataclass(frozen=True)
+class GroupSet:
+    """Groups of the same structure: the channels of a layer, or of all layers that a residual trunk couples.
+
+    Attributes:
+        index: number of the set in its graph.
+        name: the first layer that produces these channels.
+        groups: ids of its groups.
+        members: (parameter, dimension, indices per group) that every group of the set has.
+        bypassed: the whole set may go, because a branch around it exists.
+    """
+
+    index: int
+    name: str
+    groups: Ids
+    members: tuple[tuple[str, int, int], ...]
+    bypassed: bool = False
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers of which output channels belong to the set, in order."""
+        names = [p.rpartition(".")[0] or p for p, dim, _ in self.members if dim == 0]
+        return tuple(dict.fromkeys(names))
+
+
+class ChannelGraph:
+    """Coupled channel groups of a model.
+
+    Attributes:
+        n_groups: number of groups that can be removed.
+        axes: (parameter or buffer, dimension) -> group id per index, -1 where it cannot be removed.
+        sets: the groups, sorted into sets of the same structure.
+        set_of: (G,) set of each group.
+        exact: (G,) removing the group, once zero, changes nothing.
+        frozen: what cannot be removed, with reasons.
+        value_groups: node -> (dimension, group id per index) of activations with channels.
+        cost: multiply-accumulates and parameters of a slim model.
+        unknown: operators without a rule, with how often they occur.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        values: Mapping[str, Value],
+        *,
+        parameters: frozenset[str],
+        batch: int,
+        inputs: tuple[Mapping[str, Any], ...] = (),
+        unknown: Mapping[str, int] | None = None,
+        front_end: Any = None,
+    ) -> None:
+        """Settle `analysis` and read its classes.
+
+        Args:
+            analysis: a run whose outputs were frozen.
+            values: results of the nodes, by node name.
+            parameters: names that count as parameters (carriers also hold buffers).
+            batch: samples in the example inputs.
+            inputs: shape and dtype of each input.
+            unknown: operators without a rule and their number.
+            front_end: what the front end needs to cut its own graph later.
+        """
+        self.front_end = front_end
+        analysis.settle()
+        self._analysis = analysis
+        self._values = values
+        self._inputs = inputs
+        self.shapes = dict(analysis.parameter_shapes)
+        self.unknown = dict(unknown or {})
+        roots = {key: analysis.space.find(labels) for key, labels in analysis.carriers.items()}
+        every = np.concatenate(list(roots.values())) if roots else np.empty(0, dtype=np.int64)
+        free = analysis.space.frozen(every) < 0 if every.size else np.empty(0, dtype=np.bool_)
+        unique, first = np.unique(every[free], return_index=True)
+        self._root_of = unique[np.argsort(first, kind="stable")]
+        self._id_of = np.full(len(analysis.space), -1, dtype=np.int64)
+        self._id_of[self._root_of] = np.arange(len(self._root_of))
+        self.n_groups = len(self._root_of)
+        ids = {key: self._id_of[found] for key, found in roots.items()}
+        self.axes: dict[tuple[str, int], Ids] = {key: found for key, found in ids.items() if (found >= 0).any()}
+        self._read_exactness()
+        self._read_sets()
+        self.frozen = self._read_frozen(roots)
+        self.value_groups = self._read_values()
+        self.parameters = parameters
+        self.cost = self._cost(batch)
+
+    # -- reading the analysis -------------------------------------------------------------------------
+
+    def _ids(self, labels: Labels) -> Ids:
+        return self._id_of[self._analysis.space.find(labels)]
+
+    def _read_exactness(self) -> None:
+        roots, which, reasons = self._analysis.harmful()
+        self.exact: Mask = np.ones(self.n_groups, dtype=np.bool_)
+        self._why: Ids = np.full(self.n_groups, -1, dtype=np.int64)
+        self._reasons = reasons
+        ids = self._ids(roots) if roots.size else roots
+        self.exact[ids[ids >= 0]] = False
+        self._why[ids[ids >= 0]] = which[ids >= 0]
+
+    def _read_sets(self) -> None:
+        """Groups whose members are the same slices, counted, are of one set.
+
+        Equality is told by a sum of pseudo-random numbers, one for each (axis, count): no loop over groups.
+        """
+        signature = np.zeros(self.n_groups, dtype=np.uint64)
+        counts = {key: np.bincount(ids[ids >= 0], minlength=self.n_groups) for key, ids in self.axes.items()}
+        for number, count in enumerate(counts.values(), start=1):
+            salt = np.uint64(number * 0x9E3779B97F4A7C15 % 2**64)
+            mixed = salt ^ count.astype(np.uint64)
+            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+            signature += np.where(count > 0, mixed, np.uint64(0))
+        signature = signature * np.uint64(2) + self.exact.astype(np.uint64)
+        unique, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
+        order = np.argsort(first, kind="stable")
+        rank = np.empty(len(unique), dtype=np.int64)
+        rank[order] = np.arange(len(unique))
+        self.set_of: Ids = rank[inverse.ravel()] if self.n_groups else np.empty(0, dtype=np.int64)
+        by_set = np.argsort(self.set_of, kind="stable")
+        bounds = np.searchsorted(self.set_of[by_set], np.arange(len(unique) + 1))
+        self.sets: tuple[GroupSet, ...] = tuple(
+            self._group_set(index, by_set[bounds[index] : bounds[index + 1]], counts) for index in range(len(unique))
+        )
+
+    def _group_set(self, index: int, groups: Ids, counts: Mapping[tuple[str, int], Ids]) -> GroupSet:
+        one = groups[0]
+        members = tuple((name, dim, int(count[one])) for (name, dim), count in counts.items() if count[one])
+        layered = [name for name, dim, _ in members if dim == 0 and len(self.shapes[name]) > 1]
+        first = layered[0] if layered else members[0][0]
+        return GroupSet(index, first.removesuffix(".weight"), groups, members)
+
+    def _read_frozen(self, roots: Mapping[tuple[str, int], Labels]) -> list[Frozen]:
+        space = self._analysis.space
+        found: dict[int, dict[int, None]] = {}
+        names: dict[int, dict[str, None]] = {}
+        for (name, dim), labels in roots.items():
+            if dim != 0 and (name, 0) in roots and len(self.shapes[name]) > 1:
+                continue  # a layer's own channels are its first dimension; the rest is said at its producer
+            reasons = space.frozen(labels)
+            for reason in np.unique(reasons[reasons > PINNED]):
+                found.setdefault(int(reason), {}).update(dict.fromkeys(labels[reasons == reason].tolist()))
+                names.setdefault(int(reason), {})[name] = None
+        return [
+            Frozen(space.reasons[reason], len(channels), tuple(names[reason])) for reason, channels in found.items()
+        ]
+
+    def _read_values(self) -> dict[str, tuple[int, Ids]]:
+        found = {}
+        for name, value in self._values.items():
+            for facet in value.facets:
+                dims = self._analysis.space.varies(facet.labels)
+                if len(dims) == 1 and not value.constant:
+                    found[name] = (dims[0], self._ids(facet.labels.ravel()))
+                    break
+        return found
+
+    def _cost(self, batch: int) -> CostModel:
+        macs = [
+            Term(term.name, term.factor / batch, tuple(self._ids(axis) for axis in term.axes))
+            for term in self._analysis.terms
+        ]
+        params = []
+        for name, shape in self.shapes.items():
+            if name in self.parameters:
+                axes = [self.axes[(name, dim)] for dim in range(len(shape)) if (name, dim) in self.axes]
+                fixed = prod(size for dim, size in enumerate(shape) if (name, dim) not in self.axes)
+                params.append(Term(name, float(fixed), tuple(axes)))
+        return CostModel(macs, params, self.n_groups)
+
+    # -- for users -----------------------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """Every group with its members written out."""
+        members: list[list[ParamSlice]] = [[] for _ in range(self.n_groups)]
+        for (name, dim), ids in self.axes.items():
+            order = np.argsort(ids, kind="stable")
+            bounds = np.searchsorted(ids[order], np.arange(self.n_groups + 1))
+            for group in np.unique(ids[ids >= 0]).tolist():
+                picked = np.sort(order[bounds[group] : bounds[group + 1]])
+                members[group].append(ParamSlice(name, dim, tuple(picked.tolist())))
+        return tuple(ChannelGroup(i, tuple(m), bool(self.exact[i]), self.why_inexact(i)) for i, m in enumerate(members))
+
+    def why_inexact(self, group: int) -> str | None:
+        """Why removing a group changes the others, or None when it does not."""
+        return None if self.exact[group] else self._reasons[self._why[group]]
+
+    def all_kept(self) -> Mask:
+        """(G,) all True."""
+        return np.ones(self.n_groups, dtype=np.bool_)
+
+    def plan(self, removed: Mask, **meta: Any) -> PruningPlan:
+        """The plan that removes the groups of `removed`, (G,) bool.
+
+        Raises:
+            PlanError: `removed` has another length, or empties a set that has no branch around it.
+        """
+        removed = np.asarray(removed, dtype=np.bool_)
+        if removed.shape != (self.n_groups,):
+            raise PlanError(f"expected a flag for each of {self.n_groups} groups, got shape {removed.shape}")
+        for group_set in self.sets:
+            if not group_set.bypassed and removed[group_set.groups].all():
+                raise PlanError(f"the plan removes every channel of {group_set.name}: keep at least one")
+        cut: dict[str, dict[int, tuple[int, ...]]] = {}
+        for (name, dim), ids in self.axes.items():
+            gone = np.flatnonzero((ids >= 0) & removed[ids])
+            if gone.size:
+                cut.setdefault(name, {})[dim] = tuple(gone.tolist())
+        return PruningPlan(cut, {name: self.shapes[name] for name in cut}, self._inputs, meta)
+
+    def removed_by(self, plan: PruningPlan) -> Mask:
+        """The groups that a plan removes, (G,) bool.
+
+        Raises:
+            PlanError: the plan does not fit, or cuts a group in part.
+        """
+        plan.check_fits(self.shapes)
+        removed = np.zeros(self.n_groups, dtype=np.bool_)
+        for name, dims in plan.removed.items():
+            for dim, indices in dims.items():
+                ids = self.axes.get((name, dim), np.full(self.shapes[name][dim], -1))[list(indices)]
+                if (ids < 0).any():
+                    raise PlanError(f"plan removes channels of {name} along dimension {dim} that cannot be removed")
+                removed[ids] = True
+        for (name, dim), ids in self.axes.items():
+            planned = ~plan.kept(name, dim, len(ids))
+            if not np.array_equal(planned, (ids >= 0) & removed[ids]):
+                raise PlanError(f"plan cuts coupled channels of {name} along dimension {dim} only in part")
+        return removed
+
+    def cuts(self, value: Value, removed: Mask) -> dict[int, Mask]:
+        """Which positions of a value stay, for each dimension that gets shorter."""
+        kept: dict[int, Mask] = {}
+        for facet in value.facets:
+            ids = self._ids(facet.labels)
+            gone = (ids >= 0) & removed[ids]
+            if not gone.any():
+                continue
+            dims = _varying(gone)
+            if len(dims) != 1:
+                raise PlanError(f"internal: a cut of a {value.shape} tensor is not rectangular")
+            dim = dims[0]
+            mask = ~np.moveaxis(gone, dim, 0).reshape(gone.shape[dim], -1)[:, 0]
+            kept[dim] = kept[dim] & mask if dim in kept else mask
+        return kept
+
+    def to_networkx(self) -> nx.Graph:
+        """Sets of coupled channels and the parameters they run through, as a bipartite graph.
+
+        Nodes: `("set", i)` with name, channels, exact; `("parameter", name)` with shape. An edge says that the
+        set's channels are indices of the parameter along `dim`, `each` indices for one channel.
+        """
+        graph = nx.MultiGraph()
+        for group_set in self.sets:
+            node = ("set", group_set.index)
+            exact = bool(self.exact[group_set.groups].all())
+            graph.add_node(node, name=group_set.name, channels=len(group_set.groups), exact=exact)
+            for name, dim, each in group_set.members:
+                graph.add_node(("parameter", name), shape=self.shapes[name])
+                graph.add_edge(node, ("parameter", name), dim=dim, each=each)
+        return graph
+
+    def __iter__(self) -> Iterator[GroupSet]:
+        return iter(self.sets)
+
+    def __repr__(self) -> str:
+        return f"<ChannelGraph: {self.n_groups} groups in {len(self.sets)} sets, {len(self.frozen)} frozen reasons>"
+
+
+def _varying(array: Mask) -> Sequence[int]:
+    return [
+        dim
+        for dim in range(array.ndim)
+        if array.shape[dim] > 1 and (np.diff(array.astype(np.int8), axis=dim) != 0).any()
+    ]

@@ -1,0 +1,111 @@
+"""A pruning plan: which channels go, as plain data that outlives the run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune.passes.channels.labels import Mask
+from graphprune.passes.errors import PlanError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Indices to remove from parameters and buffers, along each of their dimensions.
+
+    Attributes:
+        removed: parameter or buffer name -> dimension -> sorted indices.
+        shapes: sizes of those tensors before the cut; a plan fits a model when these agree.
+        inputs: shape and dtype of each input of the model, so that a slim model can be checked.
+        meta: what made the plan (budget, importance, seed, ...); informative only.
+    """
+
+    removed: Mapping[str, Mapping[int, tuple[int, ...]]]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def kept(self, name: str, dim: int, size: int) -> Mask:
+        """Which of the `size` indices along a dimension stay.
+
+        Raises:
+            PlanError: an index is out of range.
+        """
+        mask = np.ones(size, dtype=np.bool_)
+        gone = np.asarray(self.removed.get(name, {}).get(dim, ()), dtype=np.int64)
+        if gone.size and (gone.min() < 0 or gone.max() >= size):
+            raise PlanError(
+                f"plan removes index {int(gone.max())} of {name} along dimension {dim}, which has {size}: "
+                "make the plan anew for this model"
+            )
+        mask[gone] = False
+        return mask
+
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise PlanError unless every tensor the plan names is there with the size it had."""
+        for name, shape in self.shapes.items():
+            if name not in shapes:
+                raise PlanError(f"plan names {name}, which the model does not have: make the plan for this model")
+            if tuple(shapes[name]) != tuple(shape):
+                raise PlanError(
+                    f"plan was made for {name} of shape {tuple(shape)}, the model has {tuple(shapes[name])}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        removed = {name: {str(d): list(ids) for d, ids in dims.items()} for name, dims in self.removed.items()}
+        return {
+            "schema": SCHEMA,
+            "removed": removed,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "inputs": [dict(item) for item in self.inputs],
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "PruningPlan":
+        """The inverse of `to_dict`.
+
+        Raises:
+            PlanError: the data is no plan, or of a later schema.
+        """
+        if not isinstance(data, dict) or "removed" not in data:
+            raise PlanError("this is no pruning plan: it has no field 'removed'")
+        if data.get("schema") != SCHEMA:
+            raise PlanError(f"plan has schema {data.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            removed = {
+                str(name): {int(dim): tuple(sorted({int(i) for i in ids})) for dim, ids in dims.items()}
+                for name, dims in data["removed"].items()
+            }
+            shapes = {str(name): tuple(int(n) for n in shape) for name, shape in data.get("shapes", {}).items()}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"plan is malformed: {error}") from error
+        return cls(removed, shapes, tuple(data.get("inputs", ())), data.get("meta", {}))
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, by way of a temporary name."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.part")
+        temporary.write_text(json.dumps(self.to_dict(), separators=(",", ":")) + "\n")
+        temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PruningPlan":
+        """Read a plan.
+
+        Raises:
+            PlanError: the file is missing or is no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise PlanError(f"cannot read plan {path}: {error.strerror}") from error
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise PlanError(f"{path} is not a JSON plan: {error}") from error
+        return cls.from_dict(data)

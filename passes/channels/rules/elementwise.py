@@ -1,0 +1,263 @@
+"""Element-wise operators: channels that meet at a position can only go together.
+
+What differs between them is one fact: is the result zero where the operands are? It decides whether a
+removed channel still adds something further down (sigmoid(0) = 0.5) or not (relu(0) = 0).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.coupling import Combine, all_zero, any_zero, broadcast, first_zero, never_zero
+from graphprune.passes.channels.value import Value
+
+#: Chooses the statement on zeros from the operator's scalar arguments.
+Choose = Callable[[Op], Combine]
+
+
+def _rule(name: str, choose: Choose, aten: tuple[str, ...], onnx: tuple[str, ...] = (), inputs: Any = None) -> Rule:
+    def couple(analysis: Analysis, op: Op) -> list[Value]:
+        return [broadcast(analysis, op, op.values(), choose(op))]
+
+    binding = Binding(inputs=inputs or ("input", "other", "third"))
+    return Rule(name, couple, aten={key: Binding() for key in aten}, onnx=dict.fromkeys(onnx, binding))
+
+
+def _scalar(op: Op, name: str, default: float = 0.0) -> float:
+    value = op.attrs.get(name, default)
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _add(op: Op) -> Combine:
+    """A scalar added makes zeros non-zero."""
+    return all_zero if op.optional("other") is not None or _scalar(op, "other") == 0 else never_zero
+
+
+def _clamp(op: Op) -> Combine:
+    low, high = op.attrs.get("min"), op.attrs.get("max")
+    keeps = (low is None or low <= 0) and (high is None or high >= 0)
+    return first_zero if keeps and len(op.values()) == 1 else never_zero
+
+
+def _power(op: Op) -> Combine:
+    return first_zero if op.optional("exponent") is None and _scalar(op, "exponent") > 0 else never_zero
+
+
+def _where(op: Op) -> Combine:
+    """Both branches must be zero; the condition's zeros do not count."""
+    if op.optional("self") is None and op.attrs.get("self", 0) != 0:
+        return never_zero
+    if op.optional("other") is None and op.attrs.get("other", 0) != 0:
+        return never_zero
+    return lambda zeros: all_zero(zeros[1:])
+
+
+def _masked_fill(op: Op) -> Combine:
+    return first_zero if op.attrs.get("value") == 0 else never_zero
+
+
+def _hardtanh(op: Op) -> Combine:
+    return first_zero if _scalar(op, "min_val", -1) <= 0 <= _scalar(op, "max_val", 1) else never_zero
+
+
+def _threshold(op: Op) -> Combine:
+    return first_zero if _scalar(op, "threshold") < 0 or _scalar(op, "value") == 0 else never_zero
+
+
+_KEEPS_ZERO = [
+    "abs",
+    "alias",
+    "asin",
+    "asinh",
+    "atan",
+    "atanh",
+    "ceil",
+    "celu",
+    "clone",
+    "contiguous",
+    "detach",
+    "dropout",
+    "elu",
+    "erf",
+    "expm1",
+    "feature_dropout",
+    "floor",
+    "frac",
+    "gelu",
+    "hardshrink",
+    "hardswish",
+    "leaky_relu",
+    "log1p",
+    "mish",
+    "neg",
+    "positive",
+    "relu",
+    "relu6",
+    "round",
+    "rrelu",
+    "selu",
+    "sgn",
+    "sign",
+    "silu",
+    "sin",
+    "sinh",
+    "softshrink",
+    "softsign",
+    "sqrt",
+    "square",
+    "tan",
+    "tanh",
+    "tanhshrink",
+    "trunc",
+    "to",
+    "_to_copy",
+    "type_as",
+    "lift_fresh_copy",
+    "nan_to_num",
+    "alpha_dropout",
+    "dropout_",
+    "feature_alpha_dropout",
+    "copy",
+    "real",
+    "float",
+    "half",
+    "double",
+]
+_LOSES_ZERO = [
+    "acos",
+    "acosh",
+    "bitwise_not",
+    "cos",
+    "cosh",
+    "digamma",
+    "erfc",
+    "exp",
+    "exp2",
+    "hardsigmoid",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "lgamma",
+    "log",
+    "log10",
+    "log2",
+    "log_sigmoid",
+    "logical_not",
+    "logit",
+    "reciprocal",
+    "rsqrt",
+    "sigmoid",
+    "softplus",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_or",
+    "logical_xor",
+    "bitwise_or",
+    "bitwise_xor",
+    "atan2",
+    "xlogy",
+]
+_ONNX_KEEPS_ZERO = [
+    "Abs",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Floor",
+    "Gelu",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+_ONNX_LOSES_ZERO = [
+    "Acos",
+    "Acosh",
+    "And",
+    "BitwiseNot",
+    "Cos",
+    "Cosh",
+    "Equal",
+    "Exp",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "IsInf",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Not",
+    "Or",
+    "Reciprocal",
+    "Sigmoid",
+    "Softplus",
+    "Xor",
+]
+
+
+def _onnx_clip(op: Op) -> Combine:
+    low, high = op.optional("min"), op.optional("max")
+    low_ok = op.attrs.get("min", -1) <= 0 if low is None else low.data is not None and low.data.max() <= 0
+    high_ok = op.attrs.get("max", 1) >= 0 if high is None else high.data is not None and high.data.min() >= 0
+    return first_zero if low_ok and high_ok else never_zero
+
+
+def _onnx_power(op: Op) -> Combine:
+    exponent = op.value("other").data
+    return first_zero if exponent is not None and (exponent > 0).all() else never_zero
+
+
+RULES = (
+    _rule("activation, zero at zero", lambda op: first_zero, tuple(_KEEPS_ZERO), tuple(_ONNX_KEEPS_ZERO)),
+    _rule(
+        "activation or comparison, not zero at zero", lambda op: never_zero, tuple(_LOSES_ZERO), (*_ONNX_LOSES_ZERO,)
+    ),
+    _rule("addition", _add, ("add", "sub", "rsub"), ("Add", "Sub", "Sum", "Mean"), ("input...",)),
+    _rule(
+        "maximum", _add, ("maximum", "minimum", "max.other", "min.other", "fmax", "fmin"), ("Max", "Min"), ("input...",)
+    ),
+    _rule("product", lambda op: any_zero, ("mul", "logical_and", "bitwise_and"), ("Mul",)),
+    _rule(
+        "quotient", lambda op: first_zero, ("div", "true_divide", "floor_divide", "fmod", "remainder"), ("Div", "Mod")
+    ),
+    _rule("clamp", _clamp, ("clamp", "clamp_min", "clamp_max", "clip")),
+    _rule("clip", _onnx_clip, (), ("Clip",), ("input", "min", "max")),
+    _rule("hardtanh", _hardtanh, ("hardtanh",)),
+    _rule("threshold", _threshold, ("threshold",)),
+    _rule("power", _power, ("pow",)),
+    _rule("power of a tensor", _onnx_power, (), ("Pow",)),
+    _rule("choice", _where, ("where",), ("Where",), ("condition", "self", "other")),
+    _rule("masked fill", _masked_fill, ("masked_fill",)),
+    _rule("sum of products", lambda op: never_zero, ("addcmul", "addcdiv", "lerp")),
+)

@@ -1,0 +1,151 @@
+"""Reductions, pooling and resampling: positions are mixed, channels are not.
+
+A reduction over channels is a contraction without weights: exact only for sums of zeros.
+"""
+
+from typing import Any
+
+from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.labels import keep_dims
+from graphprune.passes.channels.value import Facet, Value
+
+
+def _reduced_dims(op: Op, rank: int) -> tuple[int, ...]:
+    dims = op.attrs.get("dim")
+    if dims is None or dims == []:
+        return tuple(range(rank))
+    return tuple(sorted({d % max(rank, 1) for d in ([dims] if isinstance(dims, int) else dims)}))
+
+
+def _reduce(analysis: Analysis, op: Op, sums: bool, zero_stays: bool) -> list[Value]:
+    x = op.value("input")
+    dims = _reduced_dims(op, x.rank)
+    keepdim = bool(op.attrs.get("keepdim", False))
+    facets = []
+    for facet in x.facets:
+        if not any(dim in facet.dims for dim in dims):
+            facets.append(_shrunk(facet if zero_stays else facet.with_zero(False), dims, keepdim))
+            continue
+        settled = analysis.settle_facet(facet) if len(facet.dims) > 1 else facet
+        if not any(dim in settled.dims for dim in dims):
+            facets.append(_shrunk(settled.with_zero(False), dims, keepdim))
+        elif sums:
+            analysis.contract(settled.labels, settled.zero, op)
+        else:
+            analysis.inexact(settled.labels, op, "a statistic over channels")
+    return [Value(shape, tuple(facets), constant=x.constant) for shape in op.out_shapes]
+
+
+def _shrunk(facet: Facet, dims: tuple[int, ...], keepdim: bool) -> Facet:
+    kept = [d for d in range(facet.labels.ndim) if d not in dims]
+
+    def move(array: Any) -> Any:
+        array = keep_dims(array, kept)
+        return array if keepdim else array.reshape([array.shape[d] for d in kept])
+
+    return facet.map(move)
+
+
+def reduce_sum(analysis: Analysis, op: Op) -> list[Value]:
+    """Sums: a channel of zeros adds nothing."""
+    return _reduce(analysis, op, sums=True, zero_stays=True)
+
+
+def reduce_other(analysis: Analysis, op: Op) -> list[Value]:
+    """Means, extrema, norms: of zeros they give zero; over channels they are inexact."""
+    return _reduce(analysis, op, sums=False, zero_stays=True)
+
+
+def reduce_nonzero(analysis: Analysis, op: Op) -> list[Value]:
+    """Reductions of zeros that are not zero (logsumexp, argmax)."""
+    return _reduce(analysis, op, sums=False, zero_stays=False)
+
+
+def spatial(analysis: Analysis, op: Op) -> list[Value]:
+    """Pooling and resampling over the last dimensions; zero channels stay zero.
+
+    Which dimensions are mixed is read from the sizes and from the operator's number of spatial dimensions.
+    """
+    x = op.value("input")
+    mixed = range(x.rank - op.attrs["spatial"], x.rank)
+    facets = []
+    for facet in x.facets:
+        if any(dim in mixed for dim in facet.dims):
+            analysis.freeze(facet, op, "mixes positions")
+        else:
+            facets.append(facet)
+    return [Value(shape, tuple(facets)) for shape in op.out_shapes]
+
+
+def _pools(*names: str) -> dict[str, Binding]:
+    return {name.format(n): Binding(fixed={"spatial": n}) for name in names for n in (1, 2, 3)}
+
+
+def _onnx_spatial(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    return {**attrs, "spatial": inputs["input"].rank - 2}
+
+
+def _onnx_resize(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    return {"spatial": inputs["input"].rank - 2}
+
+
+def _onnx_dims(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    axes = inputs.get("axes")
+    dims = attrs.get("axes") if axes is None or axes.data is None else axes.data.tolist()
+    if not dims and attrs.get("noop_with_empty_axes", 0):
+        return {"dim": [], "noop": True}
+    return {"dim": list(dims) if dims else None, "keepdim": attrs.get("keepdims", 1)}
+
+
+def _onnx_axis(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    return {"dim": attrs.get("axis", 0), "keepdim": attrs.get("keepdims", 1)}
+
+
+_POOL = Binding(inputs=("input",), read=_onnx_spatial)
+_REDUCE = Binding(inputs=("input", "axes"), read=_onnx_dims)
+_ARG = Binding(inputs=("input",), read=_onnx_axis)
+
+RULES = (
+    Rule("sum", reduce_sum, aten={"sum": Binding()}, onnx={"ReduceSum": _REDUCE}),
+    Rule(
+        "mean, extremum or norm",
+        reduce_other,
+        aten={
+            **{
+                name: Binding()
+                for name in ("mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "median")
+            },
+            **{name: Binding() for name in ("max", "min", "max.dim", "min.dim", "var_mean", "var.correction")},
+        },
+        onnx={f"Reduce{name}": _REDUCE for name in ("Mean", "Max", "Min", "L1", "L2", "SumSquare")},
+    ),
+    Rule(
+        "reduction, not zero at zero",
+        reduce_nonzero,
+        aten={name: Binding() for name in ("logsumexp", "argmax", "argmin", "prod", "all", "any")},
+        onnx={**{f"Reduce{name}": _REDUCE for name in ("LogSum", "LogSumExp", "Prod")}, "ArgMax": _ARG, "ArgMin": _ARG},
+    ),
+    Rule(
+        "pooling or resampling",
+        spatial,
+        aten={
+            **_pools("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
+            **_pools("max_pool{}d_with_indices", "lp_pool{}d", "_adaptive_avg_pool{}d"),
+            **{
+                f"upsample_{kind}.vec": Binding(fixed={"spatial": 2})
+                for kind in ("nearest2d", "bilinear2d", "bicubic2d")
+            },
+            **{f"upsample_{kind}": Binding(fixed={"spatial": 2}) for kind in ("nearest2d", "bilinear2d", "bicubic2d")},
+            **{f"_upsample_{kind}.vec": Binding(fixed={"spatial": 2}) for kind in ("bilinear2d_aa", "bicubic2d_aa")},
+            "upsample_nearest1d.vec": Binding(fixed={"spatial": 1}),
+            "upsample_linear1d.vec": Binding(fixed={"spatial": 1}),
+            "upsample_nearest3d.vec": Binding(fixed={"spatial": 3}),
+            "upsample_trilinear3d.vec": Binding(fixed={"spatial": 3}),
+        },
+        onnx={
+            **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _POOL),
+            **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _POOL),
+            "Resize": Binding(inputs=("input", "roi", "scales", "sizes"), read=_onnx_resize),
+        },
+    ),
+)

@@ -1,0 +1,193 @@
+"""Operators that lay the same elements out in another shape, or repeat them.
+
+Labels are moved as the data is. What has to follow a cut are the sizes that the operator's arguments
+repeat: those of dimensions that got shorter are replaced, all others stay as written (-1, 0, symbolic).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from graphprune.passes.channels import movement
+from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.value import Value
+
+
+def reshape(analysis: Analysis, op: Op) -> list[Value]:
+    """Row-major reshape of any kind: view, flatten, squeeze, unsqueeze."""
+    x = op.value("input")
+    return [x.moved(op.shape, movement.reshape(x.shape, op.shape))]
+
+
+def expand(analysis: Analysis, op: Op) -> list[Value]:
+    """Repeat dimensions of size 1; nothing differs along them."""
+    x = op.value("input")
+    return [x.moved(op.shape, movement.expand(x.shape, op.shape))]
+
+
+def expand_both_ways(analysis: Analysis, op: Op) -> list[Value]:
+    """ONNX Expand: the shape argument may also be the shorter one."""
+    return expand(analysis, op)
+
+
+def permute(analysis: Analysis, op: Op) -> list[Value]:
+    """Reorder dimensions."""
+    x = op.value("input")
+    dims = [d % x.rank for d in op.attrs["dims"]]
+    return [x.moved(op.shape, movement.permute(dims))]
+
+
+def repeat(analysis: Analysis, op: Op) -> list[Value]:
+    """Repeat the whole tensor along each dimension."""
+    x = op.value("input")
+    return [x.moved(op.shape, movement.tile(x.shape, op.attrs["repeats"]))]
+
+
+def pixel_shuffle(analysis: Analysis, op: Op) -> list[Value]:
+    """(N, c*r*r, H, W) -> (N, c, H*r, W*r): the r*r channels of an output channel go together."""
+    x, r = op.value("input"), op.attrs["upscale_factor"]
+    *lead, channels, height, width = x.shape
+    depth_first = op.attrs.get("depth_first", False)  # ONNX DepthToSpace in DCR mode
+    inner = (r, r, channels // (r * r)) if depth_first else (channels // (r * r), r, r)
+    view = (*lead, *inner, height, width)
+    n = len(lead)
+    order = (n + 2, n + 3, n, n + 4, n + 1) if depth_first else (n, n + 3, n + 1, n + 4, n + 2)
+    steps = x.moved(view, movement.reshape(x.shape, view))
+    for facet in steps.facets:
+        analysis.rectangular(facet)
+    dims = (*range(n), *order)
+    moved = steps.moved(tuple(view[d] for d in dims), movement.permute(dims))
+    # the pixels of an output channel are the r*r input channels: they can only go together
+    facets = tuple(analysis.settle_facet(f) for f in moved.facets)
+    moved = moved.with_facets(tuple(f for f in facets if f.dims))
+    return [moved.moved(op.shape, movement.reshape(moved.shape, op.shape))]
+
+
+def pixel_unshuffle(analysis: Analysis, op: Op) -> list[Value]:
+    """(N, c, H*r, W*r) -> (N, c*r*r, H, W)."""
+    x, r = op.value("input"), op.attrs["downscale_factor"]
+    *lead, channels, height, width = x.shape
+    view = (*lead, channels, height // r, r, width // r, r)
+    n = len(lead)
+    depth_first = op.attrs.get("depth_first", False)
+    order = (n + 2, n + 4, n, n + 1, n + 3) if depth_first else (n, n + 2, n + 4, n + 1, n + 3)
+    dims = (*range(n), *order)
+    moved = x.moved(view, movement.reshape(x.shape, view))
+    moved = moved.moved(tuple(view[d] for d in dims), movement.permute(dims))
+    return [moved.moved(op.shape, movement.reshape(moved.shape, op.shape))]
+
+
+def channel_shuffle(analysis: Analysis, op: Op) -> list[Value]:
+    """(N, g*c, ...) read as (g, c) and written as (c, g): both layouts must be cut in whole slices."""
+    x, groups = op.value("input"), op.attrs["groups"]
+    view = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    steps = x.moved(view, movement.reshape(x.shape, view))
+    rows = [analysis.rectangular(f) for f in steps.facets]
+    for facet in rows:  # `groups` stays, so the same position of every group must go
+        if facet.labels.shape[1] > 1:
+            analysis.unite(facet.labels, facet.labels[:, :1])
+    dims = (0, 2, 1, *range(3, len(view)))
+    moved = steps.moved(tuple(view[d] for d in dims), movement.permute(dims))
+    return [moved.moved(op.shape, movement.reshape(moved.shape, op.shape))]
+
+
+def resize_shape(op: Op, cut: Cut) -> dict[str, Any]:
+    """Sizes of the dimensions that got shorter."""
+    changed = cut.outputs[0]
+    if not changed:
+        return {}
+    sizes: list[int | None] = [None] * len(op.shape)
+    for dim, kept in changed.items():
+        sizes[dim] = int(kept.sum())
+    return {"shape": sizes}
+
+
+def resize_expand(op: Op, cut: Cut) -> dict[str, Any]:
+    """As `resize_shape`."""
+    return resize_shape(op, cut)
+
+
+def _transposed(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    rank = inputs["input"].rank
+    dims = list(range(rank))
+    a, b = (attrs["dim0"] % rank, attrs["dim1"] % rank) if "dim0" in attrs else (rank - 2, rank - 1)
+    if rank > 1:
+        dims[a], dims[b] = dims[b], dims[a]
+    return {"dims": dims}
+
+
+def _onnx_perm(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dims": attrs.get("perm") or list(range(inputs["input"].rank))[::-1]}
+
+
+def _tile(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"repeats": inputs["repeats"].data.tolist()}
+
+
+def _shuffle(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    size = attrs["blocksize"]
+    mode = attrs.get("mode", b"DCR")
+    return {
+        "upscale_factor": size,
+        "downscale_factor": size,
+        "depth_first": (mode.decode() if isinstance(mode, bytes) else mode) == "DCR",
+    }
+
+
+def _unshuffle(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"downscale_factor": attrs["blocksize"], "depth_first": True}
+
+
+_SHAPE = Binding(names={"shape": "size"})
+_X = Binding(inputs=("input",))
+
+RULES = (
+    Rule(
+        "reshape",
+        reshape,
+        resize_shape,
+        aten={"view": _SHAPE, "_unsafe_view": _SHAPE, "reshape": Binding()},
+        onnx={"Reshape": Binding(inputs=("input", "shape"))},
+    ),
+    Rule(
+        "flatten or squeeze",
+        reshape,
+        aten={name: Binding() for name in ("flatten", "squeeze", "squeeze.dim", "squeeze.dims", "unsqueeze")},
+        onnx={
+            "Flatten": _X,
+            "Squeeze": Binding(inputs=("input", "axes")),
+            "Unsqueeze": Binding(inputs=("input", "axes")),
+        },
+    ),
+    Rule(
+        "expand",
+        expand,
+        resize_expand,
+        aten={"expand": _SHAPE},
+        onnx={"Expand": Binding(inputs=("input", "shape"))},
+    ),
+    Rule(
+        "permute",
+        permute,
+        aten={
+            "permute": Binding(),
+            "transpose": Binding(read=_transposed),
+            "t": Binding(read=_transposed),
+            "numpy_T": Binding(read=lambda attrs, inputs: {"dims": list(range(inputs["input"].rank))[::-1]}),
+        },
+        onnx={"Transpose": Binding(inputs=("input",), read=_onnx_perm)},
+    ),
+    Rule("repeat", repeat, aten={"repeat": Binding()}, onnx={"Tile": Binding(inputs=("input", "repeats"), read=_tile)}),
+    Rule(
+        "pixel shuffle",
+        pixel_shuffle,
+        aten={"pixel_shuffle": Binding()},
+        onnx={"DepthToSpace": Binding(inputs=("input",), read=_shuffle)},
+    ),
+    Rule(
+        "pixel unshuffle",
+        pixel_unshuffle,
+        aten={"pixel_unshuffle": Binding()},
+        onnx={"SpaceToDepth": Binding(inputs=("input",), read=_unshuffle)},
+    ),
+    Rule("channel shuffle", channel_shuffle, aten={"channel_shuffle": Binding(), "native_channel_shuffle": Binding()}),
+)

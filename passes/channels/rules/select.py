@@ -1,0 +1,328 @@
+"""Operators that pick part of a tensor, join tensors, or pad them.
+
+Channels that a slice skips leave the data there, which needs nothing: they may go if all else lets them.
+Indices along a dimension that is cut are counted again among what stays.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from graphprune.passes.channels import movement
+from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.coupling import concatenate
+from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.value import Facet, Value
+
+Range = tuple[int, int, int]
+
+
+def _drop_all(analysis: Analysis, value: Value, dim: int) -> None:
+    for facet in value.along(dim):
+        analysis.drop(facet.labels)
+
+
+def slice_ranges(analysis: Analysis, op: Op) -> list[Value]:
+    """`x[start:stop:step]` along one or more dimensions."""
+    x = op.value("input")
+    ranges: dict[int, Range] = op.attrs["ranges"]
+    for dim, (start, stop, step) in ranges.items():
+        if (start, stop, step) == (0, x.shape[dim], 1):
+            continue
+        for facet in x.along(dim):
+            if step == 1:
+                analysis.drop(facet.labels)
+            else:
+                analysis.freeze(facet, op, "a slice with a step over channels")
+    return [x.moved(op.shape, movement.slices(ranges))]
+
+
+def resize_slice(op: Op, cut: Cut) -> dict[str, Any]:
+    """Starts and stops are counted among the channels that stay."""
+    ranges: dict[int, Range] = dict(op.attrs["ranges"])
+    changed = False
+    for dim, (start, stop, step) in ranges.items():
+        kept = cut.kept("input", dim)
+        if kept is not None and (start, stop) != (0, len(kept)):
+            ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), step)
+            changed = True
+    return {"ranges": ranges} if changed else {}
+
+
+def select(analysis: Analysis, op: Op) -> list[Value]:
+    """One slice along `dim`."""
+    x = op.value("input")
+    dim, index = op.attrs["dim"] % x.rank, op.attrs["index"]
+    index %= x.shape[dim]
+    for facet in x.along(dim):
+        settled = analysis.settle_facet(facet)
+        analysis.drop(settled.labels)
+        if settled.dims == (dim,):
+            analysis.freeze(settled.labels.ravel()[index : index + 1], op, "is selected by itself")
+    return [x.moved(op.shape, movement.select(dim, index))]
+
+
+def resize_select(op: Op, cut: Cut) -> dict[str, Any]:
+    """The index is counted among the channels that stay."""
+    x = op.value("input")
+    dim, index = op.attrs["dim"] % x.rank, op.attrs["index"]
+    kept = cut.kept("input", dim)
+    return {} if kept is None else {"index": int(kept[: index % x.shape[dim]].sum())}
+
+
+def split(analysis: Analysis, op: Op) -> list[Value]:
+    """Parts of given sizes along `dim`."""
+    x = op.value("input")
+    dim = op.attrs["dim"] % x.rank
+    _drop_all(analysis, x, dim)
+    results, start = [], 0
+    for shape in op.out_shapes:
+        stop = start + shape[dim]
+        results.append(x.moved(shape, movement.slices({dim: (start, stop, 1)})))
+        start = stop
+    return results
+
+
+def resize_split(op: Op, cut: Cut) -> dict[str, Any]:
+    """Sizes of the parts among the channels that stay."""
+    x = op.value("input")
+    dim = op.attrs["dim"] % x.rank
+    kept = cut.kept("input", dim)
+    if kept is None:
+        return {}
+    stops = np.cumsum([shape[dim] for shape in op.out_shapes])[:-1]
+    return {"split_sizes": [int(part.sum()) for part in np.split(kept, stops)]}
+
+
+def unbind(analysis: Analysis, op: Op) -> list[Value]:
+    """Every slice along `dim` as a tensor of its own."""
+    x = op.value("input")
+    dim = op.attrs.get("dim", 0) % x.rank
+    for facet in x.along(dim):
+        settled = analysis.settle_facet(facet)
+        if dim in settled.dims:
+            analysis.freeze(settled, op, "is taken apart into single slices")
+    return [x.moved(shape, movement.select(dim, index)) for index, shape in enumerate(op.out_shapes)]
+
+
+def take(analysis: Analysis, op: Op) -> list[Value]:
+    """Slices along `dim` picked by known indices of any rank; unknown ones freeze what they touch."""
+    x, index = op.value("input"), op.value("index")
+    dim = op.attrs["dim"] % x.rank
+    if index.data is None:
+        for facet in x.along(dim):
+            analysis.freeze_value(x.with_facets((facet,)), op, "is picked by computed indices")
+        rest = tuple(f for f in x.facets if dim not in f.dims)
+        analysis.freeze_value(index, op, "indices")
+        x = Value(x.shape, rest, x.constant)
+        return [x.moved(op.shape, movement.take(dim, np.zeros(index.shape, dtype=np.int64)))]
+    indices = index.data.astype(np.int64) % x.shape[dim]
+    if indices.ndim != 1:
+        for facet in x.along(dim):
+            analysis.freeze_value(x.with_facets((facet,)), op, "is picked by indices of several dimensions")
+    _drop_all(analysis, x, dim)
+    return [x.moved(op.shape, movement.take(dim, indices))]
+
+
+def resize_take(op: Op, cut: Cut) -> dict[str, Any]:
+    """Indices are counted among the channels that stay; those of removed channels disappear."""
+    x, index = op.value("input"), op.value("index")
+    kept = cut.kept("input", op.attrs["dim"] % x.rank)
+    if kept is None or index.data is None:
+        return {}
+    indices = index.data.astype(np.int64) % len(kept)
+    position = np.cumsum(kept) - 1
+    return {"index": position[indices[kept[indices]]]}
+
+
+def join(analysis: Analysis, op: Op) -> list[Value]:
+    """Concatenation."""
+    return [concatenate(analysis, op, op.values(), op.attrs["dim"])]
+
+
+def stack(analysis: Analysis, op: Op) -> list[Value]:
+    """Concatenation along a new dimension."""
+    dim = op.attrs["dim"] % len(op.shape)
+    lifted = []
+    for value in op.values():
+        shape = (*value.shape[:dim], 1, *value.shape[dim:])
+        lifted.append(value.moved(shape, lambda array: np.expand_dims(array, dim)))
+    return [concatenate(analysis, op, lifted, dim)]
+
+
+def pad(analysis: Analysis, op: Op) -> list[Value]:
+    """Constant padding. Along channels, the padding is channels of its own; elsewhere it changes nothing.
+
+    A padded channel is zero where the padding value is, so it may be cut with what it is added to.
+    """
+    x = op.value("input")
+    pads: list[tuple[int, int]] = op.attrs["pads"]
+    constant = op.attrs.get("mode", "constant") == "constant"
+    zero = op.attrs.get("value") in (None, 0, 0.0)
+    facets = []
+    for facet in x.facets:
+        padded = [dim for dim in facet.dims if pads[dim] != (0, 0)]
+        if not padded:
+            keeps = zero or not constant or all(p == (0, 0) for p in pads)
+            facets.append(facet if keeps else facet.with_zero(False))
+        elif not constant:
+            analysis.freeze_value(x.with_facets((facet,)), op, "is padded with its neighbors")
+        else:
+            facets.append(_padded(analysis, facet, padded, pads, zero))
+    return [Value(op.shape, tuple(facets), constant=x.constant)]
+
+
+def _padded(analysis: Analysis, facet: Facet, dims: list[int], pads: list[tuple[int, int]], zero: bool) -> Facet:
+    analysis.drop(facet.labels)  # negative padding crops
+    crop: list[Any] = [slice(None)] * facet.labels.ndim
+    grow = [(0, 0)] * facet.labels.ndim
+    for dim in dims:
+        before, after = pads[dim]
+        crop[dim] = slice(max(-before, 0), facet.labels.shape[dim] - max(-after, 0))
+        grow[dim] = (max(before, 0), max(after, 0))
+    labels = np.pad(facet.labels[tuple(crop)], grow, constant_values=-1)
+    zeros: Mask = np.pad(facet.zero[tuple(crop)], grow, constant_values=zero)
+    new = labels < 0
+    labels[new] = analysis.space.fresh(int(new.sum()))
+    return Facet(labels, zeros)
+
+
+def resize_pad(op: Op, cut: Cut) -> dict[str, Any]:
+    """Of a padded channel dimension, count what stays of the padding (or of what is cropped)."""
+    pads = list(op.attrs["pads"])
+    changed = False
+    for dim, (before, after) in enumerate(pads):
+        out, source = cut.outputs[0].get(dim), cut.kept("input", dim)
+        size = op.value("input").shape[dim]
+        if (out is None and source is None) or (before, after) == (0, 0):
+            continue
+        out = np.ones(op.shape[dim], dtype=np.bool_) if out is None else out
+        source = np.ones(size, dtype=np.bool_) if source is None else source
+        head = int(out[:before].sum()) if before > 0 else -int(source[:-before].sum()) if before < 0 else 0
+        tail = int(out[len(out) - after :].sum()) if after > 0 else -int(source[size + after :].sum()) if after else 0
+        changed = changed or (head, tail) != (before, after)
+        pads[dim] = (head, tail)
+    return {"pads": pads} if changed else {}
+
+
+def _clamped(start: int | None, stop: int | None, step: int, size: int) -> Range:
+    start, stop, step = slice(start, stop, step).indices(size)
+    return start, max(stop, start) if step > 0 else stop, step
+
+
+def _read_slice(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    x = inputs["input"]
+    dim = attrs.get("dim", 0) % x.rank
+    return {"ranges": {dim: _clamped(attrs.get("start"), attrs.get("end"), attrs.get("step", 1), x.shape[dim])}}
+
+
+def _write_slice(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    if "ranges" not in attrs:
+        return {}
+    ((start, stop, _),) = attrs["ranges"].values()
+    return {"start": start, "end": stop}
+
+
+def _read_onnx_slice(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    x = inputs["input"]
+
+    def numbers(name: str, default: Any) -> Any:
+        value = inputs.get(name)
+        return attrs.get(name, default) if value is None else value.data.tolist()
+
+    starts, ends = numbers("starts", None), numbers("ends", None)
+    axes = numbers("axes", list(range(len(starts))))
+    steps = numbers("steps", [1] * len(starts))
+    return {
+        "ranges": {
+            a % x.rank: _clamped(s, e, t, x.shape[a % x.rank])
+            for s, e, a, t in zip(starts, ends, axes, steps, strict=True)
+        }
+    }
+
+
+def _read_pad(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    rank, flat = inputs["input"].rank, attrs["pad"]
+    pads = [(0, 0)] * rank
+    for i in range(len(flat) // 2):
+        pads[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
+    return {"pads": pads, "mode": attrs.get("mode", "constant"), "value": attrs.get("value")}
+
+
+def _write_pad(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    if "pads" not in attrs:
+        return {}
+    pairs = attrs["pads"][::-1]
+    count = max(
+        len(old["pad"]) // 2,
+        1 + max(i for i, pair in enumerate(pairs) if pair != (0, 0)) if any(pair != (0, 0) for pair in pairs) else 0,
+    )
+    return {"pad": [size for pair in pairs[:count] for size in pair]}
+
+
+def _read_onnx_pad(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    rank = inputs["input"].rank
+    given, axes, fill = inputs.get("pads"), inputs.get("axes"), inputs.get("constant_value")
+    flat = attrs["pads"] if given is None else given.data.tolist()
+    dims = list(range(rank)) if axes is None else [int(a) % rank for a in axes.data]
+    pads = [(0, 0)] * rank
+    for i, dim in enumerate(dims):
+        pads[dim] = (flat[i], flat[i + len(dims)])
+    mode = attrs.get("mode", "constant")
+    value = attrs.get("value", 0.0) if fill is None else (float(fill.data) if fill.data is not None else None)
+    if fill is not None and fill.data is None:
+        value = float("nan")
+    return {"pads": pads, "mode": mode.decode() if isinstance(mode, bytes) else mode, "value": value}
+
+
+def _split_dim(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dim": attrs.get("axis", 0)}
+
+
+def _gather_dim(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dim": attrs.get("axis", 0)}
+
+
+RULES = (
+    Rule(
+        "slice",
+        slice_ranges,
+        resize_slice,
+        aten={"slice": Binding(read=_read_slice, write=_write_slice)},
+        onnx={"Slice": Binding(inputs=("input", "starts", "ends", "axes", "steps"), read=_read_onnx_slice)},
+    ),
+    Rule("select", select, resize_select, aten={"select": Binding()}),
+    Rule(
+        "split",
+        split,
+        resize_split,
+        aten={"split_with_sizes": Binding()},
+        onnx={"Split": Binding(inputs=("input", "split"), read=_split_dim)},
+    ),
+    Rule("unbind", unbind, aten={"unbind": Binding()}),
+    Rule(
+        "take",
+        take,
+        resize_take,
+        aten={"index_select": Binding()},
+        onnx={"Gather": Binding(inputs=("input", "index"), read=_gather_dim)},
+    ),
+    Rule(
+        "concatenation",
+        join,
+        aten={"cat": Binding(fixed={"dim": 0}), "concat": Binding(fixed={"dim": 0})},
+        onnx={"Concat": Binding(inputs=("tensors...",), read=_gather_dim)},
+    ),
+    Rule("stack", stack, aten={"stack": Binding(fixed={"dim": 0})}),
+    Rule(
+        "padding",
+        pad,
+        resize_pad,
+        aten={
+            "pad": Binding(read=_read_pad, write=_write_pad),
+            "constant_pad_nd": Binding(read=_read_pad, write=_write_pad),
+        },
+        onnx={"Pad": Binding(inputs=("input", "pads", "constant_value", "axes"), read=_read_onnx_pad)},
+    ),
+)

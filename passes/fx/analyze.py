@@ -1,0 +1,239 @@
+"""Channel analysis of a captured graph: walk the nodes, hand each operator to its rule."""
+
+import operator
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.rules import ATEN
+from graphprune.passes.channels.value import Value
+from graphprune.passes.errors import CaptureError
+from graphprune.passes.fx.capture import CapturedModule, capture
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+#: Integer tensors up to this size are read: they may be indices of channels.
+_SMALL = 1 << 16
+
+
+def trace(model: Any, example_inputs: tuple[Any, ...] | None = None) -> ChannelGraph:
+    """The coupled channel groups of a model.
+
+    Args:
+        model: an `nn.Module`, an exported program or a captured module.
+        example_inputs: a tuple of inputs (not needed for captured ones).
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    return analyze(capture(model, example_inputs))
+
+
+def analyze(module: CapturedModule) -> ChannelGraph:
+    """The coupled channel groups of a captured model."""
+    return _Walk(module).graph()
+
+
+def find_rule(target: Any) -> tuple[Rule, Binding] | None:
+    """The rule of an ATen operator: by overload (`max.other`) first, then by name; in-place forms alike."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    name = target._schema.name.removeprefix("aten::")
+    if name.endswith("_") and not name.startswith("__"):
+        name = name.removesuffix("_")
+    return ATEN.get(f"{name}.{target._overloadname}") or ATEN.get(name)
+
+
+def source_line(node: fx.Node) -> str:
+    """Where in the user's code a node comes from: module path and source line."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith("torch/")]
+    stack = node.meta.get("nn_module_stack")
+    path = list(stack.values())[-1][0] if stack else ""
+    path = path if path and not path.startswith("_") else ""
+    line = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+    return f"{path} ({line})" if path and line else path or line or node.name
+
+
+def concrete(size: Any) -> int:
+    """A size as a number: symbolic ones have the value they had in the example inputs.
+
+    Raises:
+        CaptureError: the size depends on data.
+    """
+    if isinstance(size, int):
+        return size
+    hint = getattr(size.node, "hint", None)
+    if hint is None:
+        raise CaptureError("the model has tensors whose size depends on the values of its input: this is not supported")
+    return int(hint)
+
+
+def shapes_of(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    """Sizes of each tensor that a node gives (one for a plain result)."""
+    meta = node.meta.get("val")
+    results = meta if isinstance(meta, tuple | list) else [meta]
+    return tuple(tuple(concrete(s) for s in r.shape) if isinstance(r, torch.Tensor) else () for r in results)
+
+
+@dataclass(frozen=True)
+class FxFrontEnd:
+    """What cutting a captured graph needs from its analysis.
+
+    Attributes:
+        module: the captured model.
+        ops: node name -> rule, binding and operator.
+        env: node -> value (a list for operators with several results; a number for sizes).
+    """
+
+    module: CapturedModule
+    ops: Mapping[str, tuple[Rule, Binding, Op]]
+    env: Mapping[fx.Node, Any]
+
+
+class _Walk:
+    def __init__(self, module: CapturedModule) -> None:
+        self.module = module
+        self.analysis = Analysis()
+        self.env: dict[fx.Node, Any] = {}
+        self.ops: dict[str, tuple[Rule, Binding, Op]] = {}
+        self.unknown: Counter[str] = Counter()
+        self.tensors = dict(module.named_parameters(remove_duplicate=False))
+        self.buffers = dict(module.named_buffers(remove_duplicate=False))
+        self.canonical: dict[int, str] = {}
+
+    def graph(self) -> ChannelGraph:
+        inputs, batch = [], 1
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                value = self.env[node] = self._placeholder(node)
+                if isinstance(value, Value) and value.rank:
+                    batch = value.shape[0] if not inputs else batch
+                    inputs.append({"shape": list(value.shape), "dtype": str(node.meta["val"].dtype).rpartition(".")[2]})
+            elif node.op == "get_attr":
+                self.env[node] = self._attribute(node)
+            elif node.op == "call_function":
+                self.env[node] = self._call(node)
+            elif node.op == "output":
+                self._output(node)
+        values = {node.name: v for node, v in self.env.items() if isinstance(v, Value)}
+        return ChannelGraph(
+            self.analysis,
+            values,
+            parameters=frozenset(dict(self.module.named_parameters())),
+            batch=batch,
+            inputs=tuple(inputs),
+            unknown=self.unknown,
+            front_end=FxFrontEnd(self.module, self.ops, self.env),
+        )
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        meta = node.meta.get("val")
+        if isinstance(meta, torch.Tensor):
+            return Value(tuple(concrete(s) for s in meta.shape))
+        return concrete(meta) if isinstance(meta, torch.SymInt) else meta
+
+    def _attribute(self, node: fx.Node) -> Any:
+        name = str(node.target)
+        tensor = self.tensors.get(name, self.buffers.get(name))
+        if tensor is None:
+            owner: Any = self.module
+            for part in name.split("."):
+                owner = getattr(owner, part)
+            tensor = owner
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        name = self.canonical.setdefault(id(tensor), name)  # tied tensors have one name
+        data = None
+        if not tensor.is_floating_point() and tensor.numel() <= _SMALL:
+            return Value(tuple(tensor.shape), constant=True, data=tensor.cpu().numpy())
+        return self.analysis.parameter(name, tuple(tensor.shape), data)
+
+    def _call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            container, index = node.args
+            held = self.env[container] if isinstance(container, fx.Node) else container
+            return held[index]
+        arguments = [self._resolve(a) for a in node.all_input_nodes]
+        meta = node.meta.get("val")
+        if not _has_tensor(meta):
+            return self._number(node, meta)
+        found = find_rule(node.target)
+        op = self._op(node, found, arguments)
+        if found is None:
+            self.unknown[op.kind] += 1
+        else:
+            self.ops[node.name] = (*found, op)
+        results = self.analysis.run(found[0] if found else None, op)
+        return results if isinstance(meta, tuple | list) else results[0]
+
+    def _number(self, node: fx.Node, meta: Any) -> Any:
+        if isinstance(meta, torch.SymInt | int):
+            return concrete(meta)
+        if isinstance(meta, torch.SymFloat):
+            return float(meta.node.hint)
+        return meta
+
+    def _resolve(self, item: Any) -> Any:
+        return self.env[item] if isinstance(item, fx.Node) else item
+
+    def _op(self, node: fx.Node, found: tuple[Rule, Binding] | None, arguments: list[Any]) -> Op:
+        raw = bind_arguments(node)
+        resolved = {name: fx.node.map_arg(value, self._resolve) for name, value in raw.items()}
+        binding = found[1] if found else Binding()
+        back = {theirs: ours for ours, theirs in binding.names.items()}
+        inputs: dict[str, Any] = {}
+        attrs: dict[str, Any] = {}
+        for name, value in resolved.items():
+            ours = back.get(name, "input" if name == "self" and found and found[0].name != "choice" else name)
+            if isinstance(value, Value):
+                inputs[ours] = value
+            elif isinstance(value, list | tuple) and any(isinstance(v, Value) for v in value):
+                inputs[ours] = [v for v in value if isinstance(v, Value)]
+            elif isinstance(value, np.ndarray):
+                attrs[ours] = value
+            else:
+                attrs[ours] = list(value) if isinstance(value, fx.immutable_collections.immutable_list) else value
+        attrs = {**binding.fixed, **attrs}
+        if binding.read is not None:
+            attrs = binding.read(attrs, inputs)
+        return Op(str(node.target), node.name, source_line(node), inputs, attrs, shapes_of(node))
+
+    def _output(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            held = self.env[source]
+            for value in held if isinstance(held, list) else [held]:
+                if isinstance(value, Value):
+                    for facet in value.facets:
+                        self.analysis.freeze(facet, "the output of the model", "is an output")
+
+
+def _has_tensor(meta: Any) -> bool:
+    if isinstance(meta, tuple | list):
+        return any(isinstance(item, torch.Tensor) for item in meta)
+    return isinstance(meta, torch.Tensor)
+
+
+def bind_arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call by the names of the operator's schema; defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        named: Mapping[str, Any] = {f"arg{i}": a for i, a in enumerate(node.args)}
+        return {**named, **node.kwargs}
+    bound = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound

@@ -1,0 +1,263 @@
+"""Capture a model as a graph of ATen operators that can be analyzed, cut and trained."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils import _pytree as pytree
+
+from graphprune.passes.errors import CaptureError, UnsupportedModelError
+
+logger = logging.getLogger("graphprune")
+
+aten = torch.ops.aten
+
+#: Operators that behave differently in training -> position and name of the argument that says so.
+_TRAINING_ARGUMENT = {
+    aten.batch_norm.default: (5, "training"),
+    aten.dropout.default: (2, "train"),
+    aten.feature_dropout.default: (2, "train"),
+    aten.alpha_dropout.default: (2, "train"),
+    aten.rrelu.default: (3, "training"),
+}
+_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
+
+
+class CapturedModule(fx.GraphModule):
+    """A model as a torch.fx graph of ATen operators.
+
+    It is an `nn.Module` like any other: parameters keep the names they have in the original, `train()` and
+    `eval()` switch the operators that differ, and it can be trained, copied, exported and saved.
+    """
+
+    @property
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Inputs that the model takes, batch size 2 or more where the batch may vary."""
+        return self.meta["example_inputs"]
+
+    def train(self, mode: bool = True) -> "CapturedModule":
+        """Switch batch norm, dropout and the like to training or to inference."""
+        set_training(self, mode)
+        super().train(mode)
+        return self
+
+    def with_taps(self, names: Sequence[str]) -> "TappedModule":
+        """A module that shares these parameters and also returns the results of the named nodes."""
+        return TappedModule(self, names)
+
+
+class TappedModule(nn.Module):
+    """A captured model whose `forward` returns (outputs, [the results of some nodes])."""
+
+    def __init__(self, source: CapturedModule, names: Sequence[str]) -> None:
+        super().__init__()
+        info = source.graph._codegen.pytree_info
+        self._out_spec = info.out_spec
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        returned = graph.graph_copy(source.graph, copied)
+        by_name = {node.name: new for node, new in copied.items()}
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise KeyError(f"no node named {missing[0]} in the captured graph")
+        flat, _ = pytree.tree_flatten(returned)
+        graph.output((flat, [by_name[name] for name in names]))
+        self.inner = fx.GraphModule(source, graph)
+        self.training = source.training
+
+    def train(self, mode: bool = True) -> "TappedModule":
+        """Switch to training or inference."""
+        set_training(self.inner, mode)
+        super().train(mode)
+        return self
+
+    def forward(self, *inputs: Any) -> tuple[Any, list[torch.Tensor]]:
+        """Outputs as the source gives them, then the taps in the order of their names."""
+        flat, _ = pytree.tree_flatten((inputs, {}))
+        outputs, taps = self.inner(*flat)
+        return pytree.tree_unflatten(outputs, self._out_spec), taps
+
+
+def set_training(module: fx.GraphModule, mode: bool) -> None:
+    """Set the training argument of every operator that has one; recompiles only when something changed."""
+    changed = False
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in _TRAINING_ARGUMENT:
+            continue
+        if node.target is aten.batch_norm.default and node.args[3] is None:
+            continue  # no running statistics: batch statistics always
+        position, name = _TRAINING_ARGUMENT[node.target]
+        if name in node.kwargs:
+            if node.kwargs[name] != mode:
+                node.update_kwarg(name, mode)
+                changed = True
+        elif len(node.args) <= position:
+            node.update_kwarg(name, mode)
+            changed = True
+        elif node.args[position] != mode:
+            node.update_arg(position, mode)
+            changed = True
+    if changed:
+        module.recompile()
+
+
+def capture(
+    model: nn.Module | ExportedProgram | CapturedModule, example_inputs: tuple[Any, ...] | None = None
+) -> CapturedModule:
+    """Capture `model` as a graph; the model itself is not touched, its parameters are copied.
+
+    Args:
+        model: a module, an exported program, or something captured already (returned as it is).
+        example_inputs: a tuple of positional inputs; may be left out for an exported program that carries its own.
+
+    Returns:
+        The graph in inference mode, with a batch dimension that varies unless the model forbids it.
+
+    Raises:
+        CaptureError: torch.export cannot capture the model; the message names the source line.
+    """
+    if isinstance(model, CapturedModule):
+        return model
+    if isinstance(model, ExportedProgram):
+        program = model
+        if example_inputs is None:
+            carried = model.example_inputs
+            example_inputs = tuple(carried[0]) if carried else None
+        if example_inputs is None:
+            raise CaptureError("the exported program carries no example inputs: pass example_inputs")
+    else:
+        if example_inputs is None:
+            raise CaptureError("example_inputs are needed to capture a module: pass a tuple of inputs")
+        if not isinstance(example_inputs, tuple):
+            raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
+        example_inputs = _at_least_two(example_inputs)
+        program = _export(model, example_inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        unlifted = program.module(check_guards=False)
+    assert isinstance(unlifted, fx.GraphModule)
+    captured = CapturedModule(unlifted, copy.deepcopy(unlifted.graph))
+    _own_parameters(captured)
+    captured.meta["example_inputs"] = example_inputs
+    _clean(captured)
+    return captured.eval()
+
+
+def refresh_shapes(module: CapturedModule) -> None:
+    """Note on every node the sizes it has now, after its graph was rewritten."""
+    flat, _ = pytree.tree_flatten((module.example_inputs, {}))
+    with torch.no_grad():
+        FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*flat)
+
+
+def _at_least_two(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch of 1 would be taken for a constant; repeat it."""
+    tensors = [x for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0]
+    if not tensors or any(x.shape[0] != 1 for x in tensors):
+        return example_inputs
+    return tuple(torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() > 0 else x for x in example_inputs)
+
+
+def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        shapes = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.dim() > 1 else None for x in example_inputs)
+        try:
+            return _quiet_export(model, example_inputs, shapes)
+        except Exception as dynamic_error:  # noqa: BLE001 - torch.export raises what the model's code raises
+            logger.debug("capture with a variable batch failed: %s", dynamic_error)
+        try:
+            program = _quiet_export(model, example_inputs, None)
+        except Exception as error:  # noqa: BLE001
+            raise CaptureError(_explain(error, model)) from error
+        logger.warning("the batch size of the model is fixed at %s", _batch_of(example_inputs))
+        return program
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _batch_of(example_inputs: tuple[Any, ...]) -> Any:
+    return next((x.shape[0] for x in example_inputs if isinstance(x, torch.Tensor) and x.dim()), "?")
+
+
+def _explain(error: Exception, model: nn.Module) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    frame = None
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if "/torch/" not in name and "graphprune" not in name:
+            frame = f"{name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    where = f" at {frame}" if frame else ""
+    return f"torch.export cannot capture {type(model).__name__}{where}: {text[:300]}"
+
+
+def _own_parameters(module: fx.GraphModule) -> None:
+    """Replace every parameter and buffer by a copy; tied ones stay tied."""
+    copies: dict[int, Any] = {}
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in copies:
+                    fresh = tensor.detach().clone()
+                    trainable = tensor.is_floating_point() or tensor.is_complex()
+                    copies[id(tensor)] = nn.Parameter(fresh, trainable) if table is owner._parameters else fresh
+                table[name] = copies[id(tensor)]
+
+
+def _clean(module: CapturedModule) -> None:
+    """Drop assertions and slices of everything; give every split its sizes."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and "guard" in str(node.target):
+            graph.erase_node(node)
+        elif node.op == "call_function" and any(name in str(node.target) for name in _ASSERTIONS):
+            graph.erase_node(node)
+        elif node.target is aten.slice.Tensor and _is_whole(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in (aten.chunk.default, aten.split.Tensor):
+            _give_sizes(node)
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "get_attr", "call_function", "output"):
+            raise UnsupportedModelError(f"the captured graph has a node of kind {node.op} ({node.name})")
+
+
+def _is_whole(node: fx.Node) -> bool:
+    args = (*node.args, *(None,) * 5)
+    start, end, step = args[2] or 0, args[3], node.args[4] if len(node.args) > 4 else 1
+    return start == 0 and step == 1 and (end is None or (isinstance(end, int) and end >= 2**62))
+
+
+def _give_sizes(node: fx.Node) -> None:
+    """Rewrite chunk and even split as a split with sizes, which may differ after a cut."""
+    parts = node.meta.get("val")
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    if not parts:
+        return
+    sizes = [part.shape[dim] for part in parts]
+    if all(isinstance(size, int) for size in sizes):
+        node.target = aten.split_with_sizes.default
+        node.args = (node.args[0], sizes, dim)
+        node.kwargs = {}

@@ -1,0 +1,1 @@
+"""The ONNX front end: channel analysis and dead-channel elimination. Needs no torch."""
