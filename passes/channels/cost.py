@@ -34,8 +34,11 @@ class Polynomial:
     def __init__(self, terms: Sequence[Term], n_groups: int) -> None:
         self.names = [term.name for term in terms]
         self._factor = np.array([term.factor for term in terms], dtype=np.float64)
-        rows, columns, frozen = [], [], []
-        term_of, position = [], []
+        rows: list[NDArray[np.int64]] = []
+        columns: list[NDArray[np.int64]] = []
+        frozen: list[int] = []
+        term_of: list[int] = []
+        position: list[int] = []
         for index, term in enumerate(terms):
             for slot, axis in enumerate(term.axes):
                 row = len(frozen)
@@ -45,7 +48,7 @@ class Polynomial:
                 frozen.append(len(axis) - len(ids))
                 term_of.append(index)
                 position.append(slot)
-        self._frozen = np.array(frozen, dtype=np.float64)
+        self._frozen: Floats = np.array(frozen, dtype=np.float64)
         shape = (len(frozen), n_groups)
         if frozen:
             row_index, column_index = np.concatenate(rows), np.concatenate(columns)

@@ -159,7 +159,6 @@ class ChannelGraph:
             mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
             signature += np.where(count > 0, mixed, np.uint64(0))
-        signature = signature * np.uint64(2) + self.exact.astype(np.uint64)
         unique, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
         order = np.argsort(first, kind="stable")
         rank = np.empty(len(unique), dtype=np.int64)

@@ -111,7 +111,8 @@ class _Walk:
         self.canonical: dict[int, str] = {}
 
     def graph(self) -> ChannelGraph:
-        inputs, batch = [], 1
+        inputs: list[dict[str, Any]] = []
+        batch = 1
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
                 value = self.env[node] = self._placeholder(node)
@@ -159,9 +160,8 @@ class _Walk:
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            container, index = node.args
-            held = self.env[container] if isinstance(container, fx.Node) else container
-            return held[index]
+            held: Any = self._resolve(node.args[0])
+            return held[node.args[1]]
         arguments = [self._resolve(a) for a in node.all_input_nodes]
         meta = node.meta.get("val")
         if not _has_tensor(meta):

@@ -58,7 +58,8 @@ class TappedModule(nn.Module):
 
     def __init__(self, source: CapturedModule, names: Sequence[str]) -> None:
         super().__init__()
-        info = source.graph._codegen.pytree_info
+        codegen: Any = source.graph._codegen
+        info = codegen.pytree_info
         self._out_spec = info.out_spec
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
@@ -172,11 +173,11 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
         shapes = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.dim() > 1 else None for x in example_inputs)
         try:
             return _quiet_export(model, example_inputs, shapes)
-        except Exception as dynamic_error:  # noqa: BLE001 - torch.export raises what the model's code raises
+        except Exception as dynamic_error:
             logger.debug("capture with a variable batch failed: %s", dynamic_error)
         try:
             program = _quiet_export(model, example_inputs, None)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise CaptureError(_explain(error, model)) from error
         logger.warning("the batch size of the model is fixed at %s", _batch_of(example_inputs))
         return program
@@ -227,9 +228,7 @@ def _clean(module: CapturedModule) -> None:
     """Drop assertions and slices of everything; give every split its sizes."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op == "call_module" and "guard" in str(node.target):
-            graph.erase_node(node)
-        elif node.op == "call_function" and any(name in str(node.target) for name in _ASSERTIONS):
+        if (node.op == "call_module" and "guard" in str(node.target)) or (node.op == "call_function" and any(name in str(node.target) for name in _ASSERTIONS)):
             graph.erase_node(node)
         elif node.target is aten.slice.Tensor and _is_whole(node):
             node.replace_all_uses_with(node.args[0])
@@ -245,9 +244,8 @@ def _clean(module: CapturedModule) -> None:
 
 
 def _is_whole(node: fx.Node) -> bool:
-    args = (*node.args, *(None,) * 5)
-    start, end, step = args[2] or 0, args[3], node.args[4] if len(node.args) > 4 else 1
-    return start == 0 and step == 1 and (end is None or (isinstance(end, int) and end >= 2**62))
+    start, end, step = (*node.args[2:], *(None, None, None)[len(node.args) - 2 :])
+    return start in (None, 0) and step in (None, 1) and (end is None or (isinstance(end, int) and end >= 2**62))
 
 
 def _give_sizes(node: fx.Node) -> None:

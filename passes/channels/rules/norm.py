@@ -164,10 +164,11 @@ def prelu(analysis: Analysis, op: Op) -> list[Value]:
 def softmax(analysis: Analysis, op: Op) -> list[Value]:
     """exp(x) / sum(exp(x)) along `dim`: a removed channel changes the sum."""
     x = op.value("input")
-    dim = op.attrs.get("dim", op.attrs.get("axis", -1)) % max(x.rank, 1)
+    dim = op.attrs["dim"] % max(x.rank, 1)
+    dims = range(dim, x.rank) if op.attrs.get("flattens") else (dim,)
     facets = []
     for facet in x.facets:
-        if dim in facet.dims:
+        if any(d in facet.dims for d in dims):
             analysis.inexact(facet.labels, op, "softmax over channels")
         facets.append(facet.with_zero(never_zero([])))
     return [Value(op.shape, tuple(facets))]
@@ -179,6 +180,12 @@ _NORM_INPUTS = ("input", "weight", "bias", "running_mean", "running_var")
 def _read_layer_norm(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
     x = inputs["input"]
     return {**attrs, "normalized_shape": list(x.shape[attrs.get("axis", -1) % x.rank :])}
+
+
+def _read_softmax(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """Before opset 13, softmax ran over all dimensions from `axis` on, 1 by default."""
+    old = attrs.get("opset", 13) < 13
+    return {"dim": attrs.get("axis", 1 if old else -1), "flattens": old}
 
 
 def _write_nothing(attrs: dict[str, Any], old: Any) -> dict[str, Any]:
@@ -220,6 +227,6 @@ RULES = (
         "softmax",
         softmax,
         aten={"softmax": Binding(), "log_softmax": Binding(), "_softmax": Binding(), "_log_softmax": Binding()},
-        onnx={"Softmax": Binding(inputs=("input",)), "LogSoftmax": Binding(inputs=("input",))},
+        onnx={name: Binding(inputs=("input",), read=_read_softmax) for name in ("Softmax", "LogSoftmax", "Hardmax")},
     ),
 )

@@ -5,7 +5,7 @@ A reduction over channels is a contraction without weights: exact only for sums 
 
 from typing import Any
 
-from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.labels import keep_dims
 from graphprune.passes.channels.value import Facet, Value
 
@@ -19,6 +19,8 @@ def _reduced_dims(op: Op, rank: int) -> tuple[int, ...]:
 
 def _reduce(analysis: Analysis, op: Op, sums: bool, zero_stays: bool) -> list[Value]:
     x = op.value("input")
+    if op.attrs.get("noop"):
+        return [x.with_facets(x.facets)]
     dims = _reduced_dims(op, x.rank)
     keepdim = bool(op.attrs.get("keepdim", False))
     facets = []
@@ -77,6 +79,13 @@ def spatial(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(shape, tuple(facets)) for shape in op.out_shapes]
 
 
+def resize_resample(op: Op, cut: Cut) -> dict[str, Any]:
+    """ONNX Resize may repeat the size of every dimension."""
+    if op.optional("sizes") is None or not cut.outputs[0]:
+        return {}
+    return {"sizes": [int(cut.outputs[0][d].sum()) if d in cut.outputs[0] else None for d in range(len(op.shape))]}
+
+
 def _pools(*names: str) -> dict[str, Binding]:
     return {name.format(n): Binding(fixed={"spatial": n}) for name in names for n in (1, 2, 3)}
 
@@ -102,7 +111,7 @@ def _onnx_axis(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
 
 
 _POOL = Binding(inputs=("input",), read=_onnx_spatial)
-_REDUCE = Binding(inputs=("input", "axes"), read=_onnx_dims)
+_REDUCE = Binding(inputs=("input", "axes"), needs=("axes",), read=_onnx_dims)
 _ARG = Binding(inputs=("input",), read=_onnx_axis)
 
 RULES = (
@@ -128,6 +137,7 @@ RULES = (
     Rule(
         "pooling or resampling",
         spatial,
+        resize_resample,
         aten={
             **_pools("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
             **_pools("max_pool{}d_with_indices", "lp_pool{}d", "_adaptive_avg_pool{}d"),

@@ -24,11 +24,6 @@ def expand(analysis: Analysis, op: Op) -> list[Value]:
     return [x.moved(op.shape, movement.expand(x.shape, op.shape))]
 
 
-def expand_both_ways(analysis: Analysis, op: Op) -> list[Value]:
-    """ONNX Expand: the shape argument may also be the shorter one."""
-    return expand(analysis, op)
-
-
 def permute(analysis: Analysis, op: Op) -> list[Value]:
     """Reorder dimensions."""
     x = op.value("input")
@@ -101,11 +96,6 @@ def resize_shape(op: Op, cut: Cut) -> dict[str, Any]:
     return {"shape": sizes}
 
 
-def resize_expand(op: Op, cut: Cut) -> dict[str, Any]:
-    """As `resize_shape`."""
-    return resize_shape(op, cut)
-
-
 def _transposed(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     rank = inputs["input"].rank
     dims = list(range(rank))
@@ -161,7 +151,7 @@ RULES = (
     Rule(
         "expand",
         expand,
-        resize_expand,
+        resize_shape,
         aten={"expand": _SHAPE},
         onnx={"Expand": Binding(inputs=("input", "shape"))},
     ),
@@ -176,7 +166,12 @@ RULES = (
         },
         onnx={"Transpose": Binding(inputs=("input",), read=_onnx_perm)},
     ),
-    Rule("repeat", repeat, aten={"repeat": Binding()}, onnx={"Tile": Binding(inputs=("input", "repeats"), read=_tile)}),
+    Rule(
+        "repeat",
+        repeat,
+        aten={"repeat": Binding()},
+        onnx={"Tile": Binding(inputs=("input", "repeats"), needs=("repeats",), read=_tile)},
+    ),
     Rule(
         "pixel shuffle",
         pixel_shuffle,

@@ -242,6 +242,27 @@ def _read_onnx_slice(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[s
     }
 
 
+def _write_onnx_slice(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    if "ranges" not in attrs:
+        return {}
+    ranges = attrs["ranges"].values()
+    # a stop of -1 would count from the end: "beyond the first" is written as a very negative number
+    stops = [stop if step > 0 or stop >= 0 else -(2**31) for _, stop, step in ranges]
+    return {"starts": [start for start, _, _ in ranges], "ends": stops}
+
+
+def _write_onnx_pad(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    if "pads" not in attrs:
+        return {}
+    pads, axes = attrs["pads"], old.get("axes")
+    dims = range(len(pads)) if axes is None else [int(a) % len(pads) for a in axes.data]
+    return {"pads": [pads[d][0] for d in dims] + [pads[d][1] for d in dims]}
+
+
+def _write_split(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    return {"split": attrs["split_sizes"]} if "split_sizes" in attrs else {}
+
+
 def _read_pad(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     rank, flat = inputs["input"].rank, attrs["pad"]
     pads = [(0, 0)] * rank
@@ -290,7 +311,14 @@ RULES = (
         slice_ranges,
         resize_slice,
         aten={"slice": Binding(read=_read_slice, write=_write_slice)},
-        onnx={"Slice": Binding(inputs=("input", "starts", "ends", "axes", "steps"), read=_read_onnx_slice)},
+        onnx={
+            "Slice": Binding(
+                inputs=("input", "starts", "ends", "axes", "steps"),
+                needs=("starts", "ends", "axes", "steps"),
+                read=_read_onnx_slice,
+                write=_write_onnx_slice,
+            )
+        },
     ),
     Rule("select", select, resize_select, aten={"select": Binding()}),
     Rule(
@@ -298,7 +326,7 @@ RULES = (
         split,
         resize_split,
         aten={"split_with_sizes": Binding()},
-        onnx={"Split": Binding(inputs=("input", "split"), read=_split_dim)},
+        onnx={"Split": Binding(inputs=("input", "split"), read=_split_dim, write=_write_split)},
     ),
     Rule("unbind", unbind, aten={"unbind": Binding()}),
     Rule(
@@ -323,6 +351,13 @@ RULES = (
             "pad": Binding(read=_read_pad, write=_write_pad),
             "constant_pad_nd": Binding(read=_read_pad, write=_write_pad),
         },
-        onnx={"Pad": Binding(inputs=("input", "pads", "constant_value", "axes"), read=_read_onnx_pad)},
+        onnx={
+            "Pad": Binding(
+                inputs=("input", "pads", "constant_value", "axes"),
+                needs=("pads", "axes"),
+                read=_read_onnx_pad,
+                write=_write_onnx_pad,
+            )
+        },
     ),
 )

@@ -1,0 +1,284 @@
+"""Channel analysis of an ONNX graph: the same labels and rules as for torch graphs."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.rules import ONNX
+from graphprune.passes.channels.value import Value
+from graphprune.passes.onnx.model import SMALL, attributes, evaluate, load_model, shape_types
+
+#: What a free size stands for during the analysis: the batch, and any other.
+_BATCH, _FREE = 2, 64
+
+
+@dataclass(frozen=True)
+class OnnxFrontEnd:
+    """What cutting an ONNX graph needs from its analysis.
+
+    Attributes:
+        model: the analyzed model.
+        ops: node -> rule, binding and operator.
+        env: value -> what the analysis knows of it.
+        names: carrier name -> the initializer or constant it stands for.
+    """
+
+    model: ir.Model
+    ops: Mapping[ir.Node, tuple[Rule, Binding, Op]]
+    env: Mapping[ir.Value, Value]
+    names: Mapping[str, ir.Value]
+
+
+def trace_onnx(
+    source: str | os.PathLike[str] | ir.Model, *, dead: bool = False, sizes: Mapping[str, int] | None = None
+) -> ChannelGraph:
+    """The coupled channel groups of an ONNX model.
+
+    Args:
+        source: a path or a loaded model.
+        dead: ask which channels are dead in the given weights instead of which can be removed once they
+            are zero; `ChannelGraph.exact` then holds the answer.
+        sizes: what symbolic dimensions of the inputs stand for; by default the batch is 2, others 64.
+
+    Raises:
+        ModelLoadError: the file is missing or is no ONNX model.
+    """
+    model = source if isinstance(source, ir.Model) else load_model(source)
+    return _Walk(model, dead, dict(sizes or {})).graph()
+
+
+class _Walk:
+    def __init__(self, model: ir.Model, dead: bool, sizes: dict[str, int]) -> None:
+        self.model = model
+        self.dead = dead
+        self.sizes = sizes
+        self.analysis = Analysis()
+        self.env: dict[ir.Value, Value] = {}
+        self.unshaped: set[ir.Value] = set()
+        self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}
+        self.names: dict[str, ir.Value] = {}
+        self.unknown: Counter[str] = Counter()
+        self.opsets = dict(model.graph.opset_imports)
+        self.opset_ids = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+
+    def graph(self) -> ChannelGraph:
+        graph = self.model.graph
+        constants = set(graph.initializers.values())
+        batch = 1
+        for value in graph.inputs:
+            if value in constants:
+                continue
+            shape = self._input_shape(value)
+            batch = shape[0] if shape and batch == 1 else batch
+            self.env[value] = Value(shape)
+        for value in graph.initializers.values():
+            self._constant(value, value.const_value)
+            if value.is_graph_input():  # may be given another value at run time
+                self._pin(value)
+        for node in graph:
+            self._visit(node)
+        for value in graph.outputs:
+            for facet in self.env[value].facets if value in self.env else ():
+                self.analysis.freeze(facet, "the output of the model", "is an output")
+        return ChannelGraph(
+            self.analysis,
+            {v.name: known for v, known in self.env.items() if v.name and v not in constants},
+            parameters=frozenset(self.names),
+            batch=batch,
+            inputs=tuple(
+                {"name": v.name, "shape": list(self.env[v].shape), "dtype": str(v.dtype)}
+                for v in graph.inputs
+                if v not in constants
+            ),
+            unknown=self.unknown,
+            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.names),
+        )
+
+    # -- leaves ------------------------------------------------------------------------------------
+
+    def _input_shape(self, value: ir.Value) -> tuple[int, ...]:
+        shape: list[int] = []
+        for index, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int):
+                shape.append(dim)
+            else:
+                shape.append(self.sizes.setdefault(str(dim.value), _BATCH if index == 0 else _FREE))
+        return tuple(shape)
+
+    def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+        if tensor is None or value.name is None:
+            return
+        shape = tuple(tensor.shape.numpy())
+        if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+            data = tensor.numpy() if self.dead or tensor.size <= 1 else None
+            self.env[value] = self.analysis.parameter(value.name, shape, data if self.dead else None)
+            if data is not None and not self.dead:  # scalars: exponents, limits of a clip
+                self.env[value] = Value(shape, constant=True, data=data)
+            self.names[value.name] = value
+        else:
+            data = tensor.numpy() if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING else None
+            self.env[value] = Value(shape, constant=True, data=data)
+
+    def _pin(self, value: ir.Value) -> None:
+        known = self.env.get(value)
+        for facet in known.facets if known is not None else ():
+            self.analysis.space.freeze(facet.labels, None)
+
+    # -- nodes ---------------------------------------------------------------------------------------
+
+    def _visit(self, node: ir.Node) -> None:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            self._constant_node(node)
+            return
+        op_name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        found = ONNX.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        data = self._evaluated(node)
+        shapes = self._shapes(node, data)
+        if shapes is None or any(value in self.unshaped for value in node.inputs if value is not None):
+            self._give_up(node, op_name)
+            return
+        if found is not None and self._computed(node, found[1]):
+            found = None
+        op = self._op(node, op_name, found, shapes)
+        if found is None:
+            self.unknown[op_name] += 1
+        else:
+            self.ops[node] = (*found, op)
+        self._freeze_captured(node, op)
+        for index, (value, result) in enumerate(
+            zip(node.outputs, self.analysis.run(found[0] if found else None, op), strict=False)
+        ):
+            if data is not None:
+                result = Value(result.shape, result.facets, constant=True, data=data[index])
+            self.env[value] = result
+
+    def _computed(self, node: ir.Node, binding: Binding) -> bool:
+        """Does the node compute, from its input, a number that the rule has to know?"""
+        for name, value in zip(binding.inputs, node.inputs, strict=False):
+            known = self.env.get(value) if value is not None else None
+            if name in binding.needs and known is not None and known.data is None:
+                return True
+        return False
+
+    def _constant_node(self, node: ir.Node) -> None:
+        (output,) = node.outputs
+        for name, attribute in node.attributes.items():
+            if name == "value":
+                self._constant(output, attribute.as_tensor())
+            else:
+                kind = np.float32 if "float" in name else np.int64
+                self.env[output] = Value(
+                    np.shape(attribute.value), constant=True, data=np.asarray(attribute.value, kind)
+                )
+
+    def _evaluated(self, node: ir.Node) -> list[NDArray[Any]] | None:
+        """The numbers of a node's results where they follow from known small integers."""
+        if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx"):
+            source = self.env.get(node.inputs[0]) if node.inputs[0] is not None else None
+            if source is None or node.inputs[0] in self.unshaped:
+                return None
+            shape = np.asarray(source.shape, dtype=np.int64)
+            if node.op_type == "Size":
+                return [np.asarray(shape.prod())]
+            options = attributes(node)
+            return [shape[slice(options.get("start"), options.get("end"))]]
+        inputs = [None if value is None else self.env.get(value) for value in node.inputs]
+        known = [v is None or (v.data is not None and v.data.size <= SMALL and not v.facets) for v in inputs]
+        if not node.inputs or not all(known) or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+            return None
+        return evaluate(node, [None if v is None else v.data for v in inputs], self.opsets)
+
+    def _shapes(self, node: ir.Node, data: list[NDArray[Any]] | None) -> tuple[tuple[int, ...], ...] | None:
+        if data is not None:
+            return tuple(tuple(array.shape) for array in data)
+        try:
+            version = self.opsets.get(node.domain) or self.opsets.get("", 1)
+            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+            proto = ir.to_proto(node)
+            types, numbers = {}, {}
+            for value in node.inputs:
+                known = self.env.get(value) if value is not None else None
+                if value is None or value.name is None or known is None:
+                    continue
+                types[value.name] = shape_types(known.shape, value.dtype)
+                if known.data is not None and known.data.size <= SMALL:
+                    numbers[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(known.data), value.name)
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema, proto, types, numbers, opset_imports=self.opset_ids, ir_version=self.model.ir_version
+            )
+        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, KeyError, ValueError, RuntimeError):
+            return self._declared(node)
+        shapes = []
+        for value in node.outputs:
+            kind = inferred.get(value.name or "")
+            if kind is None or not kind.tensor_type.HasField("shape"):
+                return self._declared(node)
+            dims = [dim.dim_value for dim in kind.tensor_type.shape.dim]
+            if any(not dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim):
+                return self._declared(node)
+            shapes.append(tuple(dims))
+            if value.dtype is None:
+                value.dtype = ir.DataType(kind.tensor_type.elem_type)
+        return tuple(shapes)
+
+    def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
+        """Sizes written in the file, with free dimensions at what they stand for; None where they are not."""
+        shapes = []
+        for value in node.outputs:
+            if value.shape is None:
+                return None
+            dims = [dim if isinstance(dim, int) else self.sizes.get(str(dim.value)) for dim in value.shape]
+            if any(dim is None for dim in dims):
+                return None
+            shapes.append(tuple(int(dim) for dim in dims if dim is not None))
+        return tuple(shapes)
+
+    def _give_up(self, node: ir.Node, op_name: str) -> None:
+        """Results of unknown size: nothing that reaches this node can be cut."""
+        self.unknown[op_name] += 1
+        where = f"{op_name} ({node.name})"
+        for value in node.inputs:
+            known = self.env.get(value) if value is not None else None
+            for facet in known.facets if known is not None else ():
+                if known is not None and known.constant:
+                    self.analysis.space.freeze(facet.labels, None)
+                else:
+                    self.analysis.freeze(facet, where, "its sizes cannot be told")
+        self.unshaped.update(node.outputs)
+
+    def _freeze_captured(self, node: ir.Node, op: Op) -> None:
+        """Values that the bodies of If, Loop and Scan read from outside."""
+        for attribute in node.attributes.values():
+            graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []
+            for graph in graphs:
+                for inner in graph.all_nodes():
+                    for value in inner.inputs:
+                        if value is not None and value in self.env:
+                            self.analysis.freeze_value(self.env[value], op, "is read inside a sub-graph")
+
+    def _op(
+        self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]
+    ) -> Op:
+        binding = found[1] if found else Binding(inputs=("input...",))
+        values = [None if value is None else self.env.get(value) for value in node.inputs]
+        inputs: dict[str, Any] = {}
+        for position, value in enumerate(values):
+            name = binding.inputs[min(position, len(binding.inputs) - 1)] if binding.inputs else "input..."
+            if name.endswith("..."):
+                inputs.setdefault(name.removesuffix("..."), []).append(value)
+            else:
+                inputs[name] = value
+        inputs = {k: [v for v in x if v is not None] if isinstance(x, list) else x for k, x in inputs.items()}
+        attrs = {**binding.fixed, **attributes(node), "opset": self.opsets.get("", 1)}
+        if binding.read is not None:
+            attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
+        return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)

@@ -1,0 +1,105 @@
+"""Reading and writing ONNX models as onnx_ir graphs, and evaluating small integer tensors of them."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import InlinePass
+
+from graphprune.passes.errors import ModelLoadError
+
+#: Integer tensors up to this size are evaluated: shapes, axes, indices of channels.
+SMALL = 1 << 16
+
+
+def load_model(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX file; model-local functions are inlined, external data stays on disk until it is needed.
+
+    Raises:
+        ModelLoadError: the file is missing or is no ONNX model.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ModelLoadError(f"{source}: no such file" if not source.exists() else f"{source}: is a folder, not a file")
+    try:
+        model = ir.load(source)
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise ModelLoadError(f"{source}: is not an ONNX model ({_first_line(error)})") from error
+    if not len(model.graph) and not model.graph.outputs:
+        raise ModelLoadError(f"{source}: is not an ONNX model (it has no graph)")
+    if model.functions:
+        InlinePass()(model)
+    return model
+
+
+@contextmanager
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path`, moved onto it when the block ends well and removed otherwise."""
+    final = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def shape_types(shape: tuple[int, ...], dtype: ir.DataType | None) -> onnx.TypeProto:
+    """The ONNX type of a tensor of known sizes."""
+    return onnx.helper.make_tensor_type_proto(int(dtype or ir.DataType.FLOAT), shape)
+
+
+def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str, int]) -> list[NDArray[Any]] | None:
+    """The results of one node on known numbers, by onnx's reference implementation; None where it has none."""
+    names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
+    proto = ir.to_proto(node)
+    proto.ClearField("input")
+    proto.input.extend(names)
+    proto.ClearField("output")
+    proto.output.extend(f"o{index}" for index in range(len(node.outputs)))
+    given = [(name, value) for name, value in zip(names, inputs, strict=True) if value is not None]
+    graph = onnx.helper.make_graph(
+        [proto],
+        "node",
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for n, v in given
+        ],
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    )
+    try:
+        found = ReferenceEvaluator(model).run(None, dict(given))
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError, KeyError):
+        return None
+    return [np.asarray(result) for result in found]
+
+
+def attributes(node: ir.Node) -> dict[str, Any]:
+    """Attributes as plain Python values."""
+    found: dict[str, Any] = {}
+    for name, attribute in node.attributes.items():
+        value = attribute.value
+        if isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, ir.TensorProtocol):
+            value = value.numpy()
+        found[name] = value
+    return found
