@@ -1,6 +1,7 @@
 """A pruning plan: which channels go, as plain data that outlives the run."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class PruningPlan:
             raise PlanError(f"plan is malformed: {error}") from error
         return cls(removed, shapes, tuple(data.get("inputs", ())), data.get("meta", {}))
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, by way of a temporary name."""
         target = Path(path)
         temporary = target.with_name(f".{target.name}.part")
@@ -96,7 +97,7 @@ class PruningPlan:
         temporary.replace(target)
 
     @classmethod
-    def load(cls, path: str | Path) -> "PruningPlan":
+    def load(cls, path: str | os.PathLike[str]) -> "PruningPlan":
         """Read a plan.
 
         Raises:

@@ -228,7 +228,7 @@ def _clean(module: CapturedModule) -> None:
     """Drop assertions and slices of everything; give every split its sizes."""
     graph = module.graph
     for node in list(graph.nodes):
-        if (node.op == "call_module" and "guard" in str(node.target)) or (node.op == "call_function" and any(name in str(node.target) for name in _ASSERTIONS)):
+        if _only_checks(node):
             graph.erase_node(node)
         elif node.target is aten.slice.Tensor and _is_whole(node):
             node.replace_all_uses_with(node.args[0])
@@ -243,8 +243,16 @@ def _clean(module: CapturedModule) -> None:
             raise UnsupportedModelError(f"the captured graph has a node of kind {node.op} ({node.name})")
 
 
+def _only_checks(node: fx.Node) -> bool:
+    target = str(node.target)
+    if node.op == "call_module":
+        return "guard" in target
+    return node.op == "call_function" and any(name in target for name in _ASSERTIONS)
+
+
 def _is_whole(node: fx.Node) -> bool:
-    start, end, step = (*node.args[2:], *(None, None, None)[len(node.args) - 2 :])
+    bounds: list[Any] = [*node.args[2:], None, None, None]
+    start, end, step = bounds[:3]
     return start in (None, 0) and step in (None, 1) and (end is None or (isinstance(end, int) and end >= 2**62))
 
 

@@ -1,9 +1,6 @@
 """Reading and writing ONNX models as onnx_ir graphs, and evaluating small integer tensors of them."""
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +36,6 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if model.functions:
         InlinePass()(model)
     return model
-
-
-@contextmanager
-def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`, moved onto it when the block ends well and removed otherwise."""
-    final = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,13 +37,15 @@ class ChannelRemovalPass(ir.passes.InPlacePass):
            through the ones it did not.
 
     Afterwards initializers are sliced, constants and attributes that repeat sizes rewritten, shapes noted.
-    Running it again changes nothing. `removal` tells what the last run did.
+    Running it again changes nothing. `removal` tells what the last run did, `unknown`
+    which operators it has no rule for.
     """
 
     def __init__(self, plan: PruningPlan | None = None) -> None:
         super().__init__()
         self.plan = plan
         self.removal = Removal(0, 0, 0)
+        self.unknown: dict[str, int] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass; see the class.
@@ -53,7 +55,7 @@ class ChannelRemovalPass(ir.passes.InPlacePass):
         """
         graph = trace_onnx(model, dead=self.plan is None)
         removed = dead_groups(graph) if self.plan is None else planned_groups(graph, self.plan)
-        self.removal = _describe(graph, removed)
+        self.removal, self.unknown = _describe(graph, removed), graph.unknown
         if not removed.any():
             return ir.passes.PassResult(model, modified=False)
         remove_groups(graph, removed)
