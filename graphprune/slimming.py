@@ -18,8 +18,9 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
+from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.model import load_model
-from graphprune.passes.onnx.slim import ChannelRemovalPass, mask_groups, planned_groups
+from graphprune.passes.onnx.slim import ChannelRemovalPass, planned_groups
 from graphprune.verify import RTOL, require_equal
 from graphprune.version import __version__
 

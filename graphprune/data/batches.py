@@ -1,0 +1,174 @@
+"""Batches for training, and for evaluation in order, as torch tensors.
+
+The images of a batch, their crops and their flips are functions of (seed, epoch, step) alone. A killed run
+therefore resumes bit for bit from two integers, and two runs of one seed see the same images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graphprune.data.images import ImageSource
+from graphprune.passes.errors import DataError, UsageError
+
+# What a stream of random numbers is for; keeps the streams of one seed apart.
+_ORDER, _AUGMENTATION = 0, 1
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images, drawn anew for every image of every batch.
+
+    Attributes:
+        crop: shift by up to an eighth of the height and of the width.
+        flip: mirror left and right, half of the images. Switch it off for digits and letters.
+        padding: what a shift brings in: the mirrored image, or zeros (black).
+    """
+
+    crop: bool = True
+    flip: bool = True
+    padding: Literal["reflect", "zero"] = "reflect"
+
+    def __post_init__(self) -> None:
+        if self.padding not in ("reflect", "zero"):
+            raise UsageError(f'padding is {self.padding!r}: it is "reflect" or "zero"')
+
+
+NO_AUGMENTATION = Augmentation(crop=False, flip=False)
+
+
+class TrainingBatches:
+    """An endless, shuffled, augmented stream of normalized batches that can be resumed.
+
+    Every epoch is a new permutation of the images. A last, smaller batch is left out, unless there are
+    fewer images than a batch: then all of them are the batch.
+
+    Attributes:
+        batch_size: images a batch; never more than there are.
+        steps_per_epoch: batches an epoch.
+        epoch: of the next batch, from 0.
+        step: of the next batch within its epoch, from 0.
+    """
+
+    def __init__(
+        self, source: ImageSource, batch_size: int, *, seed: int, augmentation: Augmentation | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"the batch size is {batch_size}: it must be at least 1")
+        if seed < 0:
+            raise UsageError(f"the seed is {seed}: it must be 0 or more")
+        if len(source) == 0:
+            raise DataError(f"there is no image in {source.name}")
+        self.batch_size = min(batch_size, len(source))
+        self.steps_per_epoch = len(source) // self.batch_size
+        self.epoch = 0
+        self.step = 0
+        self._source = source
+        self._pixels = torch.from_numpy(source.pixels)
+        self._seed = seed
+        self._augmentation = Augmentation() if augmentation is None else augmentation
+        self._order_epoch = -1
+        self._order: NDArray[np.int64] = source.indices
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        batch = self.batch(self.epoch, self.step)
+        self.step += 1
+        if self.step == self.steps_per_epoch:
+            self.epoch, self.step = self.epoch + 1, 0
+        return batch
+
+    def batch(self, epoch: int, step: int) -> Tensor:
+        """Return one batch, whatever was asked for before.
+
+        Shapes: returns (batch_size, channels, height, width).
+        """
+        start = step * self.batch_size
+        chosen = self._order_of(epoch)[start : start + self.batch_size]
+        random = np.random.default_rng((self._seed, _AUGMENTATION, epoch, step))
+        augmented = augment(self._pixels, torch.from_numpy(chosen), self._augmentation, random)
+        return torch.from_numpy(self._source.preprocess(augmented.numpy()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream stands and what it is drawn from."""
+        return {"epoch": self.epoch, "step": self.step, "drawn_from": self._drawn_from()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            DataError: the state is of other images, another seed, batch size or augmentation.
+        """
+        drawn_from = self._drawn_from()
+        for name, value in drawn_from.items():
+            saved = state["drawn_from"].get(name)
+            if saved != value:
+                raise DataError(
+                    f"cannot resume with {self._source.name}: {name} was {saved} and is {value}; "
+                    "resume with the same images and settings, or start anew"
+                )
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+
+    def _drawn_from(self) -> dict[str, Any]:
+        return {
+            "images": len(self._source),
+            "checksum": self._source.checksum(),
+            "seed": self._seed,
+            "batch_size": self.batch_size,
+            "augmentation": asdict(self._augmentation),
+        }
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._order_epoch:
+            random = np.random.default_rng((self._seed, _ORDER, epoch))
+            self._order = random.permutation(self._source.indices)
+            self._order_epoch = epoch
+        return self._order
+
+
+def evaluation_batches(source: ImageSource, batch_size: int) -> Iterator[Tensor]:
+    """Yield all images in order, normalized, as tensors; the last batch may be smaller."""
+    return map(torch.from_numpy, source.batches(batch_size))
+
+
+def augment(pixels: Tensor, chosen: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
+    """Return the chosen images, cropped and flipped at random.
+
+    A crop of the padded image and a flip only say from which row and column each pixel comes, so both are
+    one gather, which also selects the images.
+
+    Shapes: pixels: (images, height, width, channels); chosen: (batch,) indices into pixels;
+        returns (batch, height, width, channels).
+    """
+    batch, height, width = len(chosen), pixels.shape[1], pixels.shape[2]
+    rows = torch.arange(height).expand(batch, height)
+    columns = torch.arange(width).expand(batch, width)
+    if augmentation.flip:
+        flipped = torch.from_numpy(random.random(batch) < 0.5)[:, None]
+        columns = torch.where(flipped, width - 1 - columns, columns)
+    if augmentation.crop:
+        rows = rows + _shifts(height, batch, random)
+        columns = columns + _shifts(width, batch, random)
+    row_sources, column_sources = _reflect(rows, height), _reflect(columns, width)
+    images = pixels[chosen[:, None, None], row_sources[:, :, None], column_sources[:, None, :]]
+    if augmentation.padding == "zero":
+        inside = (rows == row_sources)[:, :, None] & (columns == column_sources)[:, None, :]
+        images = images * inside[..., None]
+    return images
+
+
+def _shifts(size: int, batch: int, random: np.random.Generator) -> Tensor:
+    most = size // 8
+    return torch.from_numpy(random.integers(-most, most, size=(batch, 1), endpoint=True))
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror what lies outside 0..size-1 at the border, without repeating the border itself."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
