@@ -91,6 +91,8 @@ def _cut_to(facet: Facet, dims: tuple[int, ...]) -> Facet:
     return Facet(keep_dims(facet.labels, dims), zero)
 
 
+_ALL_AT_ONCE = "its channels can only go all at once"
+
 Couple = Callable[["Analysis", Op], "list[Value]"]
 Resize = Callable[[Op, Cut], dict[str, Any]]
 
@@ -177,7 +179,7 @@ class Analysis:
         self._harmful: list[tuple[Labels, str]] = []
         self._shapely: list[Facet] = []
         self._declared: list[Labels] = []
-        self._alive: list[Labels] = []
+        self._alive: list[tuple[Labels, Op]] = []
 
     # -- leaves ---------------------------------------------------------------------------------
 
@@ -289,6 +291,7 @@ class Analysis:
             constant = all(value.constant for value in op.values())
             return [Value(shape, constant=constant) for shape in op.out_shapes]
         results = [self.normalize(value, op) for value in rule.couple(self, op)]
+        results.extend(Value(shape) for shape in op.out_shapes[len(results) :])  # saved statistics and the like
         self._freeze_lost(op, results)
         for value in results:
             self._shapely.extend(facet for facet in value.facets if len(facet.dims) > 1)
@@ -305,14 +308,14 @@ class Analysis:
             cut = _cut_to(facet, dims)
             facets.append(cut)
             if not value.constant:
-                self._alive.append(cut.labels.ravel())
+                self._alive.append((cut.labels.ravel(), op))
         return Value(value.shape, tuple(facets), value.constant, value.data, value.parameter)
 
     def _freeze_or_pin(self, facet: Facet, value: Value, op: Op) -> None:
         if value.constant:
             self.space.freeze(facet.labels, None)
         else:
-            self.freeze(facet, op, "its channels can only go all at once")
+            self.freeze(facet, op, _ALL_AT_ONCE)
 
     def _freeze_lost(self, op: Op, results: list[Value]) -> None:
         out = [facet.labels.ravel() for value in results for facet in value.facets] + self._declared
@@ -336,7 +339,11 @@ class Analysis:
             for facet in self._shapely:
                 self._make_rectangular(facet.labels)
             changed = not np.array_equal(before, self.space.find(np.arange(len(self.space))))
-        alive = np.unique(self.space.find(np.concatenate(self._alive))) if self._alive else np.empty(0, dtype=np.int64)
+        for labels, op in self._alive:
+            if not self.space.varies(labels):
+                self.freeze(labels[:1], op, _ALL_AT_ONCE)
+        known = [labels for labels, _ in self._alive]
+        alive = np.unique(self.space.find(np.concatenate(known))) if known else np.empty(0, dtype=np.int64)
         for labels in self.carriers.values():
             self.space.freeze(labels[~np.isin(self.space.find(labels), alive)], None)
         self.space.compress()

@@ -125,11 +125,11 @@ class ChannelGraph:
         self.n_groups = len(self._root_of)
         ids = {key: self._id_of[found] for key, found in roots.items()}
         self.axes: dict[tuple[str, int], Ids] = {key: found for key, found in ids.items() if (found >= 0).any()}
+        self.parameters = parameters
         self._read_exactness()
         self._read_sets()
         self.frozen = self._read_frozen(roots)
         self.value_groups = self._read_values()
-        self.parameters = parameters
         self.cost = self._cost(batch)
 
     # -- reading the analysis -------------------------------------------------------------------------
@@ -163,12 +163,32 @@ class ChannelGraph:
         order = np.argsort(first, kind="stable")
         rank = np.empty(len(unique), dtype=np.int64)
         rank[order] = np.arange(len(unique))
-        self.set_of: Ids = rank[inverse.ravel()] if self.n_groups else np.empty(0, dtype=np.int64)
+        by_structure: Ids = rank[inverse.ravel()] if self.n_groups else np.empty(0, dtype=np.int64)
+        self.set_of = self._anchored(by_structure)
         by_set = np.argsort(self.set_of, kind="stable")
-        bounds = np.searchsorted(self.set_of[by_set], np.arange(len(unique) + 1))
+        number = int(self.set_of.max()) + 1 if self.n_groups else 0
+        bounds = np.searchsorted(self.set_of[by_set], np.arange(number + 1))
         self.sets: tuple[GroupSet, ...] = tuple(
-            self._group_set(index, by_set[bounds[index] : bounds[index + 1]], counts) for index in range(len(unique))
+            self._group_set(index, by_set[bounds[index] : bounds[index + 1]], counts) for index in range(number)
         )
+
+    def _anchored(self, set_of: Ids) -> Ids:
+        """Split sets until every tensor holds a whole one, so that keeping a group of each set empties no tensor.
+
+        Two halves of a layer that differ in nothing but an operator without parameters are such a case.
+        """
+        set_of = set_of.copy()
+        for value in self._values.values():
+            for facet in value.facets:
+                groups = np.unique(self._ids(facet.labels))
+                if groups.size == 0 or groups[0] < 0:
+                    continue
+                inside = np.bincount(set_of[groups], minlength=int(set_of.max()) + 1)
+                held = inside == np.bincount(set_of, minlength=len(inside))
+                if not (held & (inside > 0)).any():
+                    part = groups[set_of[groups] == inside.argmax()]
+                    set_of[part] = len(inside)
+        return np.unique(set_of, return_inverse=True)[1].ravel().astype(np.int64)
 
     def _group_set(self, index: int, groups: Ids, counts: Mapping[tuple[str, int], Ids]) -> GroupSet:
         one = groups[0]
@@ -187,9 +207,11 @@ class ChannelGraph:
             reasons = space.frozen(labels)
             for reason in np.unique(reasons[reasons > PINNED]):
                 found.setdefault(int(reason), {}).update(dict.fromkeys(labels[reasons == reason].tolist()))
-                names.setdefault(int(reason), {})[name] = None
+                names.setdefault(int(reason), {}).update({name: None} if name in self.parameters else {})
         return [
-            Frozen(space.reasons[reason], len(channels), tuple(names[reason])) for reason, channels in found.items()
+            Frozen(space.reasons[reason], len(channels), tuple(names[reason]))
+            for reason, channels in found.items()
+            if names[reason]
         ]
 
     def _read_values(self) -> dict[str, tuple[int, Ids]]:
@@ -246,9 +268,7 @@ class ChannelGraph:
         removed = np.asarray(removed, dtype=np.bool_)
         if removed.shape != (self.n_groups,):
             raise PlanError(f"expected a flag for each of {self.n_groups} groups, got shape {removed.shape}")
-        for group_set in self.sets:
-            if not group_set.bypassed and removed[group_set.groups].all():
-                raise PlanError(f"the plan removes every channel of {group_set.name}: keep at least one")
+        self._refuse_empty(removed)
         cut: dict[str, dict[int, tuple[int, ...]]] = {}
         for (name, dim), ids in self.axes.items():
             gone = np.flatnonzero((ids >= 0) & removed[ids])
@@ -256,11 +276,16 @@ class ChannelGraph:
                 cut.setdefault(name, {})[dim] = tuple(gone.tolist())
         return PruningPlan(cut, {name: self.shapes[name] for name in cut}, self._inputs, meta)
 
+    def _refuse_empty(self, removed: Mask) -> None:
+        for group_set in self.sets:
+            if not group_set.bypassed and removed[group_set.groups].all():
+                raise PlanError(f"the plan removes every channel of {group_set.name}: keep at least one")
+
     def removed_by(self, plan: PruningPlan) -> Mask:
         """The groups that a plan removes, (G,) bool.
 
         Raises:
-            PlanError: the plan does not fit, or cuts a group in part.
+            PlanError: the plan does not fit, cuts a group in part, or empties a set.
         """
         plan.check_fits(self.shapes)
         removed = np.zeros(self.n_groups, dtype=np.bool_)
@@ -274,6 +299,7 @@ class ChannelGraph:
             planned = ~plan.kept(name, dim, len(ids))
             if not np.array_equal(planned, (ids >= 0) & removed[ids]):
                 raise PlanError(f"plan cuts coupled channels of {name} along dimension {dim} only in part")
+        self._refuse_empty(removed)
         return removed
 
     def cuts(self, value: Value, removed: Mask) -> dict[int, Mask]:

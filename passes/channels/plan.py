@@ -40,22 +40,29 @@ class PruningPlan:
         mask = np.ones(size, dtype=np.bool_)
         gone = np.asarray(self.removed.get(name, {}).get(dim, ()), dtype=np.int64)
         if gone.size and (gone.min() < 0 or gone.max() >= size):
+            worst = int(gone.min() if gone.min() < 0 else gone.max())
             raise PlanError(
-                f"plan removes index {int(gone.max())} of {name} along dimension {dim}, which has {size}: "
+                f"plan removes index {worst} of {name} along dimension {dim}, which has {size}: "
                 "make the plan anew for this model"
             )
         mask[gone] = False
         return mask
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise PlanError unless every tensor the plan names is there with the size it had."""
-        for name, shape in self.shapes.items():
+        """Raise PlanError unless every tensor the plan names is there with the size it had, and every index in it."""
+        for name in (*self.shapes, *self.removed):
             if name not in shapes:
                 raise PlanError(f"plan names {name}, which the model does not have: make the plan for this model")
+        for name, shape in self.shapes.items():
             if tuple(shapes[name]) != tuple(shape):
                 raise PlanError(
                     f"plan was made for {name} of shape {tuple(shape)}, the model has {tuple(shapes[name])}"
                 )
+        for name, dims in self.removed.items():
+            for dim in dims:
+                if not 0 <= dim < len(shapes[name]):
+                    raise PlanError(f"plan cuts {name} along dimension {dim}: it has only {len(shapes[name])}")
+                self.kept(name, dim, shapes[name][dim])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -74,7 +74,7 @@ class Value:
     def moved(self, shape: tuple[int, ...], move: Move) -> "Value":
         """The value after a data movement that yields `shape`."""
         facets = tuple(facet.map(move) for facet in self.facets)
-        data = None if self.data is None else move(self.data)
+        data = None if self.data is None else np.broadcast_to(move(self.data), shape)
         return replace(self, shape=shape, facets=facets, data=data, parameter=None)
 
     def with_facets(self, facets: tuple[Facet, ...]) -> "Value":

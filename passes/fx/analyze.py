@@ -197,7 +197,7 @@ class _Walk:
             if isinstance(value, Value):
                 inputs[ours] = value
             elif isinstance(value, list | tuple) and any(isinstance(v, Value) for v in value):
-                inputs[ours] = [v for v in value if isinstance(v, Value)]
+                inputs[ours] = list(value)
             elif isinstance(value, np.ndarray):
                 attrs[ours] = value
             else:

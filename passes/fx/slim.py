@@ -96,7 +96,7 @@ def slim_graph(graph: ChannelGraph, plan: PruningPlan, removed: Mask, weights: n
     """The captured graph with parameters of `weights` cut and arguments that repeat sizes rewritten."""
     front: FxFrontEnd = graph.front_end
     result = copy.deepcopy(front.module)
-    result.load_state_dict({name: t for name, t in _tensors(weights).items() if name in result.state_dict()})
+    _take_weights(result, weights)
     nodes = {node.name: node for node in result.graph.nodes}
     for name, (rule, binding, op) in front.ops.items():
         if rule.resize is None:
@@ -116,6 +116,15 @@ def slim_graph(graph: ChannelGraph, plan: PruningPlan, removed: Mask, weights: n
     return result
 
 
+def _take_weights(captured: CapturedModule, source: nn.Module) -> None:
+    """Copy parameters and buffers by name; constants that only the captured graph has stay."""
+    tensors = _tensors(source)
+    with torch.no_grad():
+        for name, tensor in _tensors(captured).items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
+
+
 def _results(front: FxFrontEnd, name: str) -> list[Value]:
     for node, value in front.env.items():
         if node.name == name:
@@ -124,21 +133,30 @@ def _results(front: FxFrontEnd, name: str) -> list[Value]:
 
 
 def _rewrite(module: CapturedModule, node: fx.Node, name: str, value: Any) -> None:
-    """Set an argument by its schema name; None inside a list leaves the old entry."""
-    bound = bind_arguments(node)
-    if isinstance(value, np.ndarray):
-        buffer = f"_{node.name}_{name}"
-        module.register_buffer(buffer, torch.from_numpy(value))
-        with module.graph.inserting_before(node):
-            value = module.graph.get_attr(buffer)
-    elif isinstance(value, list) and any(item is None for item in value):
-        old = list(bound[name])
-        value = [was if new is None or was == -1 else new for was, new in zip(old, value, strict=True)]
+    """Set an argument by its schema name; None inside a list leaves the old entry, arrays become constants."""
+    old = bind_arguments(node)[name]
+    if isinstance(value, list) and len(value) == len(old):
+        merged = []
+        for position, (was, new) in enumerate(zip(old, value, strict=True)):
+            kept = new is None or (isinstance(was, int) and was == -1)
+            merged.append(was if kept else _literal(module, node, f"{name}_{position}", new))
+        value = merged
+    else:
+        value = _literal(module, node, name, value)
     position = [argument.name for argument in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
     if position < len(node.args):
         node.update_arg(position, value)
     else:
         node.update_kwarg(name, value)
+
+
+def _literal(module: CapturedModule, node: fx.Node, name: str, value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    buffer = f"_{node.name}_{name}"
+    module.register_buffer(buffer, torch.from_numpy(value))
+    with module.graph.inserting_before(node):
+        return module.graph.get_attr(buffer)
 
 
 def cut_tensors(module: nn.Module, plan: PruningPlan) -> None:
@@ -318,7 +336,7 @@ def _verify_graph(
     """Raise VerificationError naming the first node at which the cut graph leaves the masked one."""
     front: FxFrontEnd = graph.front_end
     whole = copy.deepcopy(front.module)
-    whole.load_state_dict({name: t for name, t in _tensors(masked).items() if name in whole.state_dict()})
+    _take_weights(whole, masked)
     before, after = _Recorder(whole), _Recorder(cut)
     flat, _ = pytree.tree_flatten((inputs, {}))
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """Element-wise operators: channels that meet at a position can only go together.
 
 What differs between them is one fact: is the result zero where the operands are? It decides whether a
-removed channel still adds something further down (sigmoid(0) = 0.5) or not (relu(0) = 0).
+removed channel still adds something further down (sigmoid(0) = 0.5) or not (relu(0) = 0). Where a zero
+gives no number at all (log(0), 0/0), no later zero can silence it (0 * inf is not 0): inexact.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,40 @@ def _rule(name: str, choose: Choose, aten: tuple[str, ...], onnx: tuple[str, ...
     return Rule(name, couple, aten={key: Binding() for key in aten}, onnx=dict.fromkeys(onnx, binding))
 
 
+def _identity(analysis: Analysis, op: Op) -> list[Value]:
+    """The same elements, numbers included: an index that is copied is still known."""
+    x = op.value("input")
+    return [Value(x.shape, x.facets, x.constant, x.data)]
+
+
+def _cast(analysis: Analysis, op: Op) -> list[Value]:
+    """The same elements in the precision of another tensor, of which nothing else matters."""
+    other = op.optional("other")
+    for facet in () if other is None else other.facets:
+        analysis.drop(facet.labels)
+    return [broadcast(analysis, op, [op.value("input")], first_zero)]
+
+
+def _singular(analysis: Analysis, op: Op) -> list[Value]:
+    """Functions that have no value at zero."""
+    x = op.value("input")
+    _no_zeros(analysis, op, x)
+    return [broadcast(analysis, op, [x], never_zero)]
+
+
+def _quotient(analysis: Analysis, op: Op) -> list[Value]:
+    divisor = op.optional("other")
+    if divisor is not None:
+        _no_zeros(analysis, op, divisor)
+    return [broadcast(analysis, op, op.values(), first_zero)]
+
+
+def _no_zeros(analysis: Analysis, op: Op, value: Value) -> None:
+    for facet in value.facets:
+        if facet.zero.any():
+            analysis.inexact(facet.labels[facet.zero], op, "has no value at zero")
+
+
 def _scalar(op: Op, name: str, default: float = 0.0) -> float:
     value = op.attrs.get(name, default)
     return float(value) if isinstance(value, int | float) else float("nan")
@@ -39,8 +74,11 @@ def _clamp(op: Op) -> Combine:
     return first_zero if keeps and len(op.values()) == 1 else never_zero
 
 
-def _power(op: Op) -> Combine:
-    return first_zero if op.optional("exponent") is None and _scalar(op, "exponent") > 0 else never_zero
+def _power(analysis: Analysis, op: Op) -> list[Value]:
+    exponent = _scalar(op, "exponent", float("nan"))
+    if exponent < 0:
+        return _singular(analysis, op)
+    return [broadcast(analysis, op, op.values(), first_zero if exponent > 0 else never_zero)]
 
 
 def _where(op: Op) -> Combine:
@@ -64,166 +102,25 @@ def _threshold(op: Op) -> Combine:
     return first_zero if _scalar(op, "threshold") < 0 or _scalar(op, "value") == 0 else never_zero
 
 
-_KEEPS_ZERO = [
-    "abs",
-    "alias",
-    "asin",
-    "asinh",
-    "atan",
-    "atanh",
-    "ceil",
-    "celu",
-    "clone",
-    "contiguous",
-    "detach",
-    "dropout",
-    "elu",
-    "erf",
-    "expm1",
-    "feature_dropout",
-    "floor",
-    "frac",
-    "gelu",
-    "hardshrink",
-    "hardswish",
-    "leaky_relu",
-    "log1p",
-    "mish",
-    "neg",
-    "positive",
-    "relu",
-    "relu6",
-    "round",
-    "rrelu",
-    "selu",
-    "sgn",
-    "sign",
-    "silu",
-    "sin",
-    "sinh",
-    "softshrink",
-    "softsign",
-    "sqrt",
-    "square",
-    "tan",
-    "tanh",
-    "tanhshrink",
-    "trunc",
-    "to",
-    "_to_copy",
-    "type_as",
-    "lift_fresh_copy",
-    "nan_to_num",
-    "alpha_dropout",
-    "dropout_",
-    "feature_alpha_dropout",
-    "copy",
-    "real",
-    "float",
-    "half",
-    "double",
-]
-_LOSES_ZERO = [
-    "acos",
-    "acosh",
-    "bitwise_not",
-    "cos",
-    "cosh",
-    "digamma",
-    "erfc",
-    "exp",
-    "exp2",
-    "hardsigmoid",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "lgamma",
-    "log",
-    "log10",
-    "log2",
-    "log_sigmoid",
-    "logical_not",
-    "logit",
-    "reciprocal",
-    "rsqrt",
-    "sigmoid",
-    "softplus",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "rand_like",
-    "randn_like",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "logical_or",
-    "logical_xor",
-    "bitwise_or",
-    "bitwise_xor",
-    "atan2",
-    "xlogy",
-]
-_ONNX_KEEPS_ZERO = [
-    "Abs",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Dropout",
-    "Elu",
-    "Erf",
-    "Floor",
-    "Gelu",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-    "Mish",
-    "Neg",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softsign",
-    "Sqrt",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-]
-_ONNX_LOSES_ZERO = [
-    "Acos",
-    "Acosh",
-    "And",
-    "BitwiseNot",
-    "Cos",
-    "Cosh",
-    "Equal",
-    "Exp",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "IsInf",
-    "IsNaN",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Not",
-    "Or",
-    "Reciprocal",
-    "Sigmoid",
-    "Softplus",
-    "Xor",
-]
+_KEEPS_ZERO = (
+    "abs asin asinh atan atanh ceil celu dropout elu erf expand_as expm1 feature_dropout floor frac gelu "
+    "hardshrink hardswish leaky_relu log1p mish neg positive relu relu6 round rrelu selu sgn sign silu sin sinh "
+    "softshrink sqrt square tan tanh trunc _to_copy nan_to_num alpha_dropout feature_alpha_dropout real zero"
+).split()
+_LOSES_ZERO = (
+    "acos bitwise_not cos cosh erfc exp exp2 hardsigmoid isfinite isinf isnan log_sigmoid logical_not sigmoid "
+    "softplus zeros_like ones_like full_like empty_like rand_like randn_like eq ne lt le gt ge logical_or "
+    "logical_xor bitwise_or bitwise_xor atan2 xlogy fill"
+).split()
+_SINGULAR = ["acosh", "digamma", "lgamma", "log", "log10", "log2", "logit", "reciprocal", "rsqrt"]
+_ONNX_KEEPS_ZERO = (
+    "Abs Asin Asinh Atan Atanh Cast Ceil Celu Dropout Elu Erf Floor Gelu HardSwish LeakyRelu Mish Neg Relu Round "
+    "Selu Shrink Sign Sin Sinh Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+).split()
+_ONNX_LOSES_ZERO = (
+    "Acos And BitwiseNot Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less LessOrEqual Not "
+    "Or Sigmoid Softplus Xor"
+).split()
 
 
 def _onnx_clip(op: Op) -> Combine:
@@ -233,30 +130,59 @@ def _onnx_clip(op: Op) -> Combine:
     return first_zero if low_ok and high_ok else never_zero
 
 
-def _onnx_power(op: Op) -> Combine:
+def _onnx_power(analysis: Analysis, op: Op) -> list[Value]:
     exponent = op.value("other").data
-    return first_zero if exponent is not None and (exponent > 0).all() else never_zero
+    if exponent is not None and (exponent < 0).any():
+        _no_zeros(analysis, op, op.value("input"))
+    keeps = exponent is not None and (exponent > 0).all()
+    return [broadcast(analysis, op, op.values(), first_zero if keeps else never_zero)]
+
+
+def _copied(op: Op) -> Combine:
+    """What stands in the first operand is overwritten."""
+    return lambda zeros: zeros[1] if len(zeros) > 1 and zeros[1] is not None else False
+
+
+def _bind(*names: str, inputs: tuple[str, ...] = ()) -> dict[str, Binding]:
+    return dict.fromkeys(names, Binding(inputs=inputs))
 
 
 RULES = (
+    Rule(
+        "identity",
+        _identity,
+        aten=_bind("alias", "clone", "contiguous", "detach", "lift_fresh_copy"),
+        onnx=_bind("Identity", inputs=("input",)),
+    ),
+    Rule("cast", _cast, aten=_bind("to", "type_as")),
+    _rule("copy", _copied, ("copy",)),
     _rule("activation, zero at zero", lambda op: first_zero, tuple(_KEEPS_ZERO), tuple(_ONNX_KEEPS_ZERO)),
     _rule(
         "activation or comparison, not zero at zero", lambda op: never_zero, tuple(_LOSES_ZERO), (*_ONNX_LOSES_ZERO,)
+    ),
+    Rule(
+        "function without a value at zero",
+        _singular,
+        aten=_bind(*_SINGULAR),
+        onnx=_bind("Acosh", "Log", "Reciprocal", inputs=("input",)),
     ),
     _rule("addition", _add, ("add", "sub", "rsub"), ("Add", "Sub", "Sum", "Mean"), ("input...",)),
     _rule(
         "maximum", _add, ("maximum", "minimum", "max.other", "min.other", "fmax", "fmin"), ("Max", "Min"), ("input...",)
     ),
     _rule("product", lambda op: any_zero, ("mul", "logical_and", "bitwise_and"), ("Mul",)),
-    _rule(
-        "quotient", lambda op: first_zero, ("div", "true_divide", "floor_divide", "fmod", "remainder"), ("Div", "Mod")
+    Rule(
+        "quotient",
+        _quotient,
+        aten=_bind("div", "true_divide", "floor_divide", "fmod", "remainder"),
+        onnx=_bind("Div", "Mod", inputs=("input", "other")),
     ),
     _rule("clamp", _clamp, ("clamp", "clamp_min", "clamp_max", "clip")),
     _rule("clip", _onnx_clip, (), ("Clip",), ("input", "min", "max")),
     _rule("hardtanh", _hardtanh, ("hardtanh",)),
     _rule("threshold", _threshold, ("threshold",)),
-    _rule("power", _power, ("pow",)),
-    _rule("power of a tensor", _onnx_power, (), ("Pow",)),
+    Rule("power", _power, aten=_bind("pow")),
+    Rule("power of a tensor", _onnx_power, onnx=_bind("Pow", inputs=("input", "other"))),
     _rule("choice", _where, ("where",), ("Where",), ("condition", "self", "other")),
     _rule("masked fill", _masked_fill, ("masked_fill",)),
     _rule("sum of products", lambda op: never_zero, ("addcmul", "addcdiv", "lerp")),

@@ -179,6 +179,52 @@ def resize_attention(op: Op, cut: Cut) -> dict[str, Any]:
     return {"scale": q.shape[-1] ** -0.5}
 
 
+def einsum(analysis: Analysis, op: Op) -> list[Value]:
+    """Sum of products by letters: a letter of the result meets as in a product, any other is summed over.
+
+    Source: torch.einsum. Equations with "..." or a letter twice in one operand freeze what they touch.
+    """
+    values = op.values()
+    left, _, right = str(op.attrs["equation"]).replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or not right or any(len(set(term)) != len(term) for term in terms) or len(terms) != len(values):
+        for value in values:
+            analysis.freeze_value(value, op, "an einsum of this form has no rule")
+        return [Value(shape) for shape in op.out_shapes]
+    values = [_settled(analysis, value) for value in values]
+    facets: list[Facet] = []
+    factor, axes = 1, []
+    for letter in dict.fromkeys("".join(terms)):
+        size = next(v.shape[t.index(letter)] for t, v in zip(terms, values, strict=True) if letter in t)
+        found = [analysis.axis(v, t.index(letter)) for t, v in zip(terms, values, strict=True) if letter in t]
+        merged = _merged_letter(analysis, op, found, letter in right)
+        if merged is None:
+            factor *= size
+            continue
+        axes.append(merged.labels)
+        if letter in right:
+            facets.append(merged.facet(len(right), right.index(letter)))
+    if len(terms) > 1:
+        analysis.cost(op, float(factor), axes)
+    return [Value(op.shape, tuple(facets), constant=all(v.constant for v in values))]
+
+
+def _merged_letter(analysis: Analysis, op: Op, found: list[Axis | None], in_result: bool) -> Axis | None:
+    present = [axis for axis in found if axis is not None]
+    if not present:
+        return None
+    if len(present) < len(found):  # an operand that cannot be cut along this letter
+        for axis in present:
+            analysis.freeze(axis.labels, op, "is multiplied with a tensor that cannot be cut")
+        return None
+    zero = np.logical_or.reduce([axis.zero for axis in present])
+    for axis in present[1:]:
+        analysis.unite(present[0].labels, axis.labels)
+    if not in_result:
+        analysis.contract(present[0].labels, zero, op)
+    return Axis(present[0].labels, zero)
+
+
 RULES = (
     Rule("linear", linear, aten={"linear": Binding()}),
     Rule(
@@ -193,5 +239,6 @@ RULES = (
         aten={"addmm": Binding(names={"bias": "input", "input": "mat1", "other": "mat2"})},
     ),
     Rule("general matrix product", gemm, onnx={"Gemm": Binding(inputs=("input", "other", "bias"))}),
+    Rule("einsum", einsum, aten={"einsum": Binding()}),
     Rule("attention", attention, resize_attention, aten={"scaled_dot_product_attention": Binding()}),
 )

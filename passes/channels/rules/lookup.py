@@ -15,7 +15,10 @@ def embedding(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def create(analysis: Analysis, op: Op) -> list[Value]:
-    """Literals (zeros, arange, ...): nothing in them can be cut."""
+    """Literals (zeros, arange, ...): nothing in them can be cut; an argument only gives their precision."""
+    for value in op.values():
+        for facet in value.facets:
+            analysis.drop(facet.labels)
     return [Value(shape, constant=True) for shape in op.out_shapes]
 
 

@@ -48,6 +48,8 @@ def batch_norm(analysis: Analysis, op: Op) -> list[Value]:
     if axis is None:
         _pin_parameters(analysis, op, names)
         return [Value(op.shape, tuple(f.with_zero(False) for f in x.facets))]
+    if op.optional("running_mean") is None:
+        _freeze_positions(analysis, op, x, 0)
     weight, bias, mean, _ = _scaled(analysis, op, axis, names)
     scaled_off = _zero(weight, False) | (axis.zero & _zero(mean, True))
     zero = _zero(bias, op.optional("bias") is None) & scaled_off
@@ -56,14 +58,19 @@ def batch_norm(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(op.shape, (channels, *rest))]
 
 
+def _freeze_positions(analysis: Analysis, op: Op, x: Value, first: int) -> None:
+    """Statistics over the samples (`first` = 0) and positions: nothing may go there."""
+    for facet in x.facets:
+        if 1 not in facet.dims and any(dim >= first for dim in facet.dims):
+            analysis.freeze(facet, op, "statistics over positions")
+
+
 def instance_norm(analysis: Analysis, op: Op) -> list[Value]:
     """Statistics of each channel of each sample by itself: positions are mixed, channels are not."""
     x = op.value("input")
     names = ("weight", "bias", "running_mean", "running_var")
     axis = analysis.axis(x, 1)
-    for facet in x.facets:
-        if 1 not in facet.dims:
-            analysis.freeze(facet, op, "statistics over positions")
+    _freeze_positions(analysis, op, x, 0)
     if axis is None:
         _pin_parameters(analysis, op, names)
         return [Value(op.shape)]
@@ -82,22 +89,27 @@ def layer_norm(analysis: Analysis, op: Op) -> list[Value]:
             facets.append(facet.with_zero(False))
             continue
         settled = analysis.settle_facet(facet)
+        if any(dim < first for dim in settled.dims):
+            facets.append(settled.with_zero(False))
+            continue
         analysis.inexact(settled.labels, op, "statistics over channels")
-        zero: Mask | bool = True
-        for name in ("weight", "bias"):
-            value = op.optional(name)
-            if value is None:
-                zero = zero & (settled.zero if name == "weight" else True)
-                continue
-            axis = analysis.axis(value, settled.dims[0] - first) if settled.dims else None
-            if axis is None:
-                analysis.freeze(settled, op, f"its {name} cannot be cut")
-                zero = False
-            else:
-                analysis.unite(settled.labels.ravel(), axis.labels)
-                zero = zero & axis.zero.reshape(settled.labels.shape)
-        facets.append(settled.with_zero(zero))
+        scaled = [_cut_along(analysis, op, settled, name, first) for name in ("weight", "bias")]
+        zero: Mask | bool = settled.zero & (not op.attrs.get("centered", True)) if scaled[0] is None else scaled[0]
+        facets.append(settled.with_zero(zero if scaled[1] is None else zero & scaled[1]))
     return [Value(op.shape, tuple(facets))]
+
+
+def _cut_along(analysis: Analysis, op: Op, facet: Facet, name: str, first: int) -> Mask | None:
+    """Unite channels with those of a parameter; where it is zero, or None where there is no parameter."""
+    value = op.optional(name)
+    if value is None:
+        return None
+    axis = analysis.axis(value, facet.dims[0] - first) if facet.dims else None
+    if axis is None:
+        analysis.freeze(facet, op, f"its {name} cannot be cut")
+        return np.zeros_like(facet.zero)
+    analysis.unite(facet.labels.ravel(), axis.labels)
+    return axis.zero.reshape(facet.labels.shape)
 
 
 def resize_layer_norm(op: Op, cut: Cut) -> dict[str, Any]:
@@ -124,9 +136,7 @@ def group_norm(analysis: Analysis, op: Op) -> list[Value]:
     """
     x, groups = op.value("input"), op.attrs["num_groups"]
     axis = analysis.axis(x, 1)
-    for facet in x.facets:
-        if any(dim > 1 for dim in facet.dims):
-            analysis.freeze(facet, op, "statistics over positions")
+    _freeze_positions(analysis, op, x, 2)
     if axis is None:
         _pin_parameters(analysis, op, ("weight", "bias"))
         return [Value(op.shape)]
@@ -151,13 +161,12 @@ def resize_group_norm(op: Op, cut: Cut) -> dict[str, Any]:
 
 def prelu(analysis: Analysis, op: Op) -> list[Value]:
     """max(0, x) + weight * min(0, x), with one weight for all channels or one for each."""
-    x, weight = op.value("input"), op.value("weight")
+    x = op.value("input")
     axis = analysis.axis(x, 1) if x.rank > 1 else None
-    slope = analysis.axis(weight, 0)
-    if axis is not None and slope is not None:
-        analysis.unite(axis.labels, slope.labels)
-    elif slope is not None:
-        analysis.space.freeze(slope.labels, None)
+    if axis is None:
+        _pin_parameters(analysis, op, ("weight",))
+    else:
+        _scaled(analysis, op, axis, ("weight",))
     return [Value(op.shape, x.facets)]
 
 
@@ -209,10 +218,12 @@ RULES = (
         "layer norm",
         layer_norm,
         resize_layer_norm,
-        aten={"layer_norm": Binding(), "rms_norm": Binding()},
+        aten={"layer_norm": Binding(), "rms_norm": Binding(fixed={"centered": False})},
         onnx={
-            name: Binding(inputs=_NORM_INPUTS[:3], read=_read_layer_norm, write=_write_nothing)
-            for name in ("LayerNormalization", "RMSNormalization")
+            name: Binding(
+                inputs=_NORM_INPUTS[:3], fixed={"centered": centered}, read=_read_layer_norm, write=_write_nothing
+            )
+            for name, centered in (("LayerNormalization", True), ("RMSNormalization", False))
         },
     ),
     Rule(

@@ -140,16 +140,17 @@ RULES = (
         resize_resample,
         aten={
             **_pools("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
-            **_pools("max_pool{}d_with_indices", "lp_pool{}d", "_adaptive_avg_pool{}d"),
-            **{
-                f"upsample_{kind}.vec": Binding(fixed={"spatial": 2})
-                for kind in ("nearest2d", "bilinear2d", "bicubic2d")
-            },
+            **_pools("max_pool{}d_with_indices"),
+            **{f"_adaptive_avg_pool{n}d": Binding(fixed={"spatial": n}) for n in (2, 3)},
+            **{f"upsample_{kind}.vec": Binding(fixed={"spatial": 2}) for kind in ("bilinear2d", "bicubic2d")},
             **{f"upsample_{kind}": Binding(fixed={"spatial": 2}) for kind in ("nearest2d", "bilinear2d", "bicubic2d")},
             **{f"_upsample_{kind}.vec": Binding(fixed={"spatial": 2}) for kind in ("bilinear2d_aa", "bicubic2d_aa")},
-            "upsample_nearest1d.vec": Binding(fixed={"spatial": 1}),
+            **{
+                f"{kind}{n}d.vec": Binding(fixed={"spatial": n})
+                for kind in ("upsample_nearest", "_upsample_nearest_exact")
+                for n in (1, 2, 3)
+            },
             "upsample_linear1d.vec": Binding(fixed={"spatial": 1}),
-            "upsample_nearest3d.vec": Binding(fixed={"spatial": 3}),
             "upsample_trilinear3d.vec": Binding(fixed={"spatial": 3}),
         },
         onnx={

@@ -96,9 +96,18 @@ def resize_shape(op: Op, cut: Cut) -> dict[str, Any]:
     return {"shape": sizes}
 
 
+def resize_unflatten(op: Op, cut: Cut) -> dict[str, Any]:
+    """Sizes of the dimensions that one dimension is split into."""
+    dim = op.attrs["dim"] % op.value("input").rank
+    count = len(op.attrs["sizes"])
+    sizes = [int(cut.outputs[0][d].sum()) if d in cut.outputs[0] else None for d in range(dim, dim + count)]
+    return {"sizes": sizes} if any(size is not None for size in sizes) else {}
+
+
 def _transposed(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     rank = inputs["input"].rank
     dims = list(range(rank))
+    attrs = {"dim0": attrs["axis0"], "dim1": attrs["axis1"]} if "axis0" in attrs else attrs
     a, b = (attrs["dim0"] % rank, attrs["dim1"] % rank) if "dim0" in attrs else (rank - 2, rank - 1)
     if rank > 1:
         dims[a], dims[b] = dims[b], dims[a]
@@ -148,6 +157,7 @@ RULES = (
             "Unsqueeze": Binding(inputs=("input", "axes")),
         },
     ),
+    Rule("unflatten", reshape, resize_unflatten, aten={"unflatten": Binding()}),
     Rule(
         "expand",
         expand,
@@ -162,6 +172,9 @@ RULES = (
             "permute": Binding(),
             "transpose": Binding(read=_transposed),
             "t": Binding(read=_transposed),
+            "swapaxes": Binding(read=_transposed),
+            "swapdims": Binding(read=_transposed),
+            "mT": Binding(read=_transposed),
             "numpy_T": Binding(read=lambda attrs, inputs: {"dims": list(range(inputs["input"].rank))[::-1]}),
         },
         onnx={"Transpose": Binding(inputs=("input",), read=_onnx_perm)},
