@@ -318,12 +318,11 @@ class Analysis:
             self.freeze(facet, op, _ALL_AT_ONCE)
 
     def _freeze_lost(self, op: Op, results: list[Value]) -> None:
-        out = [facet.labels.ravel() for value in results for facet in value.facets] + self._declared
-        known = np.unique(self.space.find(np.concatenate(out))) if out else np.empty(0, dtype=np.int64)
+        known = [facet.labels for value in results for facet in value.facets] + self._declared
         for value in op.values():
             for facet in value.facets:
                 labels = facet.labels.ravel()
-                lost = labels[~np.isin(self.space.find(labels), known)]
+                lost = labels[~self.space.among(labels, known)]
                 if lost.size:
                     reason = None if value.constant else f"its channels end in {op.kind} at {op.where}"
                     self.space.freeze(lost, reason)
@@ -342,10 +341,9 @@ class Analysis:
         for labels, op in self._alive:
             if not self.space.varies(labels):
                 self.freeze(labels[:1], op, _ALL_AT_ONCE)
-        known = [labels for labels, _ in self._alive]
-        alive = np.unique(self.space.find(np.concatenate(known))) if known else np.empty(0, dtype=np.int64)
-        for labels in self.carriers.values():
-            self.space.freeze(labels[~np.isin(self.space.find(labels), alive)], None)
+        alive = [labels for labels, _ in self._alive]
+        every = np.concatenate(list(self.carriers.values())) if self.carriers else np.empty(0, dtype=np.int64)
+        self.space.freeze(every[~self.space.among(every, alive)], None)
         self.space.compress()
 
     def _make_rectangular(self, labels: Labels) -> None:

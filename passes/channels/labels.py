@@ -1,22 +1,22 @@
 """A union-find over integer labels, vectorized.
 
 Every channel of every tensor is named by a label; channels that can only be removed together are
-united. Arrays of labels are united in one call: the roots that meet are linked with one
-connected-components pass (SciPy), so no Python loop ever runs over channels.
+united. Arrays of labels are united in one call: all the roots that meet are linked at once, in a few
+rounds, so no Python loop ever runs over channels.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 #: Reason index of labels that name no channel at all (kernel positions, tokens, ...). Not reported.
 PINNED = 0
+#: How a class notes its reason: the smaller of two survives a union, so a reported reason wins over PINNED.
+_FREE_CODE, _PINNED_CODE = 1 << 62, 1 << 61
 
 
 class LabelSpace:
@@ -24,7 +24,7 @@ class LabelSpace:
 
     def __init__(self) -> None:
         self._parent: Labels = np.arange(1024, dtype=np.int64)
-        self._frozen: Labels = np.full(1024, -1, dtype=np.int64)
+        self._reason: Labels = np.full(1024, _FREE_CODE, dtype=np.int64)
         self._size = 0
         self.reasons: list[str] = ["not a channel"]
 
@@ -39,9 +39,9 @@ class LabelSpace:
             grown = np.arange(capacity, dtype=np.int64)
             grown[: len(self._parent)] = self._parent
             self._parent = grown
-            frozen = np.full(capacity, -1, dtype=np.int64)
-            frozen[: len(self._frozen)] = self._frozen
-            self._frozen = frozen
+            reason = np.full(capacity, _FREE_CODE, dtype=np.int64)
+            reason[: len(self._reason)] = self._reason
+            self._reason = reason
         return np.arange(start, self._size, dtype=np.int64)
 
     def find(self, labels: Labels) -> Labels:
@@ -57,28 +57,19 @@ class LabelSpace:
     def unite(self, left: Labels, right: Labels) -> None:
         """Merge the classes that meet at each position of two arrays (broadcast against each other)."""
         left, right = np.broadcast_arrays(self.find(left), self.find(right))
-        differ = left != right
-        if not differ.any():
-            return
-        a, b = left[differ], right[differ]
-        roots, index = np.unique(np.concatenate([a, b]), return_inverse=True)
-        edges = coo_matrix(
-            (np.ones(len(a), dtype=np.int8), (index[: len(a)], index[len(a) :])), shape=(len(roots),) * 2
-        )
-        count, component = connected_components(edges, directed=False)
-        # roots are sorted, so the first of each component is its smallest label: the new root
-        first = np.full(count, -1, dtype=np.int64)
-        first[component[::-1]] = np.arange(len(roots))[::-1]
-        new_root = roots[first[component]]
-        self._parent[roots] = new_root
-        reason = self._frozen[roots]
-        if (reason >= 0).any():
-            # the most telling reason survives: a reported one over PINNED, the earliest of those
-            rank = np.where(reason > PINNED, -reason, np.where(reason == PINNED, -(1 << 40), -(1 << 50)))
-            best = np.full(count, -(1 << 50), dtype=np.int64)
-            np.maximum.at(best, component, rank)
-            merged = np.where(best == -(1 << 50), -1, np.where(best == -(1 << 40), PINNED, -best))
-            self._frozen[new_root] = merged[component]
+        linked = []
+        while True:
+            differ = left != right
+            if not differ.any():
+                break
+            left, right = left[differ], right[differ]
+            upper = np.maximum(left, right)
+            # every larger root now points at the smallest root it meets; what else it meets comes next round
+            np.minimum.at(self._parent, upper, np.minimum(left, right))
+            linked.append(upper)
+            left, right = self.find(left), self.find(right)
+        for roots in linked:
+            np.minimum.at(self._reason, self.find(roots), self._reason[roots])
 
     def freeze(self, labels: Labels, reason: str | None) -> None:
         """Forbid the removal of the classes of `labels`; the first reason given is the one that is kept.
@@ -89,19 +80,24 @@ class LabelSpace:
         """
         if labels.size == 0:
             return
-        roots = np.unique(self.find(labels))
-        index = PINNED
+        code = _PINNED_CODE
         if reason is not None:
             if reason not in self.reasons:
                 self.reasons.append(reason)
-            index = self.reasons.index(reason)
-        current = self._frozen[roots]
-        free = (current < 0) if index == PINNED else (current <= PINNED)
-        self._frozen[roots[free]] = index
+            code = self.reasons.index(reason)
+        np.minimum.at(self._reason, self.find(labels).ravel(), code)
 
     def frozen(self, labels: Labels) -> Labels:
         """Index into `reasons` for each label, or -1 where removal is allowed; same shape."""
-        return self._frozen[self.find(labels)]
+        code = self._reason[self.find(labels)]
+        return np.where(code == _FREE_CODE, -1, np.where(code == _PINNED_CODE, PINNED, code))
+
+    def among(self, labels: Labels, others: Sequence[Labels]) -> Mask:
+        """Which labels are of a class that one of `others` is of; shape of `labels`."""
+        mark = np.zeros(self._size, dtype=np.bool_)
+        for array in others:
+            mark[self.find(array)] = True
+        return mark[self.find(labels)]
 
     def varies(self, labels: Labels) -> tuple[int, ...]:
         """The dimensions along which an array's classes differ."""

@@ -4,7 +4,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,16 @@ def source_line(node: fx.Node) -> str:
     """Where in the user's code a node comes from: module path and source line."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith("torch/")]
-    stack = node.meta.get("nn_module_stack")
-    path = list(stack.values())[-1][0] if stack else ""
-    path = path if path and not path.startswith("_") else ""
+    path = module_path(node)
     line = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
     return f"{path} ({line})" if path and line else path or line or node.name
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that a node was called in; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    path = list(stack.values())[-1][0] if stack else ""
+    return path if path and not path.startswith("_") else ""
 
 
 def concrete(size: Any) -> int:
@@ -108,7 +113,11 @@ class _Walk:
         self.unknown: Counter[str] = Counter()
         self.tensors = dict(module.named_parameters(remove_duplicate=False))
         self.buffers = dict(module.named_buffers(remove_duplicate=False))
-        self.canonical: dict[int, str] = {}
+        self.literals: frozenset[str] = module.meta.get("literals", frozenset())
+        named = {**self.tensors, **self.buffers}
+        #: Tied tensors go by the name that comes first, as in `named_parameters()`.
+        self.canonical = {id(tensor): name for name, tensor in reversed(named.items())}
+        self.storage: dict[fx.Node, fx.Node] = {}
 
     def graph(self) -> ChannelGraph:
         inputs: list[dict[str, Any]] = []
@@ -152,15 +161,19 @@ class _Walk:
             tensor = owner
         if not isinstance(tensor, torch.Tensor):
             return tensor
-        name = self.canonical.setdefault(id(tensor), name)  # tied tensors have one name
-        data = None
+        shape = tuple(tensor.shape)
         if not tensor.is_floating_point() and tensor.numel() <= _SMALL:
-            return Value(tuple(tensor.shape), constant=True, data=tensor.cpu().numpy())
-        return self.analysis.parameter(name, tuple(tensor.shape), data)
+            return Value(shape, constant=True, data=tensor.cpu().numpy())
+        if name in self.literals:  # written in the model's code: no plan can reach it
+            return Value(shape, constant=True)
+        return self.analysis.parameter(self.canonical.get(id(tensor), name), shape)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            held: Any = self._resolve(node.args[0])
+            container = node.args[0]
+            if isinstance(container, fx.Node) and container in self.storage:
+                self.storage[node] = self.storage[container]
+            held: Any = self._resolve(container)
             return held[node.args[1]]
         arguments = [self._resolve(a) for a in node.all_input_nodes]
         meta = node.meta.get("val")
@@ -173,7 +186,25 @@ class _Walk:
         else:
             self.ops[node.name] = (*found, op)
         results = self.analysis.run(found[0] if found else None, op)
+        self._note_storage(node, results)
         return results if isinstance(meta, tuple | list) else results[0]
+
+    def _note_storage(self, node: fx.Node, results: list[Value]) -> None:
+        """Keep track of views; what is changed in place is known to be zero no longer under its older names."""
+        schema = getattr(node.target, "_schema", None)
+        alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+        if alias is None or not node.args or not isinstance(node.args[0], fx.Node):
+            return
+        base = self.storage.get(node.args[0], node.args[0])
+        self.storage[node] = base
+        if not alias.is_write or all(facet.zero.all() for value in results for facet in value.facets):
+            return
+        for other in (base, *(view for view, root in self.storage.items() if root is base)):
+            held = self.env.get(other)
+            if isinstance(held, list):
+                self.env[other] = [_not_zero(value) for value in held]
+            elif isinstance(held, Value):
+                self.env[other] = _not_zero(held)
 
     def _number(self, node: fx.Node, meta: Any) -> Any:
         if isinstance(meta, torch.SymInt | int):
@@ -214,6 +245,10 @@ class _Walk:
                 if isinstance(value, Value):
                     for facet in value.facets:
                         self.analysis.freeze(facet, "the output of the model", "is an output")
+
+
+def _not_zero(value: Value) -> Value:
+    return replace(value, facets=tuple(facet.with_zero(False) for facet in value.facets))
 
 
 def _has_tensor(meta: Any) -> bool:

@@ -1,6 +1,5 @@
 """Capture a model as a graph of ATen operators that can be analyzed, cut and trained."""
 
-import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -22,11 +21,25 @@ aten = torch.ops.aten
 #: Operators that behave differently in training -> position and name of the argument that says so.
 _TRAINING_ARGUMENT = {
     aten.batch_norm.default: (5, "training"),
-    aten.dropout.default: (2, "train"),
-    aten.feature_dropout.default: (2, "train"),
-    aten.alpha_dropout.default: (2, "train"),
+    aten.instance_norm.default: (5, "use_input_stats"),
     aten.rrelu.default: (3, "training"),
+    aten.rrelu_.default: (3, "training"),
+    **{
+        operator.default: (2, "train")
+        for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+        for operator in (getattr(aten, name), getattr(aten, f"{name}_"))
+    },
 }
+#: Normalizations that have only batch statistics when their running mean (argument 3) is absent.
+_TRACKED = (aten.batch_norm.default, aten.instance_norm.default)
+_SPLITS = (
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.tensor_split.sections,
+    aten.tensor_split.indices,
+    aten.unsafe_chunk.default,
+    aten.unsafe_split.Tensor,
+)
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 
 
@@ -47,6 +60,11 @@ class CapturedModule(fx.GraphModule):
         set_training(self, mode)
         super().train(mode)
         return self
+
+    def __deepcopy__(self, memo: Any) -> "CapturedModule":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch copies its own tree specs by a deprecated path
+            return super().__deepcopy__(memo)
 
     def with_taps(self, names: Sequence[str]) -> "TappedModule":
         """A module that shares these parameters and also returns the results of the named nodes."""
@@ -92,7 +110,7 @@ def set_training(module: fx.GraphModule, mode: bool) -> None:
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target not in _TRAINING_ARGUMENT:
             continue
-        if node.target is aten.batch_norm.default and node.args[3] is None:
+        if node.target in _TRACKED and node.args[3] is None:
             continue  # no running statistics: batch statistics always
         position, name = _TRAINING_ARGUMENT[node.target]
         if name in node.kwargs:
@@ -144,9 +162,10 @@ def capture(
         warnings.simplefilter("ignore")
         unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
-    captured = CapturedModule(unlifted, copy.deepcopy(unlifted.graph))
+    captured = CapturedModule(unlifted, unlifted.graph)
     _own_parameters(captured)
     captured.meta["example_inputs"] = example_inputs
+    captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
     _clean(captured)
     return captured.eval()
 
@@ -233,7 +252,7 @@ def _clean(module: CapturedModule) -> None:
         elif node.target is aten.slice.Tensor and _is_whole(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target in (aten.chunk.default, aten.split.Tensor):
+        elif node.target in _SPLITS:
             _give_sizes(node)
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -257,7 +276,7 @@ def _is_whole(node: fx.Node) -> bool:
 
 
 def _give_sizes(node: fx.Node) -> None:
-    """Rewrite chunk and even split as a split with sizes, which may differ after a cut."""
+    """Rewrite chunk, even split and the like as a split with sizes, which may differ after a cut."""
     parts = node.meta.get("val")
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     if not parts:

@@ -1,0 +1,219 @@
+"""Options that several commands have in common: the same names, meaning and defaults everywhere.
+
+A command takes what it needs:
+
+    @click.command()
+    @data_options()
+    @json_option
+    def command(data, mean, std, image_size, as_json): ...
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "RunState",
+    "arch_options",
+    "data_options",
+    "force_option",
+    "json_option",
+    "provider_option",
+    "run_options",
+    "seed_option",
+    "shape_option",
+    "threads_option",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+CPU = "CPUExecutionProvider"
+
+
+@dataclass
+class RunState:
+    """What the options that every command takes say of the run."""
+
+    debug: bool = False
+    verbose: bool = False
+    quiet: bool = False
+
+    def set_up_log(self) -> None:
+        """Send the log to stderr: in color on a terminal, as plain lines into a file or pipe."""
+        logger = logging.getLogger("graphprune")
+        for old in [handler for handler in logger.handlers if getattr(handler, "is_of_command_line", False)]:
+            logger.removeHandler(old)
+        handler = _terminal_handler() if sys.stderr.isatty() else _plain_handler()
+        handler.is_of_command_line = True  # type: ignore[attr-defined]
+        handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        if not self.debug:
+            # Of libraries about each other; a user can do nothing about them.
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+
+
+def _terminal_handler() -> logging.Handler:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    return RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
+
+
+def _plain_handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LowerCaseLevel("%(levelname)s: %(message)s"))
+    return handler
+
+
+class _LowerCaseLevel(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def run_options() -> list[click.Option]:
+    """Return new options on how to run, which the group and every command take."""
+    return [
+        click.Option(
+            [f"-{name[0]}", f"--{name}"] if name != "debug" else ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=_remember,
+            help=text,
+        )
+        for name, text in (
+            ("verbose", "Log more."),
+            ("quiet", "Log warnings and errors alone."),
+            ("debug", "Show the traceback of an error."),
+        )
+    ]
+
+
+def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and parameter.name is not None:
+        state = ctx.find_root().ensure_object(RunState)
+        setattr(state, parameter.name, True)
+        state.set_up_log()
+
+
+class FloatList(click.ParamType):
+    """Numbers separated by commas: 0.485,0.456,0.406."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
+
+
+class ImageSize(click.ParamType):
+    """A side of a square, or height x width: 32, 480x640."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """Return the side, or height and width."""
+        if isinstance(value, int | tuple):
+            return value
+        sizes = _sizes(str(value))
+        if sizes is None or len(sizes) > 2:
+            self.fail(f"{value!r} is neither a side like 224 nor height x width like 480x640", param, ctx)
+        return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+class InputShape(click.ParamType):
+    """The shape of an input: 1x3x224x224, or with the input's name before it, image:1x3x224x224."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """Return the input's name ("" when none is given) and the shape."""
+        if isinstance(value, tuple):
+            return value
+        name, _, text = str(value).rpartition(":")
+        sizes = _sizes(text)
+        if sizes is None:
+            self.fail(f"{value!r} is not a shape like 1x3x224x224 or input:1x3x224x224", param, ctx)
+        return name, sizes
+
+
+def _sizes(text: str) -> tuple[int, ...] | None:
+    parts = text.lower().replace(",", "x").split("x")
+    sizes = tuple(int(part) for part in parts if part.strip().isdecimal())
+    return sizes if len(sizes) == len(parts) and all(sizes) else None
+
+
+def _all(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    # The decorator nearest to the function comes last in the help.
+    return lambda command: reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), command)
+
+
+def data_options(*, required: bool = False) -> Callable[[_Command], _Command]:
+    """Images and their preprocessing: `data`, `mean`, `std`, `image_size`."""
+    return _all(
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            required=required,
+            help="Images: a folder, a zip (images.zip::train for a folder in it), or a .npy or .npz array.",
+        ),
+        click.option("--mean", type=FloatList(), help="Mean of each channel, of pixels in 0..1. Default: ImageNet's."),
+        click.option("--std", type=FloatList(), help="Standard deviation of each channel. Default: ImageNet's."),
+        click.option(
+            "--image-size",
+            type=ImageSize(),
+            help="Side, or height x width, that images are brought to. Default: what the model takes, or their own.",
+        ),
+    )
+
+
+arch_options = _all(
+    click.option(
+        "--arch",
+        metavar="MODULE:FACTORY",
+        help="What builds the network of a state dict, as in graphprune.models:resnet56.",
+    ),
+    click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which can run any code it holds."),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+force_option = click.option("--force", is_flag=True, help="Replace what exists under the output's name.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads that onnxruntime uses."
+)
+provider_option = click.option("--provider", default=CPU, show_default=True, help="Execution provider of onnxruntime.")
+
+
+def _by_name(
+    ctx: click.Context, parameter: click.Parameter, value: Sequence[tuple[str, tuple[int, ...]]]
+) -> dict[str, tuple[int, ...]] | None:
+    return dict(value) or None
+
+
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    type=InputShape(),
+    multiple=True,
+    callback=_by_name,
+    metavar="[INPUT:]1x3x224x224",
+    help="Shape of an input whose size the file leaves open. Can be repeated.",
+)

@@ -1,0 +1,121 @@
+"""`graphprune verify A B`: whether two models compute the same."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from graphprune.cli.options import arch_options, data_options, json_option, seed_option, shape_option
+from graphprune.cli.output import print_json, print_text
+from graphprune.passes.errors import UsageError, VerificationError
+
+__all__ = ["command"]
+
+SCHEMA = 1
+RANDOM_SAMPLES = 16
+
+
+@click.command("verify")
+@click.argument("reference", type=click.Path(path_type=Path), metavar="A")
+@click.argument("candidate", type=click.Path(path_type=Path), metavar="B")
+@data_options()
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=256, show_default=True, help="Use at most so many images of --data."
+)
+@shape_option
+@click.option(
+    "--rtol",
+    type=click.FloatRange(min=0),
+    default=1e-4,
+    show_default=True,
+    help="Largest difference of an output that passes, relative to the output's largest value.",
+)
+@click.option(
+    "--atol", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Absolute difference that passes."
+)
+@click.option("--unoptimized", is_flag=True, help="Compare with onnxruntime's graph optimization switched off as well.")
+@seed_option
+@arch_options
+@json_option
+def command(
+    reference: Path,
+    candidate: Path,
+    data: Path | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    image_size: int | tuple[int, int] | None,
+    limit: int,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    rtol: float,
+    atol: float,
+    unoptimized: bool,
+    seed: int,
+    arch: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Check that the models A and B give the same outputs: on the images of --data, else on random inputs.
+
+    A and B are .onnx, .pt2, .safetensors or .pt files. Exit code 4 says that they differ.
+    """
+    from graphprune.report import render_comparison
+    from graphprune.verify import compare, explain
+
+    models = [_load(path, arch, trust_pickle) for path in (reference, candidate)]
+    if data is None:
+        inputs = _random_inputs(models, shapes, seed)
+    else:
+        inputs = _images(models, data, limit, {"mean": mean, "std": std, "image_size": image_size})
+    labels = str(reference), str(candidate)
+    comparison = compare(*models, inputs, rtol=rtol, atol=atol, unoptimized=unoptimized, labels=labels)
+    if as_json:
+        print_json({"schema": SCHEMA, **comparison.to_dict()})
+    else:
+        print_text(render_comparison, comparison)
+    if not comparison.equal:
+        raise VerificationError(explain(comparison, *models, inputs, labels=labels))
+
+
+def _load(path: Path, arch: str | None, trust_pickle: bool) -> Any:
+    """Return what `compare` takes; a torch model only when it is one, since importing torch takes a second."""
+    if path.suffix.lower() == ".onnx":
+        return path
+    from graphprune.loading import load_model
+
+    return load_model(path, arch=None if path.suffix.lower() == ".pt2" else arch, trust_pickle=trust_pickle)
+
+
+def _random_inputs(
+    models: list[Any], shapes: Mapping[str, tuple[int, ...]] | None, seed: int
+) -> tuple[np.ndarray, ...]:
+    from graphprune.onnx_session import InputSpec, input_shapes, random_inputs
+
+    specs = _specs(models)
+    if specs is None and shapes:
+        specs = tuple(InputSpec(name, np.float32, (None,) * len(shape)) for name, shape in shapes.items())
+    if specs is None:
+        raise UsageError("neither model says what it takes: give --data, or the shape of its input with --shape")
+    known = input_shapes(specs, batch=RANDOM_SAMPLES, shapes=shapes)
+    return tuple(random_inputs(specs, known, seed).values())
+
+
+def _images(models: list[Any], data: Path, limit: int, options: dict[str, Any]) -> np.ndarray:
+    """Return images as both models take them; size and channels are those of the model unless they are given."""
+    from graphprune.data import load_images
+
+    specs = _specs(models)
+    if specs is not None and (len(specs) != 1 or len(specs[0].dims) != 4):
+        raise UsageError("--data is for models with one input of images; leave it out to compare on random inputs")
+    channels, *size = specs[0].dims[1:] if specs is not None else (3,)
+    if options["image_size"] is None and len(size) == 2 and all(isinstance(side, int) for side in size):
+        options["image_size"] = tuple(size)
+    source = load_images(data, limit=limit, channels=channels if isinstance(channels, int) else 3, **options)
+    return source.batch(slice(None))
+
+
+def _specs(models: list[Any]) -> Any:
+    from graphprune.model_runner import describe_inputs
+
+    return next((specs for specs in map(describe_inputs, models) if specs is not None), None)

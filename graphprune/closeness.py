@@ -1,0 +1,122 @@
+"""How far two arrays are apart, accumulated over batches.
+
+    error of an output = max |a - b| / max |a|          relative to the output's own scale, over all samples
+    equal              = max |a - b| <= atol + rtol * max |a|
+
+Element-wise relative errors say nothing near zero, so the scale of the whole output is the measure. An output
+of integers or truth values (a class index, say) has for its error the share of elements that differ. NaN and
+infinity never equal anything, themselves included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Agreement", "Judge", "OutputComparison"]
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """How far one output of the candidate is from the reference's.
+
+    Attributes:
+        name: The output's name.
+        max_difference: max |a - b|.
+        scale: max |a|.
+        error: max |a - b| / max |a|; infinite when the shapes differ or something is not finite.
+        equal: Whether the error is within the tolerance.
+        problem: Why there is no meaningful number, or "".
+        worst_sample: Index of the sample with the largest difference.
+    """
+
+    name: str
+    max_difference: float
+    scale: float
+    error: float
+    equal: bool
+    problem: str
+    worst_sample: int
+
+
+@dataclass
+class Judge:
+    """Accumulates the comparison of one output over the batches."""
+
+    name: str
+    rtol: float
+    atol: float
+    difference: float = 0.0
+    scale: float = 0.0
+    counted: int = 0
+    exact: bool = False
+    problem: str = ""
+    worst_sample: int = 0
+
+    def see(self, a: np.ndarray, b: np.ndarray, at: int) -> None:
+        """Take in one batch, whose first sample has the index `at`."""
+        if self.problem:
+            return
+        if a.shape != b.shape:
+            self._fail(f"has shape {_shape(b)} where {_shape(a)} is expected", at)
+        elif not np.issubdtype(a.dtype, np.floating):
+            self.exact = True
+            gap = (a != b).astype(np.float64)
+            self.counted += gap.size
+            self.difference += float(gap.sum())
+            if gap.any():
+                self.worst_sample = at + int(np.argwhere(gap)[0][0] if gap.ndim else 0)
+        elif not (np.isfinite(a).all() and np.isfinite(b).all()):
+            whose = "the candidate" if np.isfinite(a).all() else "the reference"
+            broken = ~(np.isfinite(a) & np.isfinite(b))
+            self._fail(f"holds NaN or infinity in {whose}", at + int(np.argwhere(broken)[0][0] if a.ndim else 0))
+        elif a.size:
+            gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+            self.scale = max(self.scale, float(np.abs(a).max()))
+            if gap.max() > self.difference:
+                self.difference = float(gap.max())
+                self.worst_sample = at + int(np.unravel_index(gap.argmax(), gap.shape)[0] if gap.ndim else 0)
+
+    def result(self) -> OutputComparison:
+        """Return the verdict over everything seen."""
+        if self.problem:
+            return OutputComparison(
+                self.name, np.inf, self.scale, np.inf, False, self.problem, worst_sample=self.worst_sample
+            )
+        scale = float(self.counted or 1) if self.exact else self.scale
+        error = self.difference / scale if scale else (np.inf if self.difference else 0.0)
+        equal = error <= self.rtol if self.exact else self.difference <= self.atol + self.rtol * scale
+        problem = "" if equal or not self.exact else f"differs in {error:.2%} of its elements, which are no floats"
+        return OutputComparison(self.name, self.difference, scale, error, equal, problem, self.worst_sample)
+
+    def _fail(self, problem: str, sample: int) -> None:
+        self.problem, self.worst_sample = problem, sample
+
+
+@dataclass
+class Agreement:
+    """Counts the samples (or pixels) on which two outputs have their largest element at the same place."""
+
+    same: int = 0
+    seen: int = 0
+    output: int | None = None
+
+    def see(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], rows: int) -> None:
+        """Take in the outputs of one batch, of which the first `rows` samples count."""
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            is_scores = np.issubdtype(a.dtype, np.floating) and a.ndim >= 2 and a.shape[1] > 1
+            if is_scores and a.shape == b.shape and self.output in {None, index}:
+                self.output = index
+                finite = np.isfinite(a[:rows]).all(axis=1) & np.isfinite(b[:rows]).all(axis=1)
+                same = (a[:rows].argmax(axis=1) == b[:rows].argmax(axis=1)) & finite
+                self.same += int(same.sum())
+                self.seen += same.size
+
+    @property
+    def share(self) -> float | None:
+        """The agreement; None when no output has scores along dimension 1."""
+        return self.same / self.seen if self.seen else None
+
+
+def _shape(array: np.ndarray) -> str:
+    return "x".join(str(size) for size in array.shape) or "()"

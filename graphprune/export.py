@@ -1,0 +1,282 @@
+"""Writing a torch model as an ONNX file that onnxruntime runs well on a CPU.
+
+The file has a symbolic batch dimension called "batch" wherever the model allows it, normalization folded into the
+convolution before it, stable names for inputs and outputs, and no denormal weights (one that is 1e-39 instead of 0
+makes a convolution 22 times slower). Before it gets its name it is run in onnxruntime at several batch sizes
+and compared with the model.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as ir_passes
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from graphprune.files import refuse_overwrite
+from graphprune.onnx_files import written
+from graphprune.onnx_session import one_line
+from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
+from graphprune.torch_mode import evaluation
+from graphprune.verify import require_equal
+from graphprune.version import __version__
+
+__all__ = ["export_onnx"]
+
+logger = logging.getLogger("graphprune")
+
+# Opset 20 with IR version 10 is what every onnxruntime from 1.18 on reads; nothing a CNN needs is newer.
+OPSET = 20
+# Far below what float32 arithmetic of a network can notice, far above where its denormals begin (1.2e-38).
+SMALLEST_WEIGHT = 1e-30
+# Deep networks in float32 differ by 1e-6 or so between torch and onnxruntime.
+EXPORT_RTOL = 1e-4
+BATCHES = (1, 2, 5)
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
+
+
+def export_onnx(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any],
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Export `model` in evaluation mode to an ONNX file and return its path.
+
+    Args:
+        model: A module, a captured module, or an exported program. Its training mode is left as it was.
+        example_inputs: The arguments of one call, as a tuple; any batch size.
+        path: Where the file goes. Nothing is written when the export or its check fails.
+        force: Replace an existing file.
+        opset: ONNX opset version; by default one that every supported onnxruntime reads.
+        metadata: Entries for the file's metadata (what was compressed, from which file, ...).
+
+    Raises:
+        OutputExistsError: The file exists and `force` is false.
+        CaptureError: The model does not run on the example inputs, or `torch.export` cannot capture it.
+        UnsupportedModelError: An operator of the model has no ONNX counterpart.
+        VerificationError: The file does not compute what the model does.
+    """
+    final = Path(path)
+    refuse_overwrite(final, force)
+    module: nn.Module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+    with evaluation(module), torch.no_grad():
+        cases = _cases(module, _tensors(example_inputs))
+        program, cases = _export(module, cases, opset or OPSET)
+        onnx_model = _tidy(program, metadata or {})
+        with written(onnx_model, final) as temporary:
+            _check(module, temporary, cases, str(final))
+    logger.info("wrote %s", final)
+    return final
+
+
+def _tensors(example_inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    for at, item in enumerate(example_inputs):
+        if not isinstance(item, torch.Tensor):
+            raise UnsupportedModelError(f"example input {at} is a {type(item).__name__}; only tensors can be exported")
+    return tuple(item.detach() for item in example_inputs)
+
+
+def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Return inputs of several batch sizes that the model runs on; only the example itself if it takes no other.
+
+    The batch is dimension 0 of the first input; every input with as many entries there is taken to carry it.
+    """
+    try:
+        with _quiet():
+            module(*inputs)
+    except Exception as error:  # The model's own code may raise anything.
+        raise CaptureError(f"the model does not run on the example inputs: {_reason(error)}") from error
+    size = inputs[0].shape[0] if inputs and inputs[0].ndim else None
+    if size is None:
+        return [inputs]
+    others = [
+        tuple(x[torch.arange(batch) % size] if x.ndim and x.shape[0] == size else x for x in inputs)
+        for batch in BATCHES
+    ]
+    try:
+        with _quiet():
+            for case in others:
+                module(*case)
+    except Exception as error:  # As above; here it only says that the batch is fixed.
+        logger.info("the model takes a batch of %d alone (%s); so will the ONNX file", size, _reason(error))
+        return [inputs]
+    return [inputs, *others]
+
+
+def _export(
+    module: nn.Module, cases: list[tuple[torch.Tensor, ...]], opset: int
+) -> tuple[torch.onnx.ONNXProgram, list[tuple[torch.Tensor, ...]]]:
+    """Export with a dynamic batch if there are several cases and the capture allows it; return what holds for it."""
+    example, *others = cases
+    if others:
+        # A batch of 1 would be taken for a constant, hence the second of the others.
+        dims = tuple({0: Dim("batch")} if a.shape != b.shape else None for a, b in zip(*others[:2], strict=True))
+        try:
+            with _quiet():
+                return _to_onnx(
+                    torch.export.export(module, others[1], dynamic_shapes=dims, strict=False), opset
+                ), others
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # The capture runs the model's code, and fails in many types.
+            logger.info("the ONNX file has a fixed batch, a free one is not possible: %s", _reason(error))
+    try:
+        with _quiet():
+            return _to_onnx(torch.export.export(module, example, strict=False), opset), [example]
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot capture the model: {_reason(error)}") from error
+
+
+def _to_onnx(program: ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
+    try:
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset, optimize=True)
+    except torch.onnx.OnnxExporterError as error:
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
+        what = f"operator {missing[1]} has no ONNX counterpart" if missing else one_line(error)[:300]
+        raise UnsupportedModelError(f"the model cannot be written as ONNX: {what}") from error
+    if exported is None:
+        raise UnsupportedModelError("the model cannot be written as ONNX: the exporter returned nothing")
+    return exported
+
+
+def _tidy(exported: torch.onnx.ONNXProgram, metadata: Mapping[str, str]) -> ir.Model:
+    model: ir.Model = exported.model
+    for tidy in (
+        ir_passes.IdentityEliminationPass(),
+        # An output that is an input, or another output, does need an Identity.
+        ir_passes.OutputFixPass(),
+        ir_passes.RemoveUnusedNodesPass(),
+        # The exporter notes its own graph and the user's source lines, with the paths of this machine.
+        ir_passes.ClearMetadataAndDocStringPass(),
+    ):
+        tidy(model)
+    _name_inputs_and_outputs(model, exported.exported_program)
+    _name_batch(model)
+    _zero_denormals(model)
+    model.producer_name, model.producer_version = "graphprune", __version__
+    model.metadata_props.update(metadata)
+    _report_normalization(model)
+    return model
+
+
+def _report_normalization(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.inputs[0] is None:
+            continue
+        before = node.inputs[0].producer()
+        is_foldable = before is not None and "Conv" in before.op_type and len(node.inputs[0].uses()) == 1
+        level = logging.WARNING if is_foldable else logging.DEBUG
+        logger.log(level, "normalization '%s' was not folded into what is before it", node.name)
+
+
+def _name_inputs_and_outputs(model: ir.Model, program: ExportedProgram | None) -> None:
+    """One input is "input", several keep the names of forward's arguments; outputs are named after their place."""
+    inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
+    names = {"input": inputs[0]} if len(inputs) == 1 else {}
+    names |= dict(zip(_output_names(len(outputs), program), outputs, strict=True))
+    for value in _values(model):
+        if value.name in names and names[value.name] is not value:
+            value.name = f"{value.name}_value"
+    for name, value in names.items():
+        value.name = name
+
+
+def _output_names(count: int, program: ExportedProgram | None) -> list[str]:
+    spec = program.call_spec.out_spec if program is not None else None
+    if spec is not None and spec.num_leaves == count:
+        paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(range(count), spec))
+        keys = ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in paths]
+    else:
+        keys = [str(at) for at in range(count)]
+    if count == 1 and not keys[0].isidentifier():
+        return ["output"]
+    names = [key if key.isidentifier() else f"output_{key}" for key in keys]
+    return names if len(set(names)) == count else [f"output_{at}" for at in range(count)]
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Call the symbol of the free batch "batch", also inside expressions of it."""
+    first = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
+    if not isinstance(first, ir.SymbolicDim) or not first.value:
+        return
+    symbol = re.compile(rf"(?<!\w){re.escape(str(first.value))}(?!\w)")
+    for value in _values(model):
+        shape = value.shape
+        for at, dim in enumerate(shape or ()):
+            if shape is not None and isinstance(dim, ir.SymbolicDim) and dim.value:
+                shape[at] = symbol.sub("batch", str(dim.value))
+
+
+def _zero_denormals(model: ir.Model) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}:
+            continue
+        array = tensor.numpy()
+        tiny = (array != 0) & (abs(array) < SMALLEST_WEIGHT)
+        if tiny.any():
+            cleaned = array.copy()
+            cleaned[tiny] = 0
+            value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph:
+        yield from node.outputs
+
+
+def _check(module: nn.Module, path: Path, cases: list[tuple[torch.Tensor, ...]], name: str) -> None:
+    """Run the file in onnxruntime on every case and compare with the model."""
+    try:
+        onnx.checker.check_model(os.fspath(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(f"{name}: the exported file is no valid ONNX: {one_line(error)}") from error
+    with _quiet():
+        for case in cases:
+            require_equal(module, path, case, rtol=EXPORT_RTOL, labels=("the torch model", name))
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error of torch, which go on for a page, and the model's line it came from."""
+    text = str(error).strip() or type(error).__name__
+    places = [p for p in re.findall(r'File "([^"]+)", line (\d+)', text) if "site-packages" not in p[0]]
+    where = f" ({places[-1][0]}:{places[-1][1]})" if places else ""
+    return f"{one_line(ValueError(text.splitlines()[0]))[:200]}{where}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log lines away from the terminal; stdout belongs to results."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    printed = io.StringIO()
+    redirected = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), redirected[0], redirected[1]:
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if printed.getvalue().strip():
+            logger.debug("printed during the export: %s", printed.getvalue().strip())

@@ -1,0 +1,113 @@
+"""Writing files so that a final name never holds a half-written file.
+
+A file is written under a temporary name in the folder it will live in, flushed to the disk, and renamed.
+A rename within one folder is atomic, so a reader sees the old file or the new one and nothing between.
+"""
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from graphprune.passes.errors import GraphPruneError, OutputExistsError
+
+__all__ = ["atomic_write", "atomic_write_json", "atomic_write_text", "refuse_overwrite"]
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an exception.
+
+    The folder is created when it does not exist. Whatever ends the block early - an error, Ctrl-C - leaves
+    an existing file under `path` as it was, and no temporary file behind.
+
+    Raises:
+        GraphPruneError: The file cannot be written (disk full, no permission, a folder in its place).
+
+    Example:
+        >>> with atomic_write("plan.json") as temporary:     # doctest: +SKIP
+        ...     temporary.write_text("{}")
+    """
+    final = Path(path)
+    temporary: Path | None = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # A writer may look at the suffix, so the temporary name keeps it; the dot hides it from globs.
+        temporary = final.with_name(f".{final.stem}.{secrets.token_hex(4)}{final.suffix}")
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.replace(final)
+        _flush_folder(final.parent)
+    except OSError as error:
+        if not _is_about(error, temporary, final):
+            raise
+        raise _write_error(error, final) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 under `path`, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON under `path`, whole or not at all.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON has no words for.
+    """
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> None:
+    """Do nothing when `path` is free, or when `force` allows to replace what is there.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false.
+    """
+    if not force and os.path.lexists(path):
+        kind = "folder" if Path(path).is_dir() else "file"
+        raise OutputExistsError(f"{path}: this {kind} exists already; choose another name, or replace it with --force")
+
+
+def _is_about(error: OSError, temporary: Path | None, final: Path) -> bool:
+    """Whether an error of the block or of this module is about the file being written.
+
+    The block may read other files; their errors are the caller's. A write that fails for want of space
+    carries no file name.
+    """
+    if error.errno in _DISK_FULL or error.filename is None:
+        return error.errno in _DISK_FULL
+    ours = {os.fspath(p) for p in (temporary, final, final.parent, *final.parents) if p is not None}
+    return os.fspath(error.filename) in ours
+
+
+def _write_error(error: OSError, final: Path) -> GraphPruneError:
+    if error.errno in _DISK_FULL:
+        return GraphPruneError(f"{final}: the disk is full; free some space or write elsewhere")
+    return GraphPruneError(f"{final}: cannot be written ({error.strerror or error})")
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    # Makes the rename itself durable. Folders cannot be opened on Windows, and some file systems refuse.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,227 @@
+"""Running a model on arrays, the same way for an ONNX file and for a torch module.
+
+Verification asks two things of a model: its outputs, and the values inside its graph by name. Torch is
+imported only when a torch module is given.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from graphprune.onnx_session import (
+    RUNTIME_ERRORS,
+    InputSpec,
+    OnnxSource,
+    input_specs,
+    label_of,
+    load_proto,
+    one_line,
+    open_session,
+    with_outputs,
+)
+from graphprune.passes.errors import DataError, UnsupportedModelError
+
+__all__ = ["Model", "Runner", "describe_inputs", "open_runner"]
+
+Model = Any
+"""Path or content of an ONNX file, a `torch.nn.Module` or an `ExportedProgram`."""
+
+Arrays = Sequence[np.ndarray]
+
+
+class Runner(Protocol):
+    """A model that takes arrays by position.
+
+    Attributes:
+        label: What to call the model in a message.
+        output_names: Names of the outputs; None until they are known, or when they have none.
+        fixed_batch: The only batch size that the model takes, or None.
+    """
+
+    label: str
+    output_names: tuple[str, ...] | None
+    fixed_batch: int | None
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        """Return the outputs."""
+
+    def value_names(self) -> list[str]:
+        """Return the names of the values inside the graph in topological order; empty when it has none."""
+
+    def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the float values of the graph among `names`."""
+
+
+def open_runner(model: Model, *, label: str | None = None, optimize: bool = True, threads: int = 1) -> Runner:
+    """Return a runner of `model`.
+
+    Raises:
+        ModelLoadError: An ONNX file is missing, broken, or beyond this onnxruntime.
+        UnsupportedModelError: `model` is of no kind that can be run.
+    """
+    if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
+        return _OnnxRunner(model, label=label, optimize=optimize, threads=threads)
+    # Whoever holds a torch module has imported torch; nobody else pays for it here.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.export.ExportedProgram):
+        return _TorchRunner(model.module(check_guards=False), label or "the exported program")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return _TorchRunner(model, label or f"the torch module {type(model).__name__}")
+    raise UnsupportedModelError(f"{type(model).__name__} is neither an ONNX model nor a torch module")
+
+
+def describe_inputs(model: Model) -> tuple[InputSpec, ...] | None:
+    """Return the inputs that a model takes; None for a torch module that has not been captured.
+
+    Raises:
+        ModelLoadError: An ONNX file is missing or broken.
+    """
+    if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
+        return input_specs(open_session(model), label_of(model))
+    graph = getattr(model, "graph", None)
+    if graph is None:
+        return None
+    signature = getattr(model, "graph_signature", None)
+    names = None if signature is None else set(signature.user_inputs)
+    specs = []
+    for node in graph.nodes:
+        example = node.meta.get("val") if node.op == "placeholder" and (names is None or node.name in names) else None
+        if example is not None and hasattr(example, "shape"):
+            dims = tuple(size if isinstance(size, int) else str(size) for size in example.shape)
+            # Numpy spells the types that a model's input can have as torch does.
+            specs.append(InputSpec(node.name, np.dtype(str(example.dtype).removeprefix("torch.")).type, dims))
+    return tuple(specs) or None
+
+
+class _OnnxRunner:
+    def __init__(self, source: OnnxSource, *, label: str | None, optimize: bool, threads: int) -> None:
+        self.label = label or label_of(source)
+        self._source = source
+        self._threads = threads
+        self._session = open_session(source, optimize=optimize, threads=threads, name=self.label)
+        self._specs = input_specs(self._session, self.label)
+        self.output_names: tuple[str, ...] | None = tuple(item.name for item in self._session.get_outputs())
+        first = self._specs[0].dims[:1] if self._specs else ()
+        self.fixed_batch = first[0] if first and isinstance(first[0], int) else None
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        return self._run(self._session, None, inputs)
+
+    def value_names(self) -> list[str]:
+        return [name for node in load_proto(self._source).graph.node for name in node.output if name]
+
+    def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
+        exposed = with_outputs(load_proto(self._source), names)
+        # Unoptimized: what is looked for is a difference of the graphs, and fusions would be undone anyway.
+        session = open_session(exposed, optimize=False, threads=self._threads, name=self.label)
+        floats = {item.name for item in session.get_outputs() if item.type in {"tensor(float)", "tensor(float16)"}}
+        wanted = [name for name in names if name in floats]
+        return dict(zip(wanted, self._run(session, wanted, inputs), strict=True)) if wanted else {}
+
+    def _run(self, session: Any, wanted: list[str] | None, inputs: Arrays) -> list[np.ndarray]:
+        if len(inputs) != len(self._specs):
+            raise DataError(f"{self.label}: takes {len(self._specs)} inputs, {len(inputs)} were given")
+        feeds = {spec.name: self._fit(spec, array) for spec, array in zip(self._specs, inputs, strict=True)}
+        try:
+            return [np.asarray(value) for value in session.run(wanted, feeds)]
+        except RUNTIME_ERRORS as error:
+            raise UnsupportedModelError(f"{self.label}: onnxruntime cannot run it: {one_line(error)}") from error
+
+    def _fit(self, spec: InputSpec, array: np.ndarray) -> np.ndarray:
+        """Cast between float types, and refuse what the file's own shape excludes."""
+        dims = spec.dims
+        fits = not dims or (
+            len(dims) == array.ndim
+            and all(not isinstance(dim, int) or dim == size for dim, size in zip(dims, array.shape, strict=True))
+        )
+        if not fits:
+            wanted = "x".join(str(dim) for dim in dims)
+            given = "x".join(str(size) for size in array.shape)
+            raise DataError(f"{self.label}: input '{spec.name}' is {wanted}, the data is {given}")
+        if np.issubdtype(spec.dtype, np.floating) != np.issubdtype(array.dtype, np.floating):
+            raise DataError(f"{self.label}: input '{spec.name}' is {spec.dtype.__name__}, the data is {array.dtype}")
+        return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+class _TorchRunner:
+    """Runs a module in evaluation mode and leaves it in the mode it was in."""
+
+    def __init__(self, module: Any, label: str) -> None:
+        self.label = label
+        self._module = module
+        self.output_names: tuple[str, ...] | None = None
+        self.fixed_batch: int | None = self._captured_batch()
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        import torch
+
+        from graphprune.torch_mode import evaluation
+
+        with self._errors(inputs), evaluation(self._module), torch.no_grad():
+            result = self._module(*self._tensors(inputs))
+        leaves = torch.utils._pytree.tree_leaves(result)
+        return [_to_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def value_names(self) -> list[str]:
+        import torch
+
+        if not isinstance(self._module, torch.fx.GraphModule):
+            return []
+        return [node.name for node in self._module.graph.nodes if node.op not in {"placeholder", "get_attr", "output"}]
+
+    def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
+        import torch
+
+        from graphprune.torch_mode import evaluation
+
+        wanted = frozenset(names)
+        found: dict[str, np.ndarray] = {}
+
+        class Recorder(torch.fx.Interpreter):
+            def run_node(self, n: torch.fx.Node) -> Any:
+                value = super().run_node(n)
+                if n.name in wanted and isinstance(value, torch.Tensor) and value.is_floating_point():
+                    found[n.name] = _to_numpy(value)
+                return value
+
+        with self._errors(inputs), evaluation(self._module), torch.no_grad():
+            Recorder(self._module).run(*self._tensors(inputs))
+        return found
+
+    @contextmanager
+    def _errors(self, inputs: Arrays) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # The model's own code may raise anything.
+            given = ", ".join("x".join(str(size) for size in array.shape) for array in inputs)
+            raise DataError(f"{self.label} does not run on inputs of {given}: {one_line(error)[:200]}") from error
+
+    def _captured_batch(self) -> int | None:
+        """The batch size that a captured graph was made for, if it is not dynamic."""
+        import torch
+
+        if not isinstance(self._module, torch.fx.GraphModule):
+            return None
+        example = next((n.meta.get("val") for n in self._module.graph.nodes if n.op == "placeholder"), None)
+        size = example.shape[0] if isinstance(example, torch.Tensor) and example.ndim else None
+        return size if isinstance(size, int) else None
+
+    def _tensors(self, inputs: Arrays) -> list[Any]:
+        import torch
+
+        first = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        return [
+            torch.from_numpy(np.ascontiguousarray(array)).to(first.dtype)
+            if first is not None and np.issubdtype(array.dtype, np.floating)
+            else torch.from_numpy(np.ascontiguousarray(array))
+            for array in inputs
+        ]
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    # A copy: later in-place operators of the graph may write into the same storage. Numpy has no bfloat16.
+    detached = tensor.detach().cpu()
+    return np.array(detached.float() if str(detached.dtype) == "torch.bfloat16" else detached)

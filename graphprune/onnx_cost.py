@@ -1,0 +1,273 @@
+"""Cost of an ONNX file: multiply-accumulates of one sample, weights, and bytes. Needs no torch.
+
+    Conv            elements(out) * (in channels / groups) * kernel
+    ConvTranspose   elements(in)  * (out channels / groups) * kernel
+    Gemm, MatMul    elements(out) * contracted size
+
+Additions of biases, activations, pooling and normalization are not counted. What computes but cannot be
+counted is named in the result instead of being left out in silence.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import inliner, shape_inference
+
+from graphprune.onnx_session import (
+    RUNTIME_ERRORS,
+    OnnxSource,
+    input_shapes,
+    input_specs,
+    label_of,
+    load_proto,
+    one_line,
+    open_session,
+    random_inputs,
+    with_outputs,
+)
+from graphprune.passes.errors import GraphPruneError
+
+__all__ = ["OnnxCost", "onnx_cost"]
+
+Shape = tuple[int, ...]
+
+_FAILURES: tuple[type[Exception], ...] = (GraphPruneError, *RUNTIME_ERRORS)
+
+_FLOATS = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+)
+# Float inputs that set an operator up and are no weights.
+_SETTINGS = {
+    "Clip": {1, 2},
+    "Resize": {1, 2},
+    "Upsample": {1},
+    "Pad": {2},
+    "OneHot": {2},
+    "QuantizeLinear": {1, 2},
+    "DequantizeLinear": {1, 2},
+}
+# Weights that are stored as integers.
+_QUANTIZED_WEIGHTS = {
+    "DequantizeLinear": {0},
+    "QLinearConv": {3, 8},
+    "QLinearMatMul": {3},
+    "ConvInteger": {1},
+    "MatMulInteger": {1},
+}
+# Operators that compute and that no formula here covers.
+_NO_FORMULA = frozenset(
+    {"Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "DeformConv", "If", "Loop", "Scan"}
+)
+
+
+@dataclass(frozen=True)
+class OnnxCost:
+    """Cost of one ONNX model.
+
+    Attributes:
+        macs: Multiply-accumulates of one sample.
+        params: Elements of the weights (float, or quantized); shape constants and settings are left out.
+        size_bytes: Size of the file, external data included.
+        uncounted: Nodes that compute but are missing from `macs`, each with the reason.
+    """
+
+    macs: int
+    params: int
+    size_bytes: int
+    uncounted: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "uncounted": list(self.uncounted)}
+
+
+def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None = None) -> OnnxCost:
+    """Return the cost of the ONNX model `source`.
+
+    Args:
+        source: Path of the file, or its content.
+        shapes: Sizes of inputs that the file leaves open beyond the batch, by input name (the key "" stands for
+            the only input).
+
+    Raises:
+        ModelLoadError: The file is missing or is no ONNX model.
+    """
+    model = load_proto(source)
+    size_bytes = _size_bytes(source)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    feeds = [value for value in model.graph.input if value.name not in stored]
+    sizes = dict(shapes or {})
+    if "" in sizes and len(feeds) == 1:
+        sizes[feeds[0].name] = sizes.pop("")
+    known = _infer_shapes(model, feeds, sizes)
+    reason = ""
+    if missing := _missing(model.graph.node, known):
+        measured, reason = _measure_shapes(model, label_of(source), missing, sizes)
+        known.update(measured)
+    macs, uncounted = _count_macs(model.graph.node, known, reason)
+    first = known.get(feeds[0].name, ()) if feeds else ()
+    batch = first[0] if len(first) > 1 else 1
+    return OnnxCost(macs // batch, _count_weights(model), size_bytes, tuple(uncounted))
+
+
+def _infer_shapes(
+    model: onnx.ModelProto, feeds: Sequence[onnx.ValueInfoProto], sizes: Mapping[str, Sequence[int]]
+) -> dict[str, Shape]:
+    """Return every shape that is fully known once a free batch is 1 and the other free sizes are `sizes`."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    names = {value.name for value in feeds}
+    symbols: dict[str, int] = {}
+    for value in fixed.graph.input:
+        if value.name not in names:
+            continue
+        asked = sizes.get(value.name, ())
+        for at, dim in enumerate(value.type.tensor_type.shape.dim):
+            size = asked[at] if at < len(asked) else 1
+            if not dim.HasField("dim_value") and (asked or at == 0):
+                symbols[dim.dim_param] = size
+                dim.dim_value = size
+    # The file states other values in terms of the same symbols, or of expressions of them ("2*batch").
+    for value in (*fixed.graph.input, *fixed.graph.value_info, *fixed.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols and dim.dim_param:
+                dim.dim_value = symbols[dim.dim_param]
+            elif dim.dim_param:
+                dim.ClearField("dim_param")
+    try:
+        inferred = shape_inference.infer_shapes(fixed, data_prop=True)
+    except (shape_inference.InferenceError, ValueError):
+        inferred = fixed
+    known = {tensor.name: tuple(tensor.dims) for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            known[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return known
+
+
+def _missing(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape]) -> list[str]:
+    """Values whose shape a formula needs and that inference did not find."""
+    needed = (name for node in nodes if node.op_type in _FORMULAS for name in (*node.input, *node.output) if name)
+    return [name for name in dict.fromkeys(needed) if name not in known]
+
+
+def _measure_shapes(
+    model: onnx.ModelProto, label: str, missing: Sequence[str], sizes: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, Shape], str]:
+    """Run the model once and look at the shapes of the values `missing`; say why that failed, if it did."""
+    try:
+        session = open_session(with_outputs(model, missing), optimize=False, name=label)
+        specs = input_specs(session, label)
+        feeds = random_inputs(specs, input_shapes(specs, shapes=sizes, name=label))
+        values = session.run(list(missing), feeds)
+    except _FAILURES as error:
+        return {}, one_line(error)
+    return {name: tuple(value.shape) for name, value in zip(missing, values, strict=True)}, ""
+
+
+def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], reason: str) -> tuple[int, list[str]]:
+    total = 0
+    uncounted = []
+    for node in nodes:
+        label = f"{node.op_type} '{node.name or node.output[0]}'"
+        if formula := _FORMULAS.get(node.op_type):
+            try:
+                total += formula(node, known)
+            except KeyError as error:
+                uncounted.append(
+                    f"{label}: the shape of '{error.args[0]}' is unknown" + (f" ({reason})" if reason else "")
+                )
+        elif node.op_type in _NO_FORMULA:
+            uncounted.append(f"{label}: no formula for this operator")
+    return total, uncounted
+
+
+def _conv_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
+    weight = known[node.input[_CONV_WEIGHT.get(node.op_type, 1)]]  # (out, in / groups, *kernel)
+    return math.prod(known[node.output[0]]) * math.prod(weight[1:])
+
+
+def _conv_transpose_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
+    return math.prod(known[node.input[0]]) * math.prod(known[node.input[1]][1:])  # weight (in, out / groups, *kernel)
+
+
+def _gemm_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(known[node.output[0]]) * known[node.input[0]][0 if transposed else 1]
+
+
+def _matmul_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
+    return math.prod(known[node.output[0]]) * known[node.input[0]][-1]
+
+
+_CONV_WEIGHT = {"QLinearConv": 3}
+_FORMULAS: dict[str, Callable[[onnx.NodeProto, Mapping[str, Shape]], int]] = {
+    "Conv": _conv_macs,
+    "FusedConv": _conv_macs,
+    "ConvInteger": _conv_macs,
+    "QLinearConv": _conv_macs,
+    "ConvTranspose": _conv_transpose_macs,
+    "Gemm": _gemm_macs,
+    "MatMul": _matmul_macs,
+    "MatMulInteger": _matmul_macs,
+    "QLinearMatMul": _matmul_macs,
+}
+
+
+def _count_weights(model: onnx.ModelProto) -> int:
+    """Elements of every stored tensor that some node uses as a weight; a tensor used twice counts once."""
+    stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
+    weights = set()
+    for node in _all_nodes(model.graph):
+        for at, name in enumerate(node.input):
+            tensor = stored.get(name)
+            if tensor is None:
+                continue
+            is_setting = at in _SETTINGS.get(node.op_type, ()) or not tensor.dims
+            if at in _QUANTIZED_WEIGHTS.get(node.op_type, ()) or (tensor.data_type in _FLOATS and not is_setting):
+                weights.add(name)
+    return sum(math.prod(stored[name].dims) for name in weights)
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """The tensors of Constant nodes, under the name of the value they produce."""
+    for node in nodes:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+            yield tensor
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of the graph and of the graphs inside its control flow."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(inner)
+
+
+def _size_bytes(source: OnnxSource) -> int:
+    if isinstance(source, bytes):
+        return len(source)
+    path = Path(source)
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in _external_files(path))
+
+
+def _external_files(path: Path) -> set[str]:
+    outline = onnx.load_model(path, load_external_data=False)
+    return {
+        entry.value
+        for tensor in outline.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }

@@ -1,0 +1,27 @@
+"""Putting a torch module into evaluation mode for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from torch import nn
+
+__all__ = ["evaluation"]
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[nn.Module]:
+    """Hold `module` in evaluation mode inside the block, and give every submodule its own mode back after it."""
+    modes = {part: part.training for part in module.modules()}
+    _set_mode(module, training=False)
+    try:
+        yield module
+    finally:
+        _set_mode(module, training=modes[module])
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _set_mode(module: nn.Module, *, training: bool) -> None:
+    # The module of an exported program refuses: its mode was fixed when it was exported.
+    with suppress(NotImplementedError):
+        module.train(training)

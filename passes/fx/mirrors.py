@@ -1,0 +1,94 @@
+"""Attributes of torch modules that repeat sizes: `in_channels`, `groups`, `num_features`, `normalized_shape`, ...
+
+They are read off the cut parameters; where a module has none (normalization without affine parameters), and
+for numbers of groups, off the operators that the module calls.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from graphprune.passes.channels.analysis import Cut
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.value import Value
+from graphprune.passes.fx.analyze import FxFrontEnd, module_path
+
+Changes = dict[str, Any]
+
+
+def _conv(module: Any, changes: Changes) -> None:
+    module.groups = changes.get("groups", module.groups)
+    first, second = module.weight.shape[:2]
+    if module.transposed:
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        module.out_channels, module.in_channels = first, second * module.groups
+
+
+def _norm(module: Any, changes: Changes) -> None:
+    known = module.weight if module.weight is not None else module.running_mean
+    module.num_features = changes.get("channels", module.num_features) if known is None else known.shape[0]
+
+
+def _group_norm(module: Any, changes: Changes) -> None:
+    module.num_groups = changes.get("num_groups", module.num_groups)
+    module.num_channels = changes.get("channels", module.num_channels)
+
+
+def _layer_norm(module: Any, changes: Changes) -> None:
+    sizes = changes.get("normalized_shape", module.normalized_shape)
+    module.normalized_shape = tuple(
+        old if new is None else new for old, new in zip(module.normalized_shape, sizes, strict=True)
+    )
+
+
+def _linear(module: Any, changes: Changes) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _prelu(module: Any, changes: Changes) -> None:
+    module.num_parameters = module.weight.shape[0]
+
+
+def _embedding(module: Any, changes: Changes) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+_MIRRORS: tuple[tuple[type, Callable[[Any, Changes], None]], ...] = (
+    (nn.modules.conv._ConvNd, _conv),
+    (nn.modules.batchnorm._NormBase, _norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.Linear, _linear),
+    (nn.PReLU, _prelu),
+    (nn.Embedding, _embedding),
+)
+
+
+def update_attributes(model: nn.Module, graph: ChannelGraph, removed: Mask) -> None:
+    """Make the attributes of every module of a cut model agree with its parameters again; in place."""
+    changes = _changes_by_module(graph, removed)
+    for path, module in model.named_modules(remove_duplicate=False):
+        for kind, mirror in _MIRRORS:
+            if isinstance(module, kind):
+                mirror(module, changes.get(path, {}))
+
+
+def _changes_by_module(graph: ChannelGraph, removed: Mask) -> dict[str, Changes]:
+    front: FxFrontEnd = graph.front_end
+    nodes = {node.name: node for node in front.module.graph.nodes}
+    found: dict[str, Changes] = {}
+    for name, (rule, _, op) in front.ops.items():
+        cut = Cut({key: graph.cuts(v, removed) for key, v in op.inputs.items() if isinstance(v, Value)}, [{}])
+        changes = {} if rule.resize is None else rule.resize(op, cut)
+        kept = cut.kept("input", 1)
+        if kept is not None:
+            changes = {**changes, "channels": int(kept.sum())}
+        weight = op.optional("weight")
+        owner = None if weight is None or weight.parameter is None else weight.parameter.rpartition(".")[0]
+        for path in {module_path(nodes[name]), owner} if changes else ():
+            found.setdefault(path or "", {}).update(changes)
+    return found

@@ -1,0 +1,171 @@
+import json
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from graphprune import benchmark as module
+from graphprune.benchmark import FASTER, NOT_FASTER, benchmark
+from graphprune.errors import DataError, ModelLoadError, UnsupportedModelError, UsageError
+
+QUICK = {"min_seconds": 0.001, "min_rounds": 4, "max_seconds": 5.0}
+
+
+def net(dims="n,8", body="y = Relu(x)", kind="float"):
+    text = f'<ir_version: 8, opset_import: ["" : 17]> net ({kind}[{dims}] x) => ({kind}[{dims}] y) {{ {body} }}'
+    return onnx.parser.parse_model(text).SerializeToString()
+
+
+def timings(*milliseconds, spread=0.0, rounds=30, seed=0):
+    """Summaries of made-up times: one model for each median, all with the same relative noise per round."""
+    rng = np.random.default_rng(seed)
+    contenders = []
+    for at, median in enumerate(milliseconds):
+        noise = 1 + spread * rng.standard_normal((rounds, 5))
+        contender = module._Contender.__new__(module._Contender)
+        contender.name, contender.times = f"m{at}", (median / 1e3 * noise).tolist()
+        contenders.append(contender)
+    return module._summarize(contenders, np.random.default_rng(1))
+
+
+def test_every_model_is_timed_in_every_round():
+    report = benchmark({"a": net(), "b": net()}, **QUICK, batch=3, seed=5)
+    assert [timing.name for timing in report.models] == ["a", "b"]
+    assert report.rounds >= 4
+    assert all(timing.runs >= report.rounds for timing in report.models)
+    assert all(0 < t.p10_ms <= t.median_ms <= t.p90_ms for t in report.models)
+    assert (report.batch, report.threads, report.seed) == (3, 1, 5)
+    assert report.inputs == {"x": (3, 8)}
+    assert report["b"].verdict in {FASTER, NOT_FASTER}
+    assert report.machine.onnxruntime
+    with pytest.raises(KeyError):
+        report["c"]
+
+
+def test_the_report_is_json():
+    plain = json.loads(json.dumps(benchmark({"a": net(), "b": net()}, **QUICK).to_dict(), allow_nan=False))
+    assert plain["models"][1]["name"] == "b"
+    assert len(plain["models"][1]["speedup_interval"]) == 2
+    assert plain["inputs"] == {"x": [1, 8]}
+    assert plain["machine"]["logical_cores"] >= 1
+
+
+def test_rounds_end_with_the_time_even_if_too_few():
+    assert benchmark({"a": net()}, min_seconds=1e9, min_rounds=10**9, max_seconds=0.0).rounds == 6
+
+
+def test_the_order_of_turns_changes_and_every_round_is_complete(monkeypatch):
+    turns = []
+    monkeypatch.setattr(module._Contender, "warm_up", lambda self: None)
+    take_turn = module._Contender.take_turn
+
+    def spy(self):
+        turns.append(self.name)
+        take_turn(self)
+
+    monkeypatch.setattr(module._Contender, "take_turn", spy)
+    report = benchmark({"a": net(), "b": net(), "c": net()}, min_seconds=1e-9, min_rounds=12)
+    rounds = [tuple(turns[at : at + 3]) for at in range(0, len(turns), 3)]
+    assert len(rounds) == report.rounds == 12
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_the_speedup_is_the_ratio_of_medians_to_the_first():
+    first, second, third = timings(4.0, 2.0, 8.0)
+    assert (first.speedup, first.verdict) == (1.0, "")
+    assert second.speedup == pytest.approx(2.0)
+    assert (second.verdict, third.verdict) == (FASTER, NOT_FASTER)
+    assert third.speedup == pytest.approx(0.5)
+    assert second.median_ms == pytest.approx(2.0)
+
+
+def test_a_difference_within_the_noise_is_not_faster():
+    _, same = timings(4.0, 3.996, spread=0.2, seed=3)
+    low, high = same.speedup_interval
+    assert low < 1 < high
+    assert same.verdict == NOT_FASTER
+
+
+def test_a_small_difference_beyond_the_noise_is_faster():
+    _, better = timings(4.0, 3.9, spread=0.005, seed=3)
+    low, high = better.speedup_interval
+    assert 1 < low < 4 / 3.9 < high
+    assert better.verdict == FASTER
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(module, "_RESAMPLES", 200)
+    hits = 0
+    for seed in range(100):
+        low, high = timings(3.0, 2.0, spread=0.1, rounds=25, seed=seed)[1].speedup_interval
+        hits += low <= 1.5 <= high
+    assert 87 <= hits <= 99
+
+
+def test_a_drift_that_meets_both_models_cancels():
+    drift = np.linspace(1, 3, 40)[:, None] * np.ones((40, 3))
+    contenders = []
+    for name, median in (("a", 2.0), ("b", 1.0)):
+        contender = module._Contender.__new__(module._Contender)
+        contender.name, contender.times = name, (median * drift).tolist()
+        contenders.append(contender)
+    _, timing = module._summarize(contenders, np.random.default_rng(0))
+    assert timing.speedup_interval == pytest.approx((2.0, 2.0))
+
+
+def test_time_given_to_other_work_is_noticed(monkeypatch, caplog):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(module.time, "thread_time", lambda: next(clock) * 1e-9)
+    report = benchmark({"a": net()}, **QUICK)
+    assert report.interference == pytest.approx(1, abs=0.01)
+    assert report.is_disturbed
+    assert "repeat the measurement on an idle machine" in caplog.text
+    assert benchmark({"a": net()}, threads=2, **QUICK).interference is None
+
+
+@pytest.mark.parametrize("kind", ["float", "float16", "double", "int32", "int64", "uint8", "bool"])
+def test_inputs_of_every_type_can_be_fed(kind):
+    report = benchmark({"a": net(body="y = Identity(x)", kind=kind)}, **QUICK)
+    assert report.models[0].runs > 0
+
+
+def test_given_inputs_are_used():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,4] table, int64[k] index) => (float[k,4] y) { y = Gather(table, index) }"""
+    model = onnx.parser.parse_model(text).SerializeToString()
+    feeds = {"table": np.ones((9, 4), np.float32), "index": np.array([8, 7])}
+    assert benchmark({"a": model}, inputs=feeds, **QUICK).inputs == {"table": (9, 4), "index": (2,)}
+    with pytest.raises(UnsupportedModelError, match="a: onnxruntime cannot run it"):
+        benchmark({"a": model}, inputs={**feeds, "index": np.array([99])}, **QUICK)
+    with pytest.raises(DataError, match="no array was given for its input 'index'"):
+        benchmark({"a": model}, inputs={"table": feeds["table"]}, **QUICK)
+
+
+def test_open_sizes_need_a_shape():
+    model = net(dims="n,c,h")
+    with pytest.raises(UsageError, match=r"--shape x:1x224x224"):
+        benchmark({"a": model}, **QUICK)
+    assert benchmark({"a": model}, shapes={"": (2, 3, 4)}, **QUICK).inputs == {"x": (2, 3, 4)}
+
+
+def test_a_fixed_batch_is_not_silently_another():
+    with pytest.raises(UsageError, match="b: has a fixed batch of 8; measure it with --batch 8"):
+        benchmark({"a": net(), "b": net(dims="8,8")}, **QUICK)
+    assert benchmark({"a": net(), "b": net(dims="8,8")}, batch=8, **QUICK).batch == 8
+
+
+def test_wrong_arguments_are_usage_errors():
+    with pytest.raises(UsageError, match="no model"):
+        benchmark({})
+    with pytest.raises(UsageError, match="a batch of 0"):
+        benchmark({"a": net()}, batch=0)
+    with pytest.raises(UsageError, match="0 threads"):
+        benchmark({"a": net()}, threads=0)
+
+
+def test_a_broken_file_is_named_by_its_path(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_text("no model")
+    with pytest.raises(ModelLoadError, match=r"broken\.onnx: onnxruntime cannot load it"):
+        benchmark({"a": net(), "b": path}, **QUICK)

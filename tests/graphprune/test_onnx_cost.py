@@ -1,0 +1,186 @@
+import json
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graphprune.errors import ModelLoadError
+from graphprune.onnx_cost import onnx_cost
+
+
+def weight(name, *shape):
+    return numpy_helper.from_array(np.ones(shape, dtype=np.float32), name)
+
+
+def net(nodes, weights, inputs, outputs):
+    """Serialize a graph; inputs and outputs are (name, shape)."""
+    infos = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in part] for part in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "net", *infos, weights)
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=8).SerializeToString()
+
+
+def single(op, weights, inputs, output_rank, **attributes):
+    names = [name for name, _ in inputs] + [w.name for w in weights]
+    shape = [f"d{i}" for i in range(output_rank)]
+    return net([helper.make_node(op, names, ["y"], **attributes)], weights, inputs, [("y", shape)])
+
+
+@pytest.mark.parametrize(
+    ("model", "macs", "params"),
+    [
+        # 8 output maps of 16x16, each element 3 channels of 3x3.
+        (
+            single("Conv", [weight("w", 8, 3, 3, 3), weight("b", 8)], [("x", ["n", 3, 16, 16])], 4, pads=[1, 1, 1, 1]),
+            8 * 16 * 16 * 3 * 9,
+            8 * 27 + 8,
+        ),
+        # Grouped, strided, no padding: 7x7 maps, 2 channels per group.
+        (
+            single("Conv", [weight("w", 8, 2, 3, 3)], [("x", ["n", 4, 16, 16])], 4, group=2, strides=[2, 2]),
+            8 * 7 * 7 * 2 * 9,
+            8 * 18,
+        ),
+        # Depthwise.
+        (
+            single("Conv", [weight("w", 6, 1, 3, 3)], [("x", ["n", 6, 8, 8])], 4, group=6, pads=[1, 1, 1, 1]),
+            6 * 64 * 9,
+            54,
+        ),
+        # Every input element meets the kernel of each of the 5 output channels.
+        (
+            single("ConvTranspose", [weight("w", 3, 5, 2, 2)], [("x", ["n", 3, 8, 8])], 4, strides=[2, 2]),
+            3 * 64 * 5 * 4,
+            60,
+        ),
+        (single("Gemm", [weight("w", 10, 32)], [("x", ["n", 32])], 2, transB=1), 320, 320),
+        # Batched product of two activations.
+        (single("MatMul", [], [("a", ["n", 2, 5, 7]), ("b", ["n", 2, 7, 3])], 4), 2 * 5 * 7 * 3, 0),
+    ],
+)
+def test_formulas(model, macs, params):
+    cost = onnx_cost(model)
+    assert cost.macs == macs
+    assert cost.params == params
+    assert cost.size_bytes == len(model)
+    assert cost.uncounted == ()
+
+
+def test_a_transposed_first_factor_is_contracted_along_its_rows():
+    nodes = [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Gemm", ["t", "w"], ["y"], transA=1)]
+    assert onnx_cost(net(nodes, [weight("w", 32, 10)], [("x", ["n", 32])], [("y", ["n", 10])])).macs == 320
+
+
+def test_a_fixed_batch_is_divided_out():
+    sizes = [
+        onnx_cost(single("Conv", [weight("w", 8, 3, 3, 3)], [("x", [batch, 3, 16, 16])], 4)).macs
+        for batch in ("n", 1, 8)
+    ]
+    assert len(set(sizes)) == 1
+
+
+def test_stated_shapes_in_terms_of_the_batch_do_not_confuse():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[batch,4,6,6] x) => (float[N,36] y) <float[4,4] w = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}>
+    { s = Constant<value = int64[3] {-1,6,6}>() r = Reshape(x, s) t = Constant<value = int64[3] {-1,36,4}>()
+      q = Reshape(r, t) p = MatMul(q, w) u = Constant<value = int64[2] {-1,36}>() y = Reshape(p, u) }"""
+    model = onnx.parser.parse_model(text)
+    info = helper.make_tensor_value_info("r", TensorProto.FLOAT, ["4*batch", 6, 6])
+    model.graph.value_info.append(info)
+    assert onnx_cost(model.SerializeToString()).macs == 36 * 4 * 4
+
+
+def test_only_weights_count_as_parameters():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Clip", ["a", "low", "high"], ["b"]),
+        helper.make_node("Mul", ["b", "half"], ["c"]),
+        helper.make_node("Reshape", ["c", "shape"], ["d"]),
+        helper.make_node("Conv", ["x", "w"], ["e"]),
+        helper.make_node("Constant", [], ["k"], value=weight("", 5, 20)),
+        helper.make_node("MatMul", ["d", "k"], ["y"]),
+    ]
+    scalars = [numpy_helper.from_array(np.float32(v), n) for v, n in ((0, "low"), (6, "high"), (0.5, "half"))]
+    shape = numpy_helper.from_array(np.array([-1, 5]), "shape")
+    unused = weight("unused", 100)
+    stored = [weight("w", 5, 3, 1, 1), *scalars, shape, unused]
+    model = net(nodes, stored, [("x", ["n", 3, 4, 4])], [("y", ["m", 20]), ("e", ["n", 5, 4, 4])])
+    cost = onnx_cost(model)
+    assert cost.params == 15 + 100
+    assert cost.macs == 2 * 16 * 15 + 16 * 5 * 20
+
+
+def test_quantized_weights_count_their_scales_do_not():
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["f"], axis=0),
+        helper.make_node("Conv", ["x", "f"], ["y"]),
+    ]
+    stored = [
+        numpy_helper.from_array(np.ones((4, 3, 1, 1), np.int8), "w"),
+        weight("scale", 4),
+        numpy_helper.from_array(np.zeros(4, np.int8), "zero"),
+    ]
+    cost = onnx_cost(net(nodes, stored, [("x", ["n", 3, 2, 2])], [("y", ["n", 4, 2, 2])]))
+    assert (cost.params, cost.macs) == (12, 4 * 4 * 3)
+
+
+# Inference cannot know the shape of r: it is computed from the values of x.
+COMPUTED_SHAPE = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[n,6] x, int64[2] to) => (float[a,b] y) <float[3,2] w = {1,1,1,1,1,1}>
+{ r = Reshape(x, to) y = MatMul(r, w) }"""
+
+
+def test_shapes_that_inference_misses_are_measured():
+    text = COMPUTED_SHAPE.replace("int64[2] to", "float[n,2] unused").replace(
+        "r = Reshape(x, to)",
+        "o = Mul(x, z) f = ReduceMax(o) t = Add(three, f) i = Cast<to = 7>(t) s = Concat<axis = 0>(m, i) "
+        "r = Reshape(x, s)",
+    )
+    text = text.replace("1,1}>", "1,1}, float z = {0}, float[1] three = {3}, int64[1] m = {-1}>")
+    text = text.replace("ReduceMax(o)", "ReduceMax<keepdims = 0>(o)")
+    cost = onnx_cost(onnx.parser.parse_model(text).SerializeToString())
+    assert cost.macs == 2 * 3 * 2
+    assert cost.uncounted == ()
+
+
+def test_what_cannot_be_counted_is_said():
+    # Random integers as a shape make onnxruntime fail.
+    cost = onnx_cost(onnx.parser.parse_model(COMPUTED_SHAPE).SerializeToString())
+    assert cost.macs == 0
+    assert len(cost.uncounted) == 1
+    assert "MatMul 'y': the shape of 'y' is unknown (" in cost.uncounted[0]
+
+
+def test_an_operator_without_a_formula_is_said():
+    model = single("Einsum", [weight("w", 4, 2)], [("x", ["n", 4])], 2, equation="ij,jk->ik")
+    cost = onnx_cost(model)
+    assert cost.uncounted == ("Einsum 'y': no formula for this operator",)
+    assert json.loads(json.dumps(cost.to_dict()))["uncounted"] == list(cost.uncounted)
+
+
+def test_open_sizes_come_from_the_user():
+    model = single("Conv", [weight("w", 8, 3, 3, 3)], [("x", ["n", 3, "h", "w"])], 4)
+    assert "give its size" in onnx_cost(model).uncounted[0]
+    assert onnx_cost(model, shapes={"": (1, 3, 10, 10)}).macs == 8 * 64 * 27
+    assert onnx_cost(model, shapes={"x": (2, 3, 10, 10)}).macs == 8 * 64 * 27
+
+
+def test_local_functions_are_looked_into():
+    text = """<ir_version: 9, opset_import: ["" : 17, "local" : 1]>
+    net (float[n,4] x) => (float[n,4] y) <float[4,4] w = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}> { y = local.layer(x, w) }
+    <domain: "local", opset_import: ["" : 17]>
+    layer (a, b) => (c) { c = MatMul(a, b) }"""
+    assert onnx_cost(onnx.parser.parse_model(text).SerializeToString()).macs == 16
+
+
+def test_external_data_belongs_to_the_size(tmp_path):
+    model = onnx.load_model_from_string(single("Gemm", [weight("w", 32, 10)], [("x", ["n", 32])], 2))
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    cost = onnx_cost(tmp_path / "m.onnx")
+    assert cost.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert cost.size_bytes > 32 * 10 * 4
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ModelLoadError, match=r"m\.onnx"):
+        onnx_cost(tmp_path / "m.onnx")

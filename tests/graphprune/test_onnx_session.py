@@ -1,0 +1,116 @@
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from graphprune.errors import ModelLoadError, UsageError
+from graphprune.onnx_session import (
+    input_shapes,
+    input_specs,
+    load_proto,
+    one_line,
+    open_session,
+    random_inputs,
+    with_outputs,
+)
+
+TWO_INPUTS = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch,3,h,w] image, int64[batch] index) => (float[batch,3,h,w] out, int64[batch] same)
+{ half = Constant<value = float {0.5}>() inner = Mul(image, half) out = Relu(inner) same = Identity(index) }
+"""
+
+
+def model(text=TWO_INPUTS):
+    return onnx.parser.parse_model(text).SerializeToString()
+
+
+@pytest.mark.parametrize("read", [open_session, load_proto])
+@pytest.mark.parametrize("content", [b"", b"just some text, no model\n", b"\x08\x07\x12\xff"])
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, read, content):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"broken\.onnx: ") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    assert "ONNXRuntimeError" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [open_session, load_proto])
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path, read):
+    with pytest.raises(ModelLoadError, match="no such file"):
+        read(tmp_path / "none.onnx")
+    with pytest.raises(ModelLoadError, match="is a folder"):
+        read(tmp_path)
+
+
+def test_an_operator_onnxruntime_does_not_have_is_named():
+    text = """<ir_version: 8, opset_import: ["" : 17, "made.up" : 1]>
+    net (float[2] x) => (float[2] y) { y = made.up.Frobnicate(x) }"""
+    with pytest.raises(ModelLoadError, match="Frobnicate"):
+        open_session(model(text))
+
+
+def test_threads_and_provider_are_checked():
+    with pytest.raises(UsageError, match="0 threads"):
+        open_session(model(), threads=0)
+    with pytest.raises(UsageError, match=r"MadeUp is not in this onnxruntime; it has .*CPUExecutionProvider"):
+        open_session(model(), provider="MadeUp")
+
+
+def test_inputs_are_described():
+    image, index = input_specs(open_session(model()))
+    assert (image.name, image.dtype, image.dims) == ("image", np.float32, ("batch", 3, "h", "w"))
+    assert (index.name, index.dtype, index.dims) == ("index", np.int64, ("batch",))
+
+
+def test_shapes_come_from_the_file_the_batch_and_the_user():
+    specs = input_specs(open_session(model()))
+    shapes = input_shapes(specs, batch=4, shapes={"image": (4, 3, 8, 9)})
+    assert shapes == {"image": (4, 3, 8, 9), "index": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (None, r"input 'image' is batchx3xhxw; give its size, as in --shape image:1x3x224x224"),
+        ({"image": (1, 4, 8, 8)}, "input 'image' is batchx3xhxw, the shape given is 1x4x8x8"),
+        ({"image": (1, 3, 8)}, "the shape given is 1x3x8"),
+        ({"picture": (1, 3, 8, 8)}, "no input is called 'picture'; it has 'image', 'index'"),
+        ({"": (1, 3, 8, 8)}, "no input is called ''"),
+    ],
+)
+def test_open_and_contradicting_sizes_are_errors(shapes, message):
+    with pytest.raises(UsageError, match=message):
+        input_shapes(input_specs(open_session(model())), shapes=shapes)
+
+
+def test_a_shape_without_a_name_is_that_of_the_only_input():
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[n,h] x) => (float[n,h] y) { y = Relu(x) }'
+    specs = input_specs(open_session(model(text)))
+    assert input_shapes(specs, shapes={"": (2, 5)}) == {"x": (2, 5)}
+
+
+def test_random_inputs_follow_type_shape_and_seed():
+    specs = input_specs(open_session(model()))
+    shapes = {"image": (2, 3, 4, 4), "index": (2,)}
+    first, again, other = (random_inputs(specs, shapes, seed) for seed in (1, 1, 2))
+    assert first["image"].dtype == np.float32
+    assert first["index"].dtype == np.int64
+    assert set(np.unique(random_inputs(specs, {"image": (1, 3, 1, 1), "index": (99,)})["index"])) == {0, 1}
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert not np.array_equal(first["image"], other["image"])
+
+
+def test_inner_values_become_outputs():
+    session = open_session(with_outputs(load_proto(model()), ["inner", "out"]))
+    assert [item.name for item in session.get_outputs()] == ["out", "same", "inner"]
+    image = np.array([[[[-2.0]], [[4.0]], [[6.0]]]], dtype=np.float32)
+    (inner,) = session.run(["inner"], {"image": image, "index": np.zeros(1, np.int64)})
+    np.testing.assert_array_equal(inner, image / 2)
+
+
+def test_one_line_drops_breaks_and_the_code_of_onnxruntime():
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : no good")) == "no good"
+    assert one_line(ValueError()) == "ValueError"
