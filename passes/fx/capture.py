@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
@@ -64,7 +62,9 @@ class CapturedModule(fx.GraphModule):
     def __deepcopy__(self, memo: Any) -> "CapturedModule":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own tree specs by a deprecated path
-            return super().__deepcopy__(memo)
+            duplicate = super().__deepcopy__(memo)
+        assert isinstance(duplicate, CapturedModule)
+        return duplicate
 
     def with_taps(self, names: Sequence[str]) -> "TappedModule":
         """A module that shares these parameters and also returns the results of the named nodes."""
@@ -168,13 +168,6 @@ def capture(
     captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
     _clean(captured)
     return captured.eval()
-
-
-def refresh_shapes(module: CapturedModule) -> None:
-    """Note on every node the sizes it has now, after its graph was rewritten."""
-    flat, _ = pytree.tree_flatten((module.example_inputs, {}))
-    with torch.no_grad():
-        FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*flat)
 
 
 def _at_least_two(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:

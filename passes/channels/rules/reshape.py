@@ -5,6 +5,7 @@ repeat: those of dimensions that got shorter are replaced, all others stay as wr
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from graphprune.passes.channels import movement
@@ -15,6 +16,9 @@ from graphprune.passes.channels.value import Value
 def reshape(analysis: Analysis, op: Op) -> list[Value]:
     """Row-major reshape of any kind: view, flatten, squeeze, unsqueeze."""
     x = op.value("input")
+    if prod(x.shape) != prod(op.shape) or 0 in op.shape:
+        analysis.freeze_value(x, op, "its elements are read in another size")
+        return [Value(op.shape, constant=x.constant)]
     return [x.moved(op.shape, movement.reshape(x.shape, op.shape))]
 
 
@@ -32,9 +36,19 @@ def permute(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def repeat(analysis: Analysis, op: Op) -> list[Value]:
-    """Repeat the whole tensor along each dimension."""
+    """Repeat the whole tensor along each dimension (missing leading repeats are 1)."""
     x = op.value("input")
-    return [x.moved(op.shape, movement.tile(x.shape, op.attrs["repeats"]))]
+    repeats = [1] * (x.rank - len(op.attrs["repeats"])) + list(op.attrs["repeats"])
+    return [x.moved(op.shape, movement.tile(x.shape, repeats))]
+
+
+def repeat_each(analysis: Analysis, op: Op) -> list[Value]:
+    """Repeat every slice along one dimension; without a dimension, of the tensor laid out flat."""
+    x, dim = op.value("input"), op.attrs["dim"]
+    if dim is None:
+        flat = (prod(x.shape),)
+        x, dim = x.moved(flat, movement.reshape(x.shape, flat)), 0
+    return [x.moved(op.shape, movement.repeat_each(dim % x.rank, op.attrs["repeats"]))]
 
 
 def pixel_shuffle(analysis: Analysis, op: Op) -> list[Value]:
@@ -114,6 +128,18 @@ def _transposed(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, A
     return {"dims": dims}
 
 
+def _moved_dims(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    rank = inputs["input"].rank
+    source, destination = (
+        [d % rank for d in (given if isinstance(given, list) else [given])]
+        for given in (attrs["source"], attrs["destination"])
+    )
+    dims = [d for d in range(rank) if d not in source]
+    for target, origin in sorted(zip(destination, source, strict=True)):
+        dims.insert(target, origin)
+    return {"dims": dims}
+
+
 def _onnx_perm(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"dims": attrs.get("perm") or list(range(inputs["input"].rank))[::-1]}
 
@@ -175,6 +201,8 @@ RULES = (
             "swapaxes": Binding(read=_transposed),
             "swapdims": Binding(read=_transposed),
             "mT": Binding(read=_transposed),
+            "movedim": Binding(read=_moved_dims),
+            "moveaxis": Binding(read=_moved_dims),
             "numpy_T": Binding(read=lambda attrs, inputs: {"dims": list(range(inputs["input"].rank))[::-1]}),
         },
         onnx={"Transpose": Binding(inputs=("input",), read=_onnx_perm)},
@@ -182,9 +210,10 @@ RULES = (
     Rule(
         "repeat",
         repeat,
-        aten={"repeat": Binding()},
+        aten={"repeat": Binding(), "tile": Binding(names={"repeats": "dims"})},
         onnx={"Tile": Binding(inputs=("input", "repeats"), needs=("repeats",), read=_tile)},
     ),
+    Rule("repeat each", repeat_each, aten={"repeat_interleave.self_int": Binding()}),
     Rule(
         "pixel shuffle",
         pixel_shuffle,

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphprune.passes.channels import movement
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
-from graphprune.passes.channels.coupling import concatenate
+from graphprune.passes.channels.coupling import broadcast, concatenate, first_zero
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Facet, Value
 
@@ -136,6 +136,15 @@ def resize_take(op: Op, cut: Cut) -> dict[str, Any]:
     return {"index": position[indices[kept[indices]]]}
 
 
+def gated_halves(analysis: Analysis, op: Op) -> list[Value]:
+    """torch.nn.functional.glu: the first half along `dim` times the sigmoid of the second."""
+    x = op.value("input")
+    dim, half = op.attrs["dim"] % x.rank, op.shape[op.attrs["dim"]]
+    _drop_all(analysis, x, dim)
+    parts = [x.moved(op.shape, movement.slices({dim: (start, start + half, 1)})) for start in (0, half)]
+    return [broadcast(analysis, op, parts, first_zero)]
+
+
 def join(analysis: Analysis, op: Op) -> list[Value]:
     """Concatenation."""
     return [concatenate(analysis, op, op.values(), op.attrs["dim"])]
@@ -215,6 +224,18 @@ def _read_slice(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, A
     x = inputs["input"]
     dim = attrs.get("dim", 0) % x.rank
     return {"ranges": {dim: _clamped(attrs.get("start"), attrs.get("end"), attrs.get("step", 1), x.shape[dim])}}
+
+
+def _read_narrow(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    x, start = inputs["input"], attrs["start"]
+    dim = attrs["dim"] % x.rank
+    start += x.shape[dim] if start < 0 else 0
+    return {"ranges": {dim: (start, start + attrs["length"], 1)}}
+
+
+def _write_narrow(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    ((start, stop, _),) = attrs["ranges"].values()
+    return {"start": start, "length": stop - start}
 
 
 def _write_slice(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +331,10 @@ RULES = (
         "slice",
         slice_ranges,
         resize_slice,
-        aten={"slice": Binding(read=_read_slice, write=_write_slice)},
+        aten={
+            "slice": Binding(read=_read_slice, write=_write_slice),
+            "narrow": Binding(read=_read_narrow, write=_write_narrow),
+        },
         onnx={
             "Slice": Binding(
                 inputs=("input", "starts", "ends", "axes", "steps"),
@@ -328,6 +352,7 @@ RULES = (
         aten={"split_with_sizes": Binding()},
         onnx={"Split": Binding(inputs=("input", "split"), read=_split_dim, write=_write_split)},
     ),
+    Rule("gated halves", gated_halves, aten={"glu": Binding()}),
     Rule("unbind", unbind, aten={"unbind": Binding()}),
     Rule(
         "take",

@@ -1,0 +1,120 @@
+"""Do two torch models, or two captured graphs, compute the same?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.value import Value
+from graphprune.passes.errors import VerificationError
+from graphprune.passes.fx.analyze import FxFrontEnd
+from graphprune.passes.fx.capture import CapturedModule
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
+    """The tensors that a model gives, flat, without gradients; the model's mode is kept."""
+    with torch.no_grad():
+        outputs = model(*inputs)
+    flat, _ = pytree.tree_flatten(outputs)
+    return [x for x in flat if isinstance(x, torch.Tensor)]
+
+
+def difference(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference relative to the largest reference value; infinite for other shapes, NaN or Inf."""
+    if reference.shape != other.shape:
+        return float("inf")
+    if reference.numel() == 0:
+        return 0.0
+    if not (reference.is_floating_point() or reference.is_complex()):
+        return 0.0 if torch.equal(reference, other) else float("inf")
+    if not (torch.isfinite(reference).all() and torch.isfinite(other).all()):
+        same = torch.equal(torch.nan_to_num(reference), torch.nan_to_num(other))
+        return 0.0 if same and torch.equal(reference.isnan(), other.isnan()) else float("inf")
+    scale = max(float(reference.abs().max()), 1e-12)
+    return float((reference - other).abs().max()) / scale
+
+
+def compare_outputs(reference: list[torch.Tensor], outputs: list[torch.Tensor], tolerance: float, what: str) -> float:
+    """The largest difference over all outputs.
+
+    Raises:
+        VerificationError: it is above `tolerance`.
+    """
+    if len(reference) != len(outputs):
+        raise VerificationError(f"{what} gives {len(outputs)} outputs, the masked model {len(reference)}")
+    worst = max((difference(a, b) for a, b in zip(reference, outputs, strict=True)), default=0.0)
+    if not worst <= tolerance:
+        raise VerificationError(f"{what} differs from the masked model by {worst:.3g} (allowed {tolerance:g})")
+    return worst
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph, with other tensors in place of its own where given, and keeps every result by node name."""
+
+    def __init__(self, module: fx.GraphModule, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(module)
+        self.tensors = tensors
+        self.seen: dict[str, Any] = {}
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.tensors[target] if target in self.tensors else super().fetch_attr(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        # operators in place would change what was seen
+        self.seen[n.name] = result.clone() if isinstance(result, torch.Tensor) else result
+        return result
+
+
+def first_difference(
+    graph: ChannelGraph,
+    masked: Mapping[str, torch.Tensor],
+    cut: CapturedModule,
+    removed: Mask,
+    inputs: tuple[Any, ...],
+    tolerance: float,
+) -> str:
+    """Where the cut graph leaves the masked one, as a sentence; empty when it does nowhere.
+
+    Args:
+        graph: channel graph of the model before the cut.
+        masked: its parameters and buffers with the planned channels at zero.
+        cut: the slim graph.
+        removed: (G,) the groups that were removed.
+        inputs: what to run both with.
+        tolerance: largest difference relative to the largest value of a tensor.
+    """
+    front: FxFrontEnd = graph.front_end
+    before, after = _Recorder(front.module, masked), _Recorder(cut, {})
+    flat, _ = pytree.tree_flatten((inputs, {}))
+    failure = ""
+    with torch.no_grad():
+        before.run(*flat, enable_io_processing=False)
+        try:
+            after.run(*flat, enable_io_processing=False)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            failure = next(iter(str(error).splitlines()), type(error).__name__)
+    for node in front.module.graph.nodes:
+        value = front.env.get(node)
+        if node.op != "call_function" or not isinstance(value, Value):
+            continue
+        where = front.ops[node.name][2].where if node.name in front.ops else node.name
+        if node.name not in after.seen:
+            return f"node {node.name} ({where}) fails: {failure}" if failure else ""
+        expected, found = before.seen[node.name], after.seen[node.name]
+        if not isinstance(expected, torch.Tensor):
+            continue
+        for dim, kept in graph.cuts(value, removed).items():
+            expected = expected.index_select(dim, torch.from_numpy(np.flatnonzero(kept)))
+        worst = difference(expected, found)
+        if not worst <= tolerance:
+            return (
+                f"they differ first at node {node.name} ({where}): by {worst:.3g}, allowed {tolerance:g}; "
+                f"shapes {tuple(expected.shape)} and {tuple(found.shape)}"
+            )
+    return failure
