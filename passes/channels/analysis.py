@@ -128,6 +128,9 @@ class Rule:
         resize: new values of the arguments that mirror sizes; None when there are none.
         aten: ATen operator (`conv2d`, or `max.other` for one overload) -> binding.
         onnx: ONNX operator type -> binding.
+        sums: for an operator that sums over the channels of its input, the dimension of the result along which
+            the bias lies; over no channels, the bias is the result.
+        pointwise: treats every position alone, so that what is constant over positions stays so.
     """
 
     name: str
@@ -135,6 +138,8 @@ class Rule:
     resize: Resize | None = None
     aten: Mapping[str, Binding] = field(default_factory=dict)
     onnx: Mapping[str, Binding] = field(default_factory=dict)
+    sums: "Callable[[Op], int] | None" = None
+    pointwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -347,13 +352,13 @@ class Analysis:
         self.space.compress()
 
     def _make_rectangular(self, labels: Labels) -> None:
-        """Unite along all dimensions but one: the one that leaves the most classes free to go."""
+        """Unite along all dimensions but one: the one that leaves the most classes free to go, or the longest."""
         dims = self.space.varies(labels)
         if len(dims) < 2:
             return
         roots = self.space.find(keep_dims(labels, dims))
         best, most = dims[0], -1
-        for dim in dims:
+        for dim in sorted(dims, key=lambda dim: -labels.shape[dim]):
             count = self._classes_if_kept(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
             if count > most:
                 best, most = dim, count

@@ -1,7 +1,7 @@
 """The result of a channel analysis: which channels can go, which only together, and what that saves."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.passes.channels.analysis import Analysis, Frozen
+from graphprune.passes.channels.branches import Fate, Flow, Step
 from graphprune.passes.channels.cost import CostModel, Term
 from graphprune.passes.channels.labels import PINNED, Labels, Mask
 from graphprune.passes.channels.plan import PruningPlan
@@ -95,6 +96,9 @@ class ChannelGraph:
         batch: int,
         inputs: tuple[Mapping[str, Any], ...] = (),
         unknown: Mapping[str, int] | None = None,
+        steps: Sequence[Step] = (),
+        outputs: Sequence[Value] = (),
+        same: Mapping[int, int] | None = None,
         front_end: Any = None,
     ) -> None:
         """Settle `analysis` and read its classes.
@@ -106,6 +110,9 @@ class ChannelGraph:
             batch: samples in the example inputs.
             inputs: shape and dtype of each input.
             unknown: operators without a rule and their number.
+            steps: the operators in the order of computation.
+            outputs: the values that the model returns.
+            same: id of a value -> id of the value that it restates.
             front_end: what the front end needs to cut its own graph later.
         """
         self.front_end = front_end
@@ -127,7 +134,11 @@ class ChannelGraph:
         self.axes: dict[tuple[str, int], Ids] = {key: found for key, found in ids.items() if (found >= 0).any()}
         self.parameters = parameters
         self._read_exactness()
-        self._read_sets()
+        self.set_of, sets = self._read_sets()
+        self.flow = self._read_flow(steps, outputs, same or {})
+        self.sets: tuple[GroupSet, ...] = tuple(
+            replace(s, bypassed=self.flow.fates(frozenset({s.index})) is not None) for s in sets
+        )
         self.frozen = self._read_frozen(roots)
         self.value_groups = self._read_values()
         self.cost = self._cost(batch)
@@ -146,7 +157,7 @@ class ChannelGraph:
         self.exact[ids[ids >= 0]] = False
         self._why[ids[ids >= 0]] = which[ids >= 0]
 
-    def _read_sets(self) -> None:
+    def _read_sets(self) -> tuple[Ids, list[GroupSet]]:
         """Groups whose members are the same slices, counted, are of one set.
 
         Equality is told by a sum of pseudo-random numbers, one for each (axis, count): no loop over groups.
@@ -164,13 +175,13 @@ class ChannelGraph:
         rank = np.empty(len(unique), dtype=np.int64)
         rank[order] = np.arange(len(unique))
         by_structure: Ids = rank[inverse.ravel()] if self.n_groups else np.empty(0, dtype=np.int64)
-        self.set_of = self._anchored(by_structure)
-        by_set = np.argsort(self.set_of, kind="stable")
-        number = int(self.set_of.max()) + 1 if self.n_groups else 0
-        bounds = np.searchsorted(self.set_of[by_set], np.arange(number + 1))
-        self.sets: tuple[GroupSet, ...] = tuple(
+        set_of = self._anchored(by_structure)
+        by_set = np.argsort(set_of, kind="stable")
+        number = int(set_of.max()) + 1 if self.n_groups else 0
+        bounds = np.searchsorted(set_of[by_set], np.arange(number + 1))
+        return set_of, [
             self._group_set(index, by_set[bounds[index] : bounds[index + 1]], counts) for index in range(number)
-        )
+        ]
 
     def _anchored(self, set_of: Ids) -> Ids:
         """Split sets until every tensor holds a whole one, so that keeping a group of each set empties no tensor.
@@ -189,6 +200,19 @@ class ChannelGraph:
                     part = groups[set_of[groups] == inside.argmax()]
                     set_of[part] = len(inside)
         return np.unique(set_of, return_inverse=True)[1].ravel().astype(np.int64)
+
+    def _read_flow(self, steps: Sequence[Step], outputs: Sequence[Value], same: Mapping[int, int]) -> Flow:
+        whole: dict[int, frozenset[int]] = {}
+        touched: dict[int, frozenset[int]] = {}
+        for value in (value for step in steps for value in step.results):
+            for facet in value.facets:
+                ids = self._ids(facet.labels)
+                owners = frozenset(np.unique(self.set_of[ids[ids >= 0]]).tolist())
+                key = same.get(id(value), id(value))
+                touched[key] = touched.get(key, frozenset()) | owners
+                if owners and ids.min() >= 0:
+                    whole[key] = owners
+        return Flow(steps, outputs, whole, touched, same)
 
     def _group_set(self, index: int, groups: Ids, counts: Mapping[tuple[str, int], Ids]) -> GroupSet:
         one = groups[0]
@@ -268,7 +292,7 @@ class ChannelGraph:
         removed = np.asarray(removed, dtype=np.bool_)
         if removed.shape != (self.n_groups,):
             raise PlanError(f"expected a flag for each of {self.n_groups} groups, got shape {removed.shape}")
-        self._refuse_empty(removed)
+        removed = self.with_unreached(removed)
         cut: dict[str, dict[int, tuple[int, ...]]] = {}
         for (name, dim), ids in self.axes.items():
             gone = np.flatnonzero((ids >= 0) & removed[ids])
@@ -276,10 +300,31 @@ class ChannelGraph:
                 cut.setdefault(name, {})[dim] = tuple(gone.tolist())
         return PruningPlan(cut, {name: self.shapes[name] for name in cut}, self._inputs, meta)
 
-    def _refuse_empty(self, removed: Mask) -> None:
-        for group_set in self.sets:
-            if not group_set.bypassed and removed[group_set.groups].all():
-                raise PlanError(f"the plan removes every channel of {group_set.name}: keep at least one")
+    def with_unreached(self, removed: Mask) -> Mask:
+        """`removed` and the groups that are computed for nothing once whole branches went.
+
+        Raises:
+            PlanError: a set would be emptied that has no branch around it.
+        """
+        fates = self.fates(removed)
+        if not fates:
+            return removed
+        return removed | np.isin(self.set_of, list(self.flow.unreached(fates)))
+
+    def fates(self, removed: Mask) -> dict[int, Fate]:
+        """What becomes of the operators around sets that go as a whole: number in `flow.steps` -> fate.
+
+        Raises:
+            PlanError: a set has no branch around it.
+        """
+        emptied = frozenset(s.index for s in self.sets if removed[s.groups].all())
+        found = self.flow.fates(emptied)
+        if found is not None:
+            return found
+        for index in sorted(emptied):
+            if not self.sets[index].bypassed:
+                raise PlanError(f"the plan removes every channel of {self.sets[index].name}: keep at least one")
+        raise PlanError("the plan removes every channel of sets that cannot go together: keep at least one of each")
 
     def removed_by(self, plan: PruningPlan) -> Mask:
         """The groups that a plan removes, (G,) bool.
@@ -299,7 +344,7 @@ class ChannelGraph:
             planned = ~plan.kept(name, dim, len(ids))
             if not np.array_equal(planned, (ids >= 0) & removed[ids]):
                 raise PlanError(f"plan cuts coupled channels of {name} along dimension {dim} only in part")
-        self._refuse_empty(removed)
+        self.fates(removed)
         return removed
 
     def cuts(self, value: Value, removed: Mask) -> dict[int, Mask]:
@@ -310,7 +355,7 @@ class ChannelGraph:
             gone = (ids >= 0) & removed[ids]
             if not gone.any():
                 continue
-            dims = _varying(gone)
+            dims = _varying(gone) or self._analysis.space.varies(facet.labels)
             if len(dims) != 1:
                 raise PlanError(f"internal: a cut of a {value.shape} tensor is not rectangular")
             dim = dims[0]

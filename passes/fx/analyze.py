@@ -4,7 +4,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.rules import ATEN
 from graphprune.passes.channels.value import Value
@@ -118,6 +119,9 @@ class _Walk:
         #: Tied tensors go by the name that comes first, as in `named_parameters()`.
         self.canonical = {id(tensor): name for name, tensor in reversed(named.items())}
         self.storage: dict[fx.Node, fx.Node] = {}
+        self.steps: list[Step] = []
+        self.outputs: list[Value] = []
+        self.same: dict[int, int] = {}
 
     def graph(self) -> ChannelGraph:
         inputs: list[dict[str, Any]] = []
@@ -142,6 +146,9 @@ class _Walk:
             batch=batch,
             inputs=tuple(inputs),
             unknown=self.unknown,
+            steps=self.steps,
+            outputs=self.outputs,
+            same=self.same,
             front_end=FxFrontEnd(self.module, self.ops, self.env),
         )
 
@@ -186,6 +193,7 @@ class _Walk:
         else:
             self.ops[node.name] = (*found, op)
         results = self.analysis.run(found[0] if found else None, op)
+        self.steps.append(Step(op, found[0] if found else None, tuple(results)))
         self._note_storage(node, results)
         return results if isinstance(meta, tuple | list) else results[0]
 
@@ -202,9 +210,15 @@ class _Walk:
         for other in (base, *(view for view, root in self.storage.items() if root is base)):
             held = self.env.get(other)
             if isinstance(held, list):
-                self.env[other] = [_not_zero(value) for value in held]
+                self.env[other] = [self._not_zero(value) for value in held]
             elif isinstance(held, Value):
-                self.env[other] = _not_zero(held)
+                self.env[other] = self._not_zero(held)
+
+    def _not_zero(self, value: Value) -> Value:
+        """The same value, of which no zero is known; it stays the same to who follows the flow of values."""
+        restated = value.with_facets(tuple(facet.with_zero(False) for facet in value.facets))
+        self.same[id(restated)] = self.same.get(id(value), id(value))
+        return restated
 
     def _number(self, node: fx.Node, meta: Any) -> Any:
         if isinstance(meta, torch.SymInt | int):
@@ -243,12 +257,9 @@ class _Walk:
             held = self.env[source]
             for value in held if isinstance(held, list) else [held]:
                 if isinstance(value, Value):
+                    self.outputs.append(value)
                     for facet in value.facets:
                         self.analysis.freeze(facet, "the output of the model", "is an output")
-
-
-def _not_zero(value: Value) -> Value:
-    return replace(value, facets=tuple(facet.with_zero(False) for facet in value.facets))
 
 
 def _has_tensor(meta: Any) -> bool:

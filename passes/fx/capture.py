@@ -237,14 +237,17 @@ def _own_parameters(module: fx.GraphModule) -> None:
 
 
 def _clean(module: CapturedModule) -> None:
-    """Drop assertions and slices of everything; give every split its sizes."""
+    """Drop assertions and slices of everything; give tied tensors one name and every split its sizes."""
     graph = module.graph
+    names = _first_names(module)
     for node in list(graph.nodes):
         if _only_checks(node):
             graph.erase_node(node)
         elif node.target is aten.slice.Tensor and _is_whole(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.op == "get_attr":
+            node.target = names.get(node.target, node.target)
         elif node.target in _SPLITS:
             _give_sizes(node)
     graph.eliminate_dead_code()
@@ -260,6 +263,13 @@ def _only_checks(node: fx.Node) -> bool:
     if node.op == "call_module":
         return "guard" in target
     return node.op == "call_function" and any(name in target for name in _ASSERTIONS)
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Name of every parameter and buffer -> the first name of the same tensor."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
 def _is_whole(node: fx.Node) -> bool:

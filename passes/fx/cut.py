@@ -10,12 +10,14 @@ import torch
 from torch import fx, nn
 
 from graphprune.passes.channels.analysis import Cut
+from graphprune.passes.channels.branches import Fate
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import FxFrontEnd, bind_arguments, concrete
 from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.fold import fold_branches
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -69,14 +71,32 @@ def cut_graph(
     targets = dict.fromkeys(str(node.target) for node in new.nodes if node.op == "get_attr")
     held = {name: weights[name] if name in weights else own[name].detach().clone() for name in targets if name in own}
     result = CapturedModule(_holder(held), new)
-    result.meta["example_inputs"] = front.module.example_inputs
+    result.meta.update(front.module.meta)
     result.training = front.module.training
     for source, node in copies.items():
         _note_shape(graph, removed, front.env.get(source), node)
         if source.name in front.ops:
             _resize(graph, removed, source, node, result)
     cut_tensors(result, plan)
+    fates = graph.fates(removed)
+    if fates:
+        return _folded(graph, removed, fates, result)
     result.recompile()
+    return result
+
+
+def _folded(graph: ChannelGraph, removed: Mask, fates: Mapping[int, Fate], cut: CapturedModule) -> CapturedModule:
+    steps = {graph.flow.steps[number].op.name: (fate, graph.flow.steps[number]) for number, fate in fates.items()}
+    sizes = {}
+    for name, (fate, step) in steps.items():
+        if fate is Fate.HEAD and step.rule is not None and step.rule.sums is not None:
+            dim = step.rule.sums(step.op)
+            kept = graph.cuts(step.results[0], removed).get(dim)
+            sizes[name] = step.op.shape[dim] if kept is None else int(kept.sum())
+    fold_branches(cut, steps, sizes)
+    result = CapturedModule(cut, cut.graph)  # without the parameters that nothing reads any more
+    result.meta.update(cut.meta)
+    result.training = cut.training
     return result
 
 
@@ -155,7 +175,10 @@ def _scaled(node: fx.Node, size: fx.Node, new: int) -> fx.Node:
     graph = node.graph
     with graph.inserting_before(node):
         multiple = graph.call_function(operator.mul, (size, new // common))
-        return graph.call_function(operator.floordiv, (multiple, old // common))
+        multiple.meta["val"] = size.meta["val"] * (new // common)
+        scaled = graph.call_function(operator.floordiv, (multiple, old // common))
+        scaled.meta["val"] = multiple.meta["val"] // (old // common)
+    return scaled
 
 
 def _literal(module: CapturedModule, node: fx.Node, name: str, value: Any) -> Any:

@@ -80,7 +80,10 @@ def slim(
     modes = _modes(model)
     masked = mask(model, plan).eval()
     reference = run(masked, inputs)
-    if not isinstance(model, CapturedModule):
+    whole_branches = bool(graph.fates(removed))
+    if whole_branches:
+        logger.info("the slim model is returned as a captured graph, because whole branches go")
+    elif not isinstance(model, CapturedModule):
         cut, problem = _try_module(masked, graph, plan, removed, inputs, reference, tolerance)
         if cut is not None:
             return _restore(cut, modes)

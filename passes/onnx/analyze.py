@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
@@ -30,12 +31,14 @@ class OnnxFrontEnd:
         ops: node -> rule, binding and operator.
         env: value -> what the analysis knows of it.
         names: carrier name -> the initializer or constant it stands for.
+        nodes: the node of each step of the graph's flow.
     """
 
     model: ir.Model
     ops: Mapping[ir.Node, tuple[Rule, Binding, Op]]
     env: Mapping[ir.Value, Value]
     names: Mapping[str, ir.Value]
+    nodes: Sequence[ir.Node]
 
 
 def trace_onnx(
@@ -67,6 +70,8 @@ class _Walk:
         self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}
         self.names: dict[str, ir.Value] = {}
         self.unknown: Counter[str] = Counter()
+        self.steps: list[Step] = []
+        self.nodes: list[ir.Node] = []
         self.opsets = dict(model.graph.opset_imports)
         self.opset_ids = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
 
@@ -100,7 +105,9 @@ class _Walk:
                 if v not in constants
             ),
             unknown=self.unknown,
-            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.names),
+            steps=self.steps,
+            outputs=[self.env[value] for value in graph.outputs if value in self.env],
+            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.names, self.nodes),
         )
 
     # -- leaves ------------------------------------------------------------------------------------
@@ -153,13 +160,16 @@ class _Walk:
             self.unknown[op_name] += 1
         else:
             self.ops[node] = (*found, op)
-        self._freeze_captured(node, op)
-        for index, (value, result) in enumerate(
-            zip(node.outputs, self.analysis.run(found[0] if found else None, op), strict=False)
-        ):
-            if data is not None:
-                result = Value(result.shape, result.facets, constant=True, data=data[index])
-            self.env[value] = result
+        op = self._with_captured(node, op)
+        results = self.analysis.run(found[0] if found else None, op)
+        if data is not None:
+            results = [Value(r.shape, r.facets, constant=True, data=n) for r, n in zip(results, data, strict=False)]
+        self._note_step(node, op, found[0] if found else None, results)
+        self.env.update(zip(node.outputs, results, strict=False))
+
+    def _note_step(self, node: ir.Node, op: Op, rule: Rule | None, results: Sequence[Value]) -> None:
+        self.steps.append(Step(op, rule, tuple(results)))
+        self.nodes.append(node)
 
     def _computed(self, node: ir.Node, binding: Binding) -> bool:
         """Does the node compute, from its input, a number that the rule has to know?"""
@@ -254,16 +264,17 @@ class _Walk:
                 else:
                     self.analysis.freeze(facet, where, "its sizes cannot be told")
         self.unshaped.update(node.outputs)
+        inputs = [self.env[value] for value in node.inputs if value is not None and value in self.env]
+        self._note_step(node, Op(op_name, node.name or "", where, {"input": inputs}, {}, ()), None, ())
 
-    def _freeze_captured(self, node: ir.Node, op: Op) -> None:
-        """Values that the bodies of If, Loop and Scan read from outside."""
-        for attribute in node.attributes.values():
-            graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []
-            for graph in graphs:
-                for inner in graph.all_nodes():
-                    for value in inner.inputs:
-                        if value is not None and value in self.env:
-                            self.analysis.freeze_value(self.env[value], op, "is read inside a sub-graph")
+    def _with_captured(self, node: ir.Node, op: Op) -> Op:
+        """The operator with the values that bodies of If, Loop and Scan read from outside among its inputs."""
+        graphs = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        read = [value for graph in graphs for inner in graph.all_nodes() for value in inner.inputs]
+        captured = [self.env[value] for value in read if value is not None and value in self.env]
+        for value in captured:
+            self.analysis.freeze_value(value, op, "is read inside a sub-graph")
+        return replace(op, inputs={**op.inputs, "captured": captured}) if captured else op
 
     def _op(
         self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]

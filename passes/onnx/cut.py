@@ -13,6 +13,7 @@ from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
+from graphprune.passes.onnx.fold import fold_branches
 from graphprune.passes.onnx.model import attributes, evaluate
 
 
@@ -87,6 +88,7 @@ class _Cutter:
             if cuts and value.shape is not None and value.name not in self.front.names:
                 sizes = [int(cuts[dim].sum()) if dim in cuts else size for dim, size in enumerate(value.shape)]
                 value.shape = ir.Shape(sizes)
+        fold_branches(self.graph, self.removed)
 
     def _arguments(self, node: ir.Node) -> None:
         """Let the rule of the node's operator say what follows the cut, and write it."""

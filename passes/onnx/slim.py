@@ -60,12 +60,18 @@ class ChannelRemovalPass(ir.passes.InPlacePass):
 
 
 def dead_groups(graph: ChannelGraph) -> Mask:
-    """Groups that add nothing, given a graph traced with `dead=True`; (G,) bool. One of each set stays."""
+    """Groups that add nothing, given a graph traced with `dead=True`; (G,) bool.
+
+    Of a set without a branch around it, one group stays.
+    """
     removed = graph.exact.copy()
-    for group_set in graph.sets:
-        if removed[group_set.groups].all():
-            removed[group_set.groups[0]] = False
-    return removed
+    emptied = [group_set for group_set in graph.sets if removed[group_set.groups].all()]
+    if graph.flow.fates(frozenset(group_set.index for group_set in emptied)) is None:
+        for group_set in emptied:
+            removed[group_set.groups[0]] = group_set.bypassed and removed[group_set.groups[0]]
+    if graph.flow.fates(frozenset(s.index for s in graph.sets if removed[s.groups].all())) is None:
+        removed[[group_set.groups[0] for group_set in emptied]] = False
+    return graph.with_unreached(removed)
 
 
 def planned_groups(graph: ChannelGraph, plan: PruningPlan) -> Mask:
@@ -92,7 +98,7 @@ def planned_groups(graph: ChannelGraph, plan: PruningPlan) -> Mask:
             planned = ~plan.kept(name, dim, len(ids))
             if not np.array_equal(planned, (ids >= 0) & removed[ids]):
                 raise PlanError(f"the plan cuts coupled channels of {name} along dimension {dim} only in part")
-    return removed
+    return graph.with_unreached(removed)
 
 
 def _describe(graph: ChannelGraph, removed: Mask) -> Removal:

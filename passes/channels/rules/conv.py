@@ -49,7 +49,7 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
     """Couple a convolution; see the module's text for cases 1 and 2."""
     x, weight, bias = op.value("input"), op.value("weight"), op.optional("bias")
     groups, transposed = op.attrs["groups"], op.attrs["transposed"]
-    channel = x.rank - (weight.rank - 1)  # 1, or 0 for an input without a batch dimension
+    channel = _channel_dim(op)
     x_axis = analysis.axis(x, channel)
     passing = []
     for facet in x.facets:
@@ -77,6 +77,11 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
     positions = prod(ends[:channel] + ends[channel + 1 :])
     _cost(analysis, op, weight, positions)
     return [Value(op.shape, tuple(facets))]
+
+
+def _channel_dim(op: Op) -> int:
+    """1, or 0 for an input without a batch dimension."""
+    return op.value("input").rank - (op.value("weight").rank - 1)
 
 
 def _cost(analysis: Analysis, op: Op, weight: Value, positions: int) -> None:
@@ -187,5 +192,6 @@ RULES = (
             "Conv": Binding(inputs=_ONNX_INPUTS, fixed=_CONV, read=_read_group, write=_write_group),
             "ConvTranspose": Binding(inputs=_ONNX_INPUTS, fixed=_TRANSPOSED, read=_read_group, write=_write_group),
         },
+        sums=_channel_dim,
     ),
 )

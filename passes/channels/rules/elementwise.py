@@ -6,6 +6,7 @@ gives no number at all (log(0), 0/0), no later zero can silence it (0 * inf is n
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
@@ -147,7 +148,7 @@ def _bind(*names: str, inputs: tuple[str, ...] = ()) -> dict[str, Binding]:
     return dict.fromkeys(names, Binding(inputs=inputs))
 
 
-RULES = (
+_FAMILY = (
     Rule(
         "identity",
         _identity,
@@ -187,3 +188,6 @@ RULES = (
     _rule("masked fill", _masked_fill, ("masked_fill",)),
     _rule("sum of products", lambda op: never_zero, ("addcmul", "addcdiv", "lerp")),
 )
+
+#: All of them treat every position alone.
+RULES = tuple(replace(rule, pointwise=True) for rule in _FAMILY)

@@ -225,20 +225,25 @@ def _merged_letter(analysis: Analysis, op: Op, found: list[Axis | None], in_resu
     return Axis(present[0].labels, zero)
 
 
+def _last(op: Op) -> int:
+    return len(op.shape) - 1
+
+
 RULES = (
-    Rule("linear", linear, aten={"linear": Binding()}),
+    Rule("linear", linear, aten={"linear": Binding()}, sums=_last),
     Rule(
         "matrix product",
         matmul,
         aten={"matmul": Binding(), "mm": Binding(names={"other": "mat2"}), "bmm": Binding(names={"other": "mat2"})},
         onnx={"MatMul": Binding(inputs=("input", "other"))},
+        sums=_last,
     ),
     Rule(
         "matrix product with bias",
         addmm,
         aten={"addmm": Binding(names={"bias": "input", "input": "mat1", "other": "mat2"})},
     ),
-    Rule("general matrix product", gemm, onnx={"Gemm": Binding(inputs=("input", "other", "bias"))}),
+    Rule("general matrix product", gemm, onnx={"Gemm": Binding(inputs=("input", "other", "bias"))}, sums=_last),
     Rule("einsum", einsum, aten={"einsum": Binding()}),
     Rule("attention", attention, resize_attention, aten={"scaled_dot_product_attention": Binding()}),
 )

@@ -207,6 +207,7 @@ RULES = (
         batch_norm,
         aten={"batch_norm": Binding(), "_native_batch_norm_legit_no_training": Binding()},
         onnx={"BatchNormalization": Binding(inputs=_NORM_INPUTS)},
+        pointwise=True,
     ),
     Rule(
         "instance norm",

@@ -1,0 +1,84 @@
+"""Fold branches of which all channels went: what they compute is constant, and is added where it is not zero."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphprune.passes.channels.branches import Fate, Step
+from graphprune.passes.channels.value import Value
+from graphprune.passes.fx.capture import CapturedModule
+
+aten = torch.ops.aten
+_ADDS = (aten.add.Tensor, aten.add_.Tensor)
+
+
+def fold_branches(module: CapturedModule, fates: Mapping[str, tuple[Fate, Step]], sizes: Mapping[str, int]) -> None:
+    """Replace branches by the constants that they compute, in place.
+
+    Args:
+        module: a captured graph in inference mode whose parameters are cut already.
+        fates: node name -> what becomes of it.
+        sizes: name of a node that sums over no channels -> channels that its result has.
+    """
+    constants: dict[fx.Node, torch.Tensor] = {}
+    for node in list(module.graph.nodes):
+        fate, step = fates.get(node.name, (None, None))
+        if fate is None or step is None:
+            continue
+        if fate is Fate.HEAD:
+            constants[node] = _bias(module, node, step, sizes[node.name])
+        elif fate is Fate.CONSTANT:
+            constants[node] = _evaluate(module, node, constants)
+        elif fate is Fate.JOIN:
+            _join(module, node, constants)
+    for node in reversed(list(module.graph.nodes)):  # operators in place count as used for dead-code elimination
+        if fates.get(node.name, (Fate.JOIN, None))[0] is not Fate.JOIN and not node.users:
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+
+
+def _bias(module: CapturedModule, node: fx.Node, step: Step, size: int) -> torch.Tensor:
+    """What an operator gives that sums over nothing: shape (1, ..., channels, ..., 1)."""
+    assert step.rule is not None
+    assert step.rule.sums is not None
+    shape = [1] * len(step.op.shape)
+    shape[step.rule.sums(step.op)] = size
+    for source in node.all_input_nodes:
+        value = step.op.inputs.get("bias")
+        if source.op == "get_attr" and isinstance(value, Value) and str(source.target) == value.parameter:
+            return _attribute(module, source).detach().reshape(shape).clone()
+    return torch.zeros(shape, dtype=node.meta["val"].dtype)
+
+
+def _attribute(module: CapturedModule, node: fx.Node) -> torch.Tensor:
+    path, _, leaf = str(node.target).rpartition(".")
+    tensor = getattr(module.get_submodule(path), leaf)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _evaluate(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
+    def known(source: fx.Node) -> Any:
+        return constants[source].clone() if source in constants else _attribute(module, source)
+
+    assert callable(node.target)
+    with torch.no_grad():
+        return node.target(*fx.map_arg(node.args, known), **fx.map_arg(node.kwargs, known))
+
+
+def _join(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> None:
+    """Add the constant, or nothing where it is zero."""
+    folded = [source for source in node.all_input_nodes if source in constants]
+    staying = [source for source in node.args if isinstance(source, fx.Node) and source not in constants]
+    plain = node.target in _ADDS and node.kwargs.get("alpha", 1) == 1
+    if plain and len(staying) == 1 and not any(constants[source].any() for source in folded):
+        node.replace_all_uses_with(staying[0])
+        return
+    for source in folded:
+        name = f"_{source.name}_constant"
+        if not hasattr(module, name):
+            module.register_buffer(name, constants[source])
+        with module.graph.inserting_before(node):
+            node.replace_input_with(source, module.graph.get_attr(name))

@@ -1,0 +1,97 @@
+"""Fold branches of which all channels went: what they compute is constant, and is added where it is not zero."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.passes.channels.branches import Fate, Step
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.value import Value
+from graphprune.passes.errors import UnsupportedModelError
+from graphprune.passes.onnx.analyze import OnnxFrontEnd
+from graphprune.passes.onnx.model import evaluate
+
+
+def fold_branches(graph: ChannelGraph, removed: Mask) -> None:
+    """Replace branches by the constants that they compute, in the analyzed model, whose weights are cut already."""
+    fates = graph.fates(removed)
+    if fates:
+        _Folder(graph, removed).run(fates)
+
+
+class _Folder:
+    def __init__(self, graph: ChannelGraph, removed: Mask) -> None:
+        self.graph = graph
+        self.removed = removed
+        self.front: OnnxFrontEnd = graph.front_end
+        self.constants: dict[ir.Value, NDArray[Any]] = {}
+
+    def run(self, fates: dict[int, Fate]) -> None:
+        for number in sorted(fates):  # steps stand in the order of computation
+            node, step = self.front.nodes[number], self.graph.flow.steps[number]
+            if fates[number] is Fate.HEAD:
+                self.constants[node.outputs[0]] = self._bias(node, step)
+            elif fates[number] is Fate.CONSTANT:
+                self._evaluate(node)
+            elif fates[number] is Fate.JOIN:
+                self._join(node)
+
+    def _bias(self, node: ir.Node, step: Step) -> NDArray[Any]:
+        """What an operator gives that sums over nothing: shape (1, ..., channels, ..., 1)."""
+        assert step.rule is not None
+        assert step.rule.sums is not None
+        dim = step.rule.sums(step.op)
+        kept = self.graph.cuts(step.results[0], self.removed).get(dim)
+        size = step.op.shape[dim] if kept is None else int(kept.sum())
+        shape = [size if d == dim else 1 for d in range(len(step.op.shape))]
+        bias = step.op.inputs.get("bias")
+        if isinstance(bias, Value):
+            given = next(value for value in node.inputs if value is not None and self.front.env.get(value) is bias)
+            numbers = self._known(given)
+            if numbers is not None:
+                return np.broadcast_to(numbers, (size,)).reshape(shape)
+        kind = node.outputs[0].dtype or ir.DataType.FLOAT
+        return np.zeros(shape, dtype=kind.numpy())
+
+    def _known(self, value: ir.Value | None) -> NDArray[Any] | None:
+        if value is None:
+            return None
+        if value in self.constants:
+            return self.constants[value]
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Constant":
+            return producer.attributes["value"].as_tensor().numpy()
+        return None if value.const_value is None else value.const_value.numpy()
+
+    def _evaluate(self, node: ir.Node) -> None:
+        opsets = dict(self.front.model.graph.opset_imports)
+        results = evaluate(node, [self._known(value) for value in node.inputs], opsets)
+        if results is None:
+            raise UnsupportedModelError(f"{node.op_type} ({node.name}): cannot be computed ahead to fold its branch")
+        self.constants.update(zip(node.outputs, results, strict=True))
+
+    def _join(self, node: ir.Node) -> None:
+        """Add the constant, or nothing where it is zero."""
+        staying = [value for value in node.inputs if value is not None and value not in self.constants]
+        folded = [value for value in node.inputs if value is not None and value in self.constants]
+        if node.op_type == "Add" and len(staying) == 1 and not any(self.constants[value].any() for value in folded):
+            output = node.outputs[0]
+            if not output.is_graph_output():
+                output.replace_all_uses_with(staying[0])
+                return
+        for position, value in enumerate(node.inputs):
+            if value is None or value not in self.constants:
+                continue
+            array = np.ascontiguousarray(self.constants[value])
+            name = f"{value.name}_constant"
+            known = self.front.model.graph.initializers.get(name)
+            if known is None:
+                known = ir.Value(
+                    name=name, shape=ir.Shape(array.shape), type=ir.TensorType(value.dtype or ir.DataType.FLOAT)
+                )
+                known.const_value = ir.tensor(array, name=name)
+                self.front.model.graph.register_initializer(known)
+            node.replace_input_with(position, known)
