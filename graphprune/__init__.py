@@ -1,17 +1,22 @@
 """GraphPrune: make a trained CNN faster on CPUs, from unlabelled images alone.
 
+    import graphprune as gp
+    graph = gp.trace(model, example_inputs)            # which channels can only be removed together
+    plan = gp.plan(graph, ratio=0.5)                   # a one-shot plan, from the weights alone
+    slim = gp.slim(model, plan)                        # a new model without those channels, verified
+    result = gp.compress(model, "images/", macs=0.5, output="out/")   # trained from a teacher, exported, measured
+
 The public names are imported on first use, so that `import graphprune` costs nothing and the ONNX pass
 runs on a machine without torch.
 """
 
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from graphprune.version import __version__
-
-if TYPE_CHECKING:
-    from graphprune.errors import GraphPruneError
 
 # In a checkout, Python started at the top of the tree finds this folder before the installed package;
 # `passes` and `cli` then lie beside it and not inside it.
@@ -19,20 +24,110 @@ _ROOT = Path(__file__).resolve().parent.parent
 if (_ROOT / "pyproject.toml").exists() and (_ROOT / "passes" / "__init__.py").exists():
     __path__.append(str(_ROOT))
 
-_HOMES = {
-    "GraphPruneError": "graphprune.errors",
-}
+if TYPE_CHECKING:
+    from graphprune.api import plan, trace
+    from graphprune.benchmark import benchmark
+    from graphprune.compress import BenchmarkOptions, CompressResult, DataOptions, compress
+    from graphprune.config import CompressConfig
+    from graphprune.data import ImageSource, load_images
+    from graphprune.errors import (
+        BudgetError,
+        CaptureError,
+        DataError,
+        GraphPruneError,
+        ModelLoadError,
+        OutputExistsError,
+        PlanError,
+        TrainingError,
+        UnsupportedModelError,
+        UsageError,
+        VerificationError,
+    )
+    from graphprune.export import export_onnx
+    from graphprune.loading import load_model
+    from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.passes.channels.plan import PruningPlan
+    from graphprune.passes.fx.slim import mask, slim
+    from graphprune.saving import load, save
+    from graphprune.slimming import SlimReport, slim_onnx
 
-__all__ = ["GraphPruneError", "__version__"]
+__all__ = [
+    "BenchmarkOptions",
+    "BudgetError",
+    "CaptureError",
+    "ChannelGraph",
+    "CompressConfig",
+    "CompressResult",
+    "DataError",
+    "DataOptions",
+    "GraphPruneError",
+    "ImageSource",
+    "ModelLoadError",
+    "OutputExistsError",
+    "PlanError",
+    "PruningPlan",
+    "SlimReport",
+    "TrainingError",
+    "UnsupportedModelError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "benchmark",
+    "compress",
+    "export_onnx",
+    "load",
+    "load_images",
+    "load_model",
+    "mask",
+    "plan",
+    "save",
+    "slim",
+    "slim_onnx",
+    "trace",
+]
+
+_HOMES = {
+    "BenchmarkOptions": "compress",
+    "ChannelGraph": "passes.channels.graph",
+    "CompressConfig": "config",
+    "CompressResult": "compress",
+    "DataOptions": "compress",
+    "ImageSource": "data",
+    "PruningPlan": "passes.channels.plan",
+    "SlimReport": "slimming",
+    "benchmark": "benchmark",
+    "compress": "compress",
+    "export_onnx": "export",
+    "load": "saving",
+    "load_images": "data",
+    "load_model": "loading",
+    "mask": "passes.fx.slim",
+    "plan": "api",
+    "save": "saving",
+    "slim": "passes.fx.slim",
+    "slim_onnx": "slimming",
+    "trace": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(f"graphprune.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `graphprune.benchmark` the function when the module of that name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -123,7 +123,7 @@ def slim_onnx(
 
 def _masked(source: str | os.PathLike[str], plan: PruningPlan, folder: Path) -> Path:
     """The file with the planned channels set to zero, which the slim one must equal."""
-    graph = trace_onnx(load_model(source))
+    graph = trace_onnx(load_model(source), whole_heads=plan.options.get("whole_heads", False))
     mask_groups(graph, planned_groups(graph, plan))
     path = folder / "masked.onnx"
     with written(graph.front_end.model, path):

@@ -176,7 +176,9 @@ class CostTerm:
 class Analysis:
     """The state of one run: the label space and what the rules reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole_heads: bool = False) -> None:
+        """`whole_heads`: attention loses heads, instead of the same channel of every head."""
+        self.whole_heads = whole_heads
         self.space = LabelSpace()
         self.carriers: dict[tuple[str, int], Labels] = {}
         self.parameter_shapes: dict[str, tuple[int, ...]] = {}

@@ -298,7 +298,8 @@ class ChannelGraph:
             gone = np.flatnonzero((ids >= 0) & removed[ids])
             if gone.size:
                 cut.setdefault(name, {})[dim] = tuple(gone.tolist())
-        return PruningPlan(cut, {name: self.shapes[name] for name in cut}, self._inputs, meta)
+        options = {"whole_heads": True} if self._analysis.whole_heads else {}
+        return PruningPlan(cut, {name: self.shapes[name] for name in cut}, self._inputs, meta, options)
 
     def with_unreached(self, removed: Mask) -> Mask:
         """`removed` and the groups that are computed for nothing once whole branches went.

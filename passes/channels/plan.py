@@ -23,6 +23,7 @@ class PruningPlan:
         removed: parameter or buffer name -> dimension -> sorted indices.
         shapes: sizes of those tensors before the cut; a plan fits a model when these agree.
         inputs: shape and dtype of each input of the model, so that a slim model can be checked.
+        options: how the channels were analyzed, where it was not the default way.
         meta: what made the plan (budget, importance, seed, ...); informative only.
     """
 
@@ -30,6 +31,7 @@ class PruningPlan:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: tuple[Mapping[str, Any], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, bool] = field(default_factory=dict)
 
     def kept(self, name: str, dim: int, size: int) -> Mask:
         """Which of the `size` indices along a dimension stay.
@@ -73,6 +75,7 @@ class PruningPlan:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "inputs": [dict(item) for item in self.inputs],
             "meta": dict(self.meta),
+            "options": dict(self.options),
         }
 
     @classmethod
@@ -94,7 +97,7 @@ class PruningPlan:
             shapes = {str(name): tuple(int(n) for n in shape) for name, shape in data.get("shapes", {}).items()}
         except (TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"plan is malformed: {error}") from error
-        return cls(removed, shapes, tuple(data.get("inputs", ())), data.get("meta", {}))
+        return cls(removed, shapes, tuple(data.get("inputs", ())), data.get("meta", {}), data.get("options", {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, by way of a temporary name."""

@@ -25,22 +25,23 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _SMALL = 1 << 16
 
 
-def trace(model: Any, example_inputs: tuple[Any, ...] | None = None) -> ChannelGraph:
+def trace(model: Any, example_inputs: tuple[Any, ...] | None = None, *, whole_heads: bool = False) -> ChannelGraph:
     """The coupled channel groups of a model.
 
     Args:
         model: an `nn.Module`, an exported program or a captured module.
         example_inputs: a tuple of inputs (not needed for captured ones).
+        whole_heads: attention loses heads, instead of the same channel of every head.
 
     Raises:
         CaptureError: the model cannot be captured.
     """
-    return analyze(capture(model, example_inputs))
+    return analyze(capture(model, example_inputs), whole_heads=whole_heads)
 
 
-def analyze(module: CapturedModule) -> ChannelGraph:
-    """The coupled channel groups of a captured model."""
-    return _Walk(module).graph()
+def analyze(module: CapturedModule, *, whole_heads: bool = False) -> ChannelGraph:
+    """The coupled channel groups of a captured model; see `trace`."""
+    return _Walk(module, whole_heads).graph()
 
 
 def find_rule(target: Any) -> tuple[Rule, Binding] | None:
@@ -106,9 +107,9 @@ class FxFrontEnd:
 
 
 class _Walk:
-    def __init__(self, module: CapturedModule) -> None:
+    def __init__(self, module: CapturedModule, whole_heads: bool) -> None:
         self.module = module
-        self.analysis = Analysis()
+        self.analysis = Analysis(whole_heads)
         self.env: dict[fx.Node, Any] = {}
         self.ops: dict[str, tuple[Rule, Binding, Op]] = {}
         self.unknown: Counter[str] = Counter()

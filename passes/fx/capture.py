@@ -184,14 +184,15 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
     try:
         shapes = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.dim() > 1 else None for x in example_inputs)
         try:
-            return _quiet_export(model, example_inputs, shapes)
+            program = _quiet_export(model, example_inputs, shapes)
         except Exception as dynamic_error:
             logger.debug("capture with a variable batch failed: %s", dynamic_error)
-        try:
-            program = _quiet_export(model, example_inputs, None)
-        except Exception as error:
-            raise CaptureError(_explain(error, model)) from error
-        logger.warning("the batch size of the model is fixed at %s", _batch_of(example_inputs))
+            try:
+                program = _quiet_export(model, example_inputs, None)
+            except Exception as error:
+                raise CaptureError(_explain(error, model)) from error
+        if any(shapes) and not _has_variable_sizes(program):
+            logger.warning("the batch size of the model is fixed at %s", _batch_of(example_inputs))
         return program
     finally:
         for module, training in modes.items():
@@ -202,6 +203,13 @@ def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _has_variable_sizes(program: ExportedProgram) -> bool:
+    """Is any size of an input still a symbol? One that the model's code forbids to vary is a number by now."""
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    sizes = (size for value in values for size in getattr(value, "shape", ()))
+    return any(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
 
 
 def _batch_of(example_inputs: tuple[Any, ...]) -> Any:

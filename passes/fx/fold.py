@@ -68,6 +68,11 @@ def _evaluate(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node,
         return node.target(*fx.map_arg(node.args, known), **fx.map_arg(node.kwargs, known))
 
 
+def _out_of_place(target: Any) -> Any:
+    name = target._schema.name.removeprefix("aten::")
+    return getattr(getattr(aten, name.removesuffix("_")), target._overloadname) if name.endswith("_") else target
+
+
 def _join(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> None:
     """Add the constant, or nothing where it is zero."""
     folded = [source for source in node.all_input_nodes if source in constants]
@@ -76,6 +81,8 @@ def _join(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, tor
     if plain and len(staying) == 1 and not any(constants[source].any() for source in folded):
         node.replace_all_uses_with(staying[0])
         return
+    if node.args[0] in folded:  # a constant is not written to, and has not the size of the result
+        node.target = _out_of_place(node.target)
     for source in folded:
         name = f"_{source.name}_constant"
         if not hasattr(module, name):

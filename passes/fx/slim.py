@@ -75,7 +75,7 @@ def slim(
     """
     inputs = example_inputs if example_inputs is not None else _random_inputs(model, plan)
     if graph is None:
-        graph = analyze(capture(model, inputs))
+        graph = analyze(capture(model, inputs), whole_heads=plan.options.get("whole_heads", False))
     removed = graph.removed_by(plan)
     modes = _modes(model)
     masked = mask(model, plan).eval()

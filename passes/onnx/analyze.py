@@ -42,7 +42,11 @@ class OnnxFrontEnd:
 
 
 def trace_onnx(
-    source: str | os.PathLike[str] | ir.Model, *, dead: bool = False, sizes: Mapping[str, int] | None = None
+    source: str | os.PathLike[str] | ir.Model,
+    *,
+    dead: bool = False,
+    whole_heads: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> ChannelGraph:
     """The coupled channel groups of an ONNX model.
 
@@ -50,21 +54,22 @@ def trace_onnx(
         source: a path or a loaded model.
         dead: ask which channels are dead in the given weights instead of which can be removed once they
             are zero; `ChannelGraph.exact` then holds the answer.
+        whole_heads: attention loses heads, instead of the same channel of every head.
         sizes: what symbolic dimensions of the inputs stand for; by default the batch is 2, others 64.
 
     Raises:
         ModelLoadError: the file is missing or is no ONNX model.
     """
     model = source if isinstance(source, ir.Model) else load_model(source)
-    return _Walk(model, dead, dict(sizes or {})).graph()
+    return _Walk(model, dead, whole_heads, dict(sizes or {})).graph()
 
 
 class _Walk:
-    def __init__(self, model: ir.Model, dead: bool, sizes: dict[str, int]) -> None:
+    def __init__(self, model: ir.Model, dead: bool, whole_heads: bool, sizes: dict[str, int]) -> None:
         self.model = model
         self.dead = dead
         self.sizes = sizes
-        self.analysis = Analysis()
+        self.analysis = Analysis(whole_heads)
         self.env: dict[ir.Value, Value] = {}
         self.unshaped: set[ir.Value] = set()
         self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}

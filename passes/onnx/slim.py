@@ -49,7 +49,8 @@ class ChannelRemovalPass(ir.passes.InPlacePass):
         Raises:
             PlanError: the plan fits none of the model's weights, or cuts coupled channels in part.
         """
-        graph = trace_onnx(model, dead=self.plan is None)
+        heads = self.plan is not None and self.plan.options.get("whole_heads", False)
+        graph = trace_onnx(model, dead=self.plan is None, whole_heads=heads)
         removed = dead_groups(graph) if self.plan is None else planned_groups(graph, self.plan)
         self.removal, self.unknown = _describe(graph, removed), graph.unknown
         if not removed.any():

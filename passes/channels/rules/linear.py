@@ -24,8 +24,22 @@ def transpose_last(value: Value) -> Value:
 
 
 def _settled(analysis: Analysis, value: Value) -> Value:
-    facets = tuple(f if len(f.dims) < 2 else analysis.settle_facet(f) for f in value.facets)
-    return Value(value.shape, tuple(f for f in facets if f.dims), value.constant, value.data, value.parameter)
+    """The value with every facet cut along one dimension.
+
+    Channels that are laid out as (heads, channels of a head) lose the same channel of every head, which is the
+    finer grain, or with `whole_heads` a head as a whole.
+    """
+    facets = []
+    for facet in value.facets:
+        if len(facet.dims) > 1:
+            if analysis.whole_heads and any(dim < value.rank - 2 for dim in facet.dims):
+                for dim in facet.dims:
+                    if dim >= value.rank - 2:
+                        analysis.unite(facet.labels, facet.labels.take([0], axis=dim))
+            facet = analysis.settle_facet(facet)
+        if facet.dims:
+            facets.append(facet)
+    return Value(value.shape, tuple(facets), value.constant, value.data, value.parameter)
 
 
 def contract_pair(analysis: Analysis, op: Op, left: Axis | None, right: Axis | None) -> None:
@@ -154,13 +168,16 @@ def attention(analysis: Analysis, op: Op) -> list[Value]:
         axis = analysis.axis(value, dim - rank)
         if axis is not None:
             facets.append(axis.facet(rank, dim))
+    mask = op.optional("attn_mask")
+    if mask is not None:  # a bias of every head meets the heads; along positions it cannot be cut
+        mask = _settled(analysis, mask)
+        positions = tuple(f for f in mask.facets if any(d >= mask.rank - 2 for d in f.dims))
+        analysis.freeze_value(mask.with_facets(positions), op, "attention mask over positions")
     parts = [
         Value((*x.shape[:-2], 1, 1), tuple(f for f in x.facets if all(d < x.rank - 2 for d in f.dims)), x.constant)
-        for x in (v, q, k)
+        for x in (v, q, k, mask)
+        if x is not None
     ]
-    mask = op.optional("attn_mask")
-    if mask is not None:
-        analysis.freeze_value(mask, op, "attention mask")
     lead = Op(op.kind, op.name, op.where, op.inputs, op.attrs, ((*op.shape[:-2], 1, 1),))
     facets.extend(broadcast(analysis, lead, parts, lambda zeros: zeros[0] if zeros[0] is not None else False).facets)
     result = Value(op.shape, tuple(facets))
@@ -241,7 +258,7 @@ RULES = (
     Rule(
         "matrix product with bias",
         addmm,
-        aten={"addmm": Binding(names={"bias": "input", "input": "mat1", "other": "mat2"})},
+        aten={"addmm": Binding(names={"bias": "self", "input": "mat1", "other": "mat2"})},
     ),
     Rule("general matrix product", gemm, onnx={"Gemm": Binding(inputs=("input", "other", "bias"))}, sums=_last),
     Rule("einsum", einsum, aten={"einsum": Binding()}),

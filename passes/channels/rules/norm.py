@@ -45,11 +45,11 @@ def batch_norm(analysis: Analysis, op: Op) -> list[Value]:
     x = op.value("input")
     names = ("weight", "bias", "running_mean", "running_var")
     axis = analysis.axis(x, 1) if x.rank > 1 else None
+    if op.optional("running_mean") is None:
+        _freeze_positions(analysis, op, x, 0)
     if axis is None:
         _pin_parameters(analysis, op, names)
         return [Value(op.shape, tuple(f.with_zero(False) for f in x.facets))]
-    if op.optional("running_mean") is None:
-        _freeze_positions(analysis, op, x, 0)
     weight, bias, mean, _ = _scaled(analysis, op, axis, names)
     scaled_off = _zero(weight, False) | (axis.zero & _zero(mean, True))
     zero = _zero(bias, op.optional("bias") is None) & scaled_off

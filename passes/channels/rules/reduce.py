@@ -53,8 +53,14 @@ def reduce_sum(analysis: Analysis, op: Op) -> list[Value]:
     return _reduce(analysis, op, sums=True, zero_stays=True)
 
 
+def reduce_norm(analysis: Analysis, op: Op) -> list[Value]:
+    """Norms are sums of powers, or the largest; of an order below zero, zeros count."""
+    order = op.attrs.get("ord", op.attrs.get("p", 2))
+    return _reduce(analysis, op, sums=order is None or order >= 0, zero_stays=True)
+
+
 def reduce_other(analysis: Analysis, op: Op) -> list[Value]:
-    """Means, extrema, norms: of zeros they give zero; over channels they are inexact."""
+    """Means and extrema: of zeros they give zero; over channels they are inexact."""
     return _reduce(analysis, op, sums=False, zero_stays=True)
 
 
@@ -117,16 +123,19 @@ _ARG = Binding(inputs=("input",), read=_onnx_axis)
 RULES = (
     Rule("sum", reduce_sum, aten={"sum": Binding()}, onnx={"ReduceSum": _REDUCE}),
     Rule(
-        "mean, extremum or norm",
+        "norm",
+        reduce_norm,
+        aten={name: Binding() for name in ("linalg_vector_norm", "norm")},
+        onnx={f"Reduce{name}": _REDUCE for name in ("L1", "L2", "SumSquare")},
+    ),
+    Rule(
+        "mean or extremum",
         reduce_other,
         aten={
-            **{
-                name: Binding()
-                for name in ("mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "median")
-            },
+            **{name: Binding() for name in ("mean", "amax", "amin", "var", "std", "median")},
             **{name: Binding() for name in ("max", "min", "max.dim", "min.dim", "var_mean", "var.correction")},
         },
-        onnx={f"Reduce{name}": _REDUCE for name in ("Mean", "Max", "Min", "L1", "L2", "SumSquare")},
+        onnx={f"Reduce{name}": _REDUCE for name in ("Mean", "Max", "Min")},
     ),
     Rule(
         "reduction, not zero at zero",

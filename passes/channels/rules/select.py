@@ -56,10 +56,11 @@ def select(analysis: Analysis, op: Op) -> list[Value]:
     dim, index = op.attrs["dim"] % x.rank, op.attrs["index"]
     index %= x.shape[dim]
     for facet in x.along(dim):
-        settled = analysis.settle_facet(facet)
-        analysis.drop(settled.labels)
-        if settled.dims == (dim,):
-            analysis.freeze(settled.labels.ravel()[index : index + 1], op, "is selected by itself")
+        analysis.drop(facet.labels)
+        if facet.dims == (dim,):
+            analysis.freeze(facet.labels.ravel()[index : index + 1], op, "is selected by itself")
+        else:  # cut along the other dimensions, alike in every slice
+            analysis.unite(facet.labels, facet.labels.take([0], axis=dim))
     return [x.moved(op.shape, movement.select(dim, index))]
 
 
@@ -100,9 +101,10 @@ def unbind(analysis: Analysis, op: Op) -> list[Value]:
     x = op.value("input")
     dim = op.attrs.get("dim", 0) % x.rank
     for facet in x.along(dim):
-        settled = analysis.settle_facet(facet)
-        if dim in settled.dims:
-            analysis.freeze(settled, op, "is taken apart into single slices")
+        if facet.dims == (dim,):
+            analysis.freeze(facet, op, "is taken apart into single slices")
+        else:  # cut along the other dimensions, alike in every slice
+            analysis.unite(facet.labels, facet.labels.take([0], axis=dim))
     return [x.moved(shape, movement.select(dim, index)) for index, shape in enumerate(op.out_shapes)]
 
 

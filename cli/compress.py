@@ -1,0 +1,127 @@
+"""`graphprune compress MODEL --data DIR --macs 0.5 -o OUT/`: the main job."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphprune.cli.options import RunState, arch_options, data_options, force_option, json_option, seed_option
+from graphprune.cli.output import print_json, print_text
+from graphprune.cli.progress import progress
+from graphprune.config import CompressConfig
+
+__all__ = ["command", "say_files"]
+
+_DEFAULT = CompressConfig()
+
+_FILES = {
+    "slim.onnx": "the slim model",
+    "dense.onnx": "the model as it came, for comparison",
+    "slim.pt2": 'the slim model for PyTorch: graphprune.load("{}")',
+    "plan.json": "the channels that went",
+    "metrics.json": "everything measured, with settings and versions",
+}
+
+
+@click.command("compress")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options(required=True)
+@click.option("--eval-data", type=click.Path(path_type=Path), help="More images, to measure the result on and no more.")
+@click.option("--limit", type=click.IntRange(min=2), help="Learn from so many of the images. Default: all.")
+@click.option("--channels", type=click.Choice(["1", "3"]), help="Gray or color. Default: what the model takes.")
+@arch_options
+@click.option("--macs", type=float, metavar="SHARE", help="Share of the multiply-accumulates that may be left: 0.5.")
+@click.option("--params", type=float, metavar="SHARE", help="Share of the parameters that may be left.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Folder for the results."
+)
+@click.option("--epochs", type=float, help=f"Passes over the images; may be a fraction. Default: {_DEFAULT.epochs:g}.")
+@click.option("--batch-size", type=int, help=f"Images a step. Default: {_DEFAULT.batch_size}.")
+@click.option("--lr", type=float, help=f"Peak learning rate. Default: {_DEFAULT.lr:g}.")
+@click.option("--align", type=int, help=f"Keep multiples of so many channels in a layer. Default: {_DEFAULT.align}.")
+@click.option(
+    "--flip/--no-flip", default=None, help="Mirror images at random; not for digits and letters. Default: on."
+)
+@click.option("--crop/--no-crop", default=None, help="Shift images at random. Default: on.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the training. Default: auto.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the training. Default: all cores.")
+@click.option("--checkpoint-steps", type=int, help="Save the run every so many steps. Default: every minute.")
+@seed_option
+@click.option(
+    "--benchmark-seconds",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Timed seconds for each file at the end; 0 for none.",
+)
+@click.option(
+    "--benchmark-threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in OUT.")
+@force_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    data: Path,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    image_size: int | tuple[int, int] | None,
+    eval_data: Path | None,
+    limit: int | None,
+    channels: str | None,
+    arch: str | None,
+    trust_pickle: bool,
+    output: Path,
+    benchmark_seconds: float,
+    benchmark_threads: int,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Make a trained network smaller and faster, from images alone: no labels, no training code.
+
+    MODEL is a .pt2 archive (torch.export.save), or a state dict (.safetensors, .pt) with --arch. The network learns
+    from its own answers on the images while channels are taken out, until the budget (--macs, --params) is met. What
+    is written is verified: the slim ONNX file computes what the trained network with those channels at zero does.
+    Class folders in the images serve to report accuracy, never to learn.
+    """
+    config = CompressConfig(**{name: value for name, value in settings.items() if value is not None})
+
+    from graphprune.compress import BenchmarkOptions, DataOptions, compress
+    from graphprune.loading import load_model
+    from graphprune.report import render_metrics
+
+    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle)
+    with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
+        result = compress(
+            loaded,
+            data,
+            output=output,
+            config=config,
+            data=DataOptions(
+                image_size=image_size, channels=int(channels) if channels else None, mean=mean, std=std, limit=limit
+            ),
+            eval_images=eval_data,
+            benchmark=BenchmarkOptions(seconds=benchmark_seconds, threads=benchmark_threads),
+            resume=resume,
+            force=force,
+            reporter=reporter,
+            record={"model": str(model), "arch": arch, "data": str(data), "eval_data": eval_data and str(eval_data)},
+        )
+    if as_json:
+        print_json(result.metrics)
+    else:
+        print_text(render_metrics, result.metrics)
+        say_files(output)
+
+
+def say_files(folder: Path) -> None:
+    """Say where the results are."""
+    width = max(len(str(folder / name)) for name in _FILES)
+    click.echo()
+    for name, text in _FILES.items():
+        click.echo(f"{folder / name!s:{width}}  {text.format(folder / name)}")

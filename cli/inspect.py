@@ -1,0 +1,128 @@
+"""`graphprune inspect MODEL`: what can be removed, what cannot and why."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphprune.cli.options import ImageSize, arch_options, json_option, shape_option
+from graphprune.cli.output import print_json, print_text
+from graphprune.cli.tables import render_table
+from graphprune.passes.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import ChannelGraph
+
+__all__ = ["command"]
+
+SCHEMA = 1
+_CHANNELS = 3
+
+
+@click.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--image-size", type=ImageSize(), help="Side, or height x width, of the images that the model takes.")
+@shape_option
+@arch_options
+@json_option
+def command(
+    model: Path,
+    image_size: int | tuple[int, int] | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    arch: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Show the sets of channels that can only be removed together, and what each of them costs.
+
+    MODEL is a .pt2 archive, an .onnx file, or a state dict (.safetensors, .pt) with --arch, which needs the size of
+    its input besides: --image-size 32 or --shape 1x3x32x32.
+    """
+    from graphprune.inspection import describe_graph
+
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    trace = _trace_onnx if model.suffix.lower() == ".onnx" else _trace_torch
+    found = describe_graph(trace(model, size, shapes or {}, arch, trust_pickle))
+    if as_json:
+        print_json({"schema": SCHEMA, "model": str(model), **found})
+    else:
+        print_text(_render, found)
+
+
+def _trace_torch(
+    model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], arch: str | None, trust: bool
+) -> "ChannelGraph":
+    import torch
+
+    from graphprune.inputs import expected_images
+    from graphprune.loading import load_model
+    from graphprune.passes.fx.analyze import trace
+
+    loaded = load_model(model, arch=arch, trust_pickle=trust)
+    if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
+        return trace(loaded)
+    if shapes:
+        return trace(loaded, tuple(torch.randn(shape) for shape in shapes.values()))
+    channels, own_size = expected_images(loaded)
+    size = size or own_size
+    if size is None:
+        raise UsageError(
+            f"{model} does not say what size of images it takes: give --image-size 224 or --shape 1x3x224x224"
+        )
+    return trace(loaded, (torch.randn(2, channels or _CHANNELS, *size),))
+
+
+def _trace_onnx(
+    model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], arch: str | None, trust: bool
+) -> "ChannelGraph":
+    from graphprune.model_runner import describe_inputs
+    from graphprune.passes.onnx.analyze import trace_onnx
+
+    sizes: dict[str, int] = {}
+    for spec in describe_inputs(model) or ():
+        asked = shapes.get(spec.name, shapes.get("", (0, 0, *size) if size else ()))
+        sizes.update({dim: n for dim, n in zip(spec.dims, asked, strict=False) if isinstance(dim, str) and n})
+    return trace_onnx(model, sizes=sizes)
+
+
+def _render(found: Mapping[str, Any], console: Any = None) -> str:
+    from graphprune.inspection import summarize
+    from graphprune.report import count
+
+    rows = [
+        (
+            s["name"],
+            f"{s['channels']}" + (f" x {s['indices_per_channel']}" if s["indices_per_channel"] > 1 else ""),
+            f"{100 * s['macs_share']:.1f} %",
+            f"{100 * s['params_share']:.1f} %",
+            _removable(s),
+            summarize(s["layers"]),
+        )
+        for s in found["sets"]
+    ]
+    headers = ("coupled channels", "number", "MACs", "parameters", "removable", "outputs of")
+    text = render_table(headers, rows, console, left=(0, 4, 5)) if rows else "nothing can be removed\n"
+    if found["frozen"]:
+        reasons = [(f["reason"], str(f["channels"]), summarize(f["parameters"], "in all")) for f in found["frozen"]]
+        text += "\n" + render_table(("not removable", "channels", "of"), reasons, console, left=(0, 2))
+    notes = [
+        f"{count(found['macs'])} MACs, {count(found['params'])} parameters; {found['groups']} groups "
+        f"of coupled channels in {len(found['sets'])} sets. MACs and parameters of a set: what would go with all of it; sets share layers.",
+        f"With everything removed that may go, {100 * found['least_macs_share']:.2g} % of the MACs and "
+        f"{100 * found['least_params_share']:.2g} % of the parameters remain.",
+        *(
+            f"Operator without a rule (used {times} times), nothing that it touches is removed: {name}"
+            for name, times in found["unknown_operators"].items()
+        ),
+    ]
+    if console is not None:
+        for note in notes:
+            console.print(note, style="dim", highlight=False, markup=False)
+    return text + "\n" + "\n".join(notes) + "\n"
+
+
+def _removable(group_set: Mapping[str, Any]) -> str:
+    if not group_set["exact"]:
+        return f"not exactly: {group_set['why_inexact']}"
+    return "yes, all" if group_set["bypassed"] else "yes"

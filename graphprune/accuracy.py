@@ -1,0 +1,98 @@
+"""What a slim model is worth: how often it agrees with the dense one, and how often each is right.
+
+Measured on the ONNX files that are shipped, in onnxruntime. Labels are used here alone, and only when their classes
+are as many as the outputs of the model.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from graphprune.closeness import Agreement
+from graphprune.data import ImageSource
+from graphprune.model_runner import Runner, open_runner
+
+__all__ = ["Quality", "measure_quality"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality of a slim model beside the dense one.
+
+    Attributes:
+        images: how many were looked at.
+        source: where they came from.
+        agreement: share of images (or pixels) that both put into the same class; None for other networks.
+        distance: squared distance of the outputs, relative to the spread of the dense model's; 0 is the same.
+        accuracy: share of images that each model puts into the class of its label; empty without labels.
+    """
+
+    images: int
+    source: str
+    agreement: float | None
+    distance: float
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def measure_quality(
+    dense: str | os.PathLike[str], slim: str | os.PathLike[str], source: ImageSource, *, threads: int = 1
+) -> Quality:
+    """Run both ONNX files on all images of `source` and compare their answers."""
+    runners = {"dense": open_runner(dense, threads=threads), "slim": open_runner(slim, threads=threads)}
+    agreement, distance = Agreement(), _Distance()
+    right: dict[str, int] | None = None if source.labels is None else dict.fromkeys(runners, 0)
+    for positions, batch in _batches(source, *runners.values()):
+        answers = {name: runner.run([batch]) for name, runner in runners.items()}
+        rows = len(positions)
+        agreement.see(answers["dense"], answers["slim"], rows=rows)
+        distance.see(answers["dense"], answers["slim"], rows)
+        if right is not None and source.labels is not None and _is_classifier(answers["dense"], source):
+            for name, outputs in answers.items():
+                right[name] += int((outputs[0][:rows].argmax(axis=1) == source.labels[positions]).sum())
+        else:
+            right = None
+    accuracy = {} if right is None else {name: count / len(source) for name, count in right.items()}
+    return Quality(len(source), source.name, agreement.share, distance.value, accuracy)
+
+
+def _is_classifier(outputs: list[np.ndarray], source: ImageSource) -> bool:
+    return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] == len(source.class_names)
+
+
+def _batches(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions of the images of a batch, and the batch; filled up from the start where its size is fixed."""
+    fixed = next((runner.fixed_batch for runner in runners if runner.fixed_batch), None)
+    step = fixed or _BATCH
+    for start in range(0, len(source), step):
+        positions = np.arange(start, min(start + step, len(source)))
+        fed = np.arange(start, start + step) % len(source) if fixed else positions
+        yield positions, source.batch(fed)
+
+
+@dataclass
+class _Distance:
+    """Sums for || a - b ||^2 / || a - mean(a) ||^2 over all outputs, averaged over the outputs."""
+
+    sums: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def see(self, dense: list[np.ndarray], slim: list[np.ndarray], rows: int) -> None:
+        for index, (a, b) in enumerate(zip(dense, slim, strict=True)):
+            if a.shape != b.shape or not np.issubdtype(a.dtype, np.floating):
+                continue
+            x, y = (np.asarray(v[:rows] if v.ndim else v, dtype=np.float64) for v in (a, b))
+            seen = np.array([((x - y) ** 2).sum(), (x**2).sum(), x.sum(), x.size])
+            self.sums[index] = self.sums.get(index, np.zeros(4)) + seen
+
+    @property
+    def value(self) -> float:
+        shares = [gap / max(square - total**2 / size, 1e-12) for gap, square, total, size in self.sums.values()]
+        return float(np.mean(shares)) if shares else 0.0

@@ -1,0 +1,11 @@
+"""How many channels go and where: policies that turn scores and a budget into a set of groups to remove.
+
+Which groups are worth least is not decided here but by their scores (`graphprune.importance`), so that a policy
+is one file and knows nothing of weights.
+"""
+
+from graphprune.allocation.budget import CostFunction, check_reachable, select
+from graphprune.allocation.ratio import select_ratio
+from graphprune.allocation.removable import Limits, removable_groups
+
+__all__ = ["CostFunction", "Limits", "check_reachable", "removable_groups", "select", "select_ratio"]

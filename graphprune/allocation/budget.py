@@ -1,0 +1,184 @@
+"""Policy "budget": groups go in the order of score per cost until every budget is met, by counting.
+
+The price of a group is the cost it saves when it goes alone. Prices fall as its neighbours go, so the set is built in
+rounds: each goes a part of the way to the budget with prices counted anew. What rounding to whole groups left below
+the budget is given back to the best removed groups that fit.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from graphprune.allocation.removable import Blocks, GroupSetLike, Limits, make_blocks
+from graphprune.passes.errors import BudgetError
+
+_ROUNDS = 8
+_SLACK = 0.001  # share of the budget that is not worth giving back
+_GIVE_BACK_TRIALS = 64
+
+
+class CostFunction(Protocol):
+    """Cost of a slim model by the mask of kept groups, without building it."""
+
+    def macs(self, kept: np.ndarray) -> float: ...  # noqa: D102
+    def params(self, kept: np.ndarray) -> int: ...  # noqa: D102
+    def macs_marginal(self, kept: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def params_marginal(self, kept: np.ndarray) -> np.ndarray: ...  # noqa: D102
+
+
+def count(cost: CostFunction, kept: np.ndarray) -> dict[str, float]:
+    """Cost of the slim model in every unit."""
+    return {"macs": float(cost.macs(kept)), "params": float(cost.params(kept))}
+
+
+def select(
+    scores: np.ndarray,
+    cost: CostFunction,
+    budgets: Mapping[str, float],
+    sets: Sequence[GroupSetLike],
+    removable: np.ndarray,
+    *,
+    limits: Limits | None = None,
+    forced: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mask of the groups to remove so that every budget holds: the least valuable for what they cost.
+
+    Never above a budget; below it by less than the cheapest group that could be given back. A set that is not
+    bypassed keeps `limits.min_channels`.
+
+    Shapes: scores, removable, forced and the result (n_groups,).
+    Units: `budgets` maps "macs" and "params" to absolute costs, not shares.
+
+    Args:
+        scores: worth of each group, at least 0.
+        cost: counts the slim model.
+        budgets: what must not be exceeded.
+        sets: the sets of groups.
+        removable: groups that may go.
+        limits: what every set keeps.
+        forced: groups that are gone already and go in any case.
+
+    Raises:
+        BudgetError: the budget cannot be reached even if everything removable goes.
+    """
+    forced = np.zeros(len(scores), dtype=bool) if forced is None else forced
+    blocks = make_blocks(np.where(forced, -1.0, scores), sets, removable, limits or Limits())
+    must = blocks.total(forced.astype(float)) > 0
+    value = np.maximum(blocks.total(np.where(forced, 0.0, scores)), 0.0)
+    problem = _Problem(cost, dict(budgets), blocks, value)
+    problem.check_reachable()
+    chosen = must.copy()
+    for part in range(1, _ROUNDS + 1):
+        chosen = problem.advance(chosen, part / _ROUNDS)
+    return blocks.groups(problem.give_back(chosen, must))
+
+
+def check_reachable(
+    cost: CostFunction,
+    budgets: Mapping[str, float],
+    sets: Sequence[GroupSetLike],
+    removable: np.ndarray,
+    limits: Limits | None = None,
+) -> None:
+    """Raises: BudgetError: some budget is below the cost of the smallest model that may remain."""
+    blocks = make_blocks(np.zeros(len(removable)), sets, removable, limits or Limits())
+    _Problem(cost, dict(budgets), blocks, np.zeros(blocks.count)).check_reachable()
+
+
+class _Problem:
+    """One call of `select`; its state is in the masks of chosen blocks that are handed around."""
+
+    def __init__(self, cost: CostFunction, budgets: dict[str, float], blocks: Blocks, value: np.ndarray) -> None:
+        self.cost = cost
+        self.budgets = budgets
+        self.blocks = blocks
+        # A hair above zero, so that among worthless groups the price decides.
+        self.value = value + 1e-6 * (value.mean() if value.any() else 1.0)
+        self.dense = self.count(np.zeros(blocks.count, dtype=bool))
+
+    def kept(self, chosen: np.ndarray) -> np.ndarray:
+        return ~self.blocks.groups(chosen)
+
+    def count(self, chosen: np.ndarray) -> dict[str, float]:
+        kept = self.kept(chosen)
+        return {unit: float(getattr(self.cost, unit)(kept)) for unit in self.budgets}
+
+    def fits(self, chosen: np.ndarray, budgets: Mapping[str, float]) -> bool:
+        found = self.count(chosen)
+        return all(found[unit] <= budgets[unit] for unit in budgets)
+
+    def check_reachable(self) -> None:
+        least = self.count(np.ones(self.blocks.count, dtype=bool))
+        for unit, budget in self.budgets.items():
+            if least[unit] > budget:
+                raise BudgetError(
+                    f"--{unit} {budget / self.dense[unit]:.3g} cannot be reached: with everything removed that may go, "
+                    f"{least[unit] / self.dense[unit]:.3g} of the {unit} remain; ask for more than that"
+                )
+
+    def prices(self, chosen: np.ndarray, budgets: Mapping[str, float]) -> np.ndarray:
+        """What each block saves, in units of what is still to be saved; a budget that is met asks for nothing."""
+        kept = self.kept(chosen)
+        found = self.count(chosen)
+        price = np.zeros(self.blocks.count)
+        for unit, budget in budgets.items():
+            if found[unit] > budget:
+                marginal = getattr(self.cost, f"{unit}_marginal")(kept)
+                price += self.blocks.total(np.asarray(marginal, dtype=float)) / (found[unit] - budget)
+        return price
+
+    def order(self, chosen: np.ndarray, budgets: Mapping[str, float]) -> np.ndarray:
+        """The blocks not chosen yet, cheapest per saving first, those of one set in their own order."""
+        ratio = self.value / np.maximum(self.prices(chosen, budgets), 1e-12)
+        ratio[chosen] = 0.0
+        if not len(ratio):
+            return np.zeros(0, dtype=np.int64)
+        starts = np.flatnonzero(np.r_[True, np.diff(self.blocks.set_of) != 0])
+        for start, end in zip(starts, np.r_[starts[1:], len(ratio)], strict=True):
+            np.maximum.accumulate(ratio[start:end], out=ratio[start:end])
+        order = np.argsort(ratio, kind="stable")
+        return order[~chosen[order]]
+
+    def advance(self, chosen: np.ndarray, part: float) -> np.ndarray:
+        """Choose the fewest further blocks that reach `part` of the way from dense to the budgets."""
+        goal = {unit: dense + part * min(0.0, self.budgets[unit] - dense) for unit, dense in self.dense.items()}
+        if part == 1.0:
+            goal = self.budgets
+        order = self.order(chosen, goal)
+        low, high = 0, len(order)  # a prefix of `high` blocks is enough
+        while low < high:
+            middle = (low + high) // 2
+            if self.fits(_with(chosen, order[:middle]), goal):
+                high = middle
+            else:
+                low = middle + 1
+        return _with(chosen, order[:high])
+
+    def give_back(self, chosen: np.ndarray, must: np.ndarray) -> np.ndarray:
+        """Keep the most valuable of the chosen blocks that fit into what is left of the budgets."""
+        for _ in range(_GIVE_BACK_TRIALS):
+            found = self.count(chosen)
+            if any(found[unit] > budget * (1 - _SLACK) for unit, budget in self.budgets.items()):
+                break
+            for block in self.last_of_each_set(chosen & ~must):
+                fewer = chosen.copy()
+                fewer[block] = False
+                if self.fits(fewer, self.budgets):
+                    chosen = fewer
+                    break
+            else:
+                break
+        return chosen
+
+    def last_of_each_set(self, chosen: np.ndarray) -> np.ndarray:
+        """The chosen block of each set that went last, most valuable first: the ones that can come back."""
+        last = {int(self.blocks.set_of[i]): int(i) for i in np.flatnonzero(chosen)}
+        ends = np.asarray(list(last.values()), dtype=np.int64)
+        return ends[np.argsort(-self.value[ends], kind="stable")]
+
+
+def _with(chosen: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    result = chosen.copy()
+    result[blocks] = True
+    return result

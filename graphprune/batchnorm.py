@@ -1,0 +1,59 @@
+"""BatchNorm statistics measured anew, with the final weights.
+
+During training the running statistics lag behind the weights and mix in groups that are zero by now. At the end they
+are replaced by the mean over many batches of what the trained network really sees.
+
+Source: Sun et al. 2019, "Hybrid 8-bit floating point training", section 4, and NNCF's BatchNorm adaptation.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from graphprune.passes.fx.capture import CapturedModule
+
+_RUNNING_MEAN, _RUNNING_VAR, _MOMENTUM = 3, 4, 6  # positions among the arguments of aten.batch_norm
+
+
+@torch.no_grad()
+def reestimate_batch_norm(module: "CapturedModule", forward: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running mean and variance of every BatchNorm in `module` by their mean over `batches`.
+
+    A network without BatchNorm, and one that is given no batch, stays as it is.
+
+    Args:
+        module: the captured network; its buffers are changed in place.
+        forward: what to run: `module`, or a network that shares its buffers; left in train mode.
+        batches: inputs, already in the memory layout of the run.
+    """
+    buffers = _statistics(module)
+    if not buffers:
+        return
+    forward.train()
+    before = {name: module.get_buffer(name).clone() for name in buffers}
+    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in before.items()}
+    count = 0
+    for batch in batches:
+        # From zero, one forward pass leaves momentum * statistic of the batch in the buffer.
+        for name in buffers:
+            module.get_buffer(name).zero_()
+        forward(batch)
+        for name, momentum in buffers.items():
+            sums[name] += module.get_buffer(name).double() / momentum * len(batch)
+        count += len(batch)
+    for name, value in before.items():
+        module.get_buffer(name).copy_(sums[name] / count if count else value)
+
+
+def _statistics(module: "CapturedModule") -> dict[str, float]:
+    """Name of every running mean and variance, with the momentum of its update."""
+    found: dict[str, float] = {}
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and node.args[_MOMENTUM] > 0:
+            for argument in (node.args[_RUNNING_MEAN], node.args[_RUNNING_VAR]):
+                if argument is not None:
+                    found[str(argument.target)] = float(node.args[_MOMENTUM])
+    return found

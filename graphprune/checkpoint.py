@@ -1,0 +1,67 @@
+"""Checkpoints: the whole state of a run in one file, so that a killed run continues to the same result.
+
+The file is written under a temporary name and renamed, and is read with `weights_only=True`: loading one never runs
+code from it.
+"""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphprune.config import CompressConfig
+from graphprune.files import atomic_write
+from graphprune.passes.errors import ModelLoadError, UsageError
+
+_FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values only) under `path`, whole or not at all."""
+    # Through a Python file, so that a full disk is an OSError that atomic_write can name.
+    with atomic_write(path) as temporary, temporary.open("wb") as handle:
+        torch.save({"format": _FORMAT, **state}, handle)
+
+
+def load_checkpoint(path: Path, config: CompressConfig, model: str) -> dict[str, Any]:
+    """Read a checkpoint of a run with the same settings and model.
+
+    Args:
+        path: the file.
+        config: the settings to continue with.
+        model: digest of the model to continue with.
+
+    Raises:
+        ModelLoadError: the file is missing or is not a checkpoint.
+        UsageError: the run was another one; names the setting that differs.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without --resume") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ModelLoadError(f"{path}: not a readable checkpoint; remove it and start without --resume") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ModelLoadError(f"{path}: not a checkpoint of this version; remove it and start without --resume")
+    config.refuse_resume_from(state["fingerprint"])
+    if state["model"] != model:
+        raise UsageError(f"cannot resume: {path} was made from another model; give the same model or start afresh")
+    return state
+
+
+def remove_partial_checkpoints(path: Path) -> None:
+    """Remove what a process that was killed while writing `path` has left behind."""
+    for temporary in path.parent.glob(f".{path.stem}.????????{path.suffix}"):
+        temporary.unlink(missing_ok=True)
+
+
+def model_digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,232 @@
+"""Every setting of a compression run, with its default and unit, in one place.
+
+A budget is a share of the dense model's cost: 0.5 means that at most half of it is left. Several budgets
+must all hold. With several students each may have its own: `macs=(0.66, 0.5, 0.33)`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graphprune.passes.errors import UsageError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+OutputLoss = Literal["auto", "kl", "mse"]
+
+# Settings that may differ between a run and its continuation: they do not change what is computed.
+_FREE_ON_RESUME = frozenset({"threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one student must reach, as shares of the dense cost; `None` is no limit."""
+
+    macs: float | None = None
+    params: float | None = None
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by the name of their unit."""
+        return {name: share for name, share in dataclasses.asdict(self).items() if share is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """Settings of a compression run. Checked on creation; a bad value raises `UsageError`.
+
+    Attributes:
+        macs: budget in multiply-accumulates, share of the dense model's; one number, or one per student.
+        params: budget in parameters, share of the dense model's; one number, or one per student.
+        n_students: how many students learn side by side.
+        epochs: length of the run in passes over the images; may be a fraction.
+        batch_size: images per step.
+        lr: peak learning rate of SGD with Nesterov momentum.
+        momentum: momentum of SGD.
+        weight_decay: L2 decay per unit of learning rate, of all parameters but biases and norm weights.
+        lr_warmup: share of the run over which the learning rate rises to its peak.
+        lr_final: learning rate at the end, as a share of the peak (cosine in between).
+        grad_clip: largest norm of a student's gradient; 0 = unlimited.
+        lambda_out: weight of the loss on outputs.
+        lambda_feature: weight of the loss on intermediate features.
+        lambda_mutual: weight of the loss between students.
+        lambda_sparsity: weight of the group sparsity term.
+        temperature: softmax temperature of the loss on outputs.
+        output_loss: "kl" for class logits, "mse" for anything else, "auto" decides by the output's shape.
+        criterion: sensitivity that orders the groups, a name in `graphprune.importance.CRITERIA`.
+        sensitivity_decay: decay per step of the running sensitivity (rho).
+        redraw_every: steps between two draws of the expected-sparse set; 0 = about 40 draws in a run.
+        warmup: share of the run before anything is made sparse.
+        sparsify: share of the run in which the budget is approached; what is left of the run settles.
+        fade: share of the sparsify phase over which one group goes to exactly zero.
+        min_channels: groups that every set keeps, unless it can be bypassed as a whole.
+        align: kept groups of a set are a multiple of this.
+        allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
+        precision: "auto" takes bfloat16 autocast only if a short measurement finds it clearly faster.
+        threads: CPU threads of torch; 0 = leave as it is.
+        seed: seed of everything random.
+        flip: mirror training images at random.
+        crop: shift training images at random, by up to an eighth of their side.
+        holdout: images on which agreement is measured and that are never trained on; at most a tenth of all.
+        eval_every: steps between two measurements of agreement; 0 = about 20 in a run.
+        calibration_images: images for the final BatchNorm statistics.
+        checkpoint_seconds: seconds between two checkpoints; 0 = no timed checkpoint.
+        checkpoint_steps: steps between two checkpoints; 0 = by time alone.
+    """
+
+    macs: float | tuple[float, ...] | None = None
+    params: float | tuple[float, ...] | None = None
+    n_students: int = 1
+    epochs: float = 10.0
+    batch_size: int = 64
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    lr_warmup: float = 0.02
+    lr_final: float = 0.01
+    grad_clip: float = 5.0
+    lambda_out: float = 1.0
+    lambda_feature: float = 1.0
+    lambda_mutual: float = 0.5
+    lambda_sparsity: float = 1e-3
+    temperature: float = 2.0
+    output_loss: OutputLoss = "auto"
+    criterion: str = "taylor"
+    sensitivity_decay: float = 0.98
+    redraw_every: int = 0
+    warmup: float = 0.05
+    sparsify: float = 0.45
+    fade: float = 0.2
+    min_channels: int = 1
+    align: int = 1
+    allow_inexact: bool = False
+    precision: Precision = "auto"
+    threads: int = 0
+    seed: int = 0
+    flip: bool = True
+    crop: bool = True
+    holdout: int = 512
+    eval_every: int = 0
+    calibration_images: int = 2048
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _check_budgets(self)
+        for name, (low, high, closed_low, closed_high) in _RANGES.items():
+            _check_range(name, getattr(self, name), low, high, closed_low, closed_high)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{_flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if self.warmup + self.sparsify >= 1:
+            raise UsageError(
+                f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
+                f"{self.sparsify:g} is not below 1"
+            )
+
+    @property
+    def settle(self) -> float:
+        """Share of the run in which the set is fixed at zero and the rest goes on learning."""
+        return 1.0 - self.warmup - self.sparsify
+
+    def budget(self, student: int) -> Budget:
+        """The budget of one student."""
+        return Budget(*(v[student] if isinstance(v, tuple) else v for v in (self.macs, self.params)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as JSON and checkpoints take them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CompressConfig":
+        """Inverse of `to_dict`. Raises: UsageError: an unknown setting."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that determine the result: what a continued run must share with the first."""
+        return {k: v for k, v in self.to_dict().items() if k not in _FREE_ON_RESUME}
+
+    def refuse_resume_from(self, fingerprint: Mapping[str, Any]) -> None:
+        """Raises: UsageError: a run with `fingerprint` computes something else; names the first difference."""
+        mine = self.fingerprint()
+        for name in sorted(mine.keys() | fingerprint.keys()):
+            if mine.get(name) != fingerprint.get(name):
+                raise UsageError(
+                    f"cannot resume: {_flag(name)} was {fingerprint.get(name)} and is now {mine.get(name)}; "
+                    "use the same settings or start afresh"
+                )
+
+
+# name: (low, high, low allowed, high allowed)
+_RANGES: dict[str, tuple[float, float, bool, bool]] = {
+    "n_students": (1, math.inf, True, False),
+    "epochs": (0, math.inf, False, False),
+    "batch_size": (2, math.inf, True, False),
+    "lr": (0, math.inf, False, False),
+    "momentum": (0, 1, True, False),
+    "weight_decay": (0, math.inf, True, False),
+    "lr_warmup": (0, 1, True, False),
+    "lr_final": (0, 1, True, True),
+    "grad_clip": (0, math.inf, True, False),
+    "lambda_out": (0, math.inf, True, False),
+    "lambda_feature": (0, math.inf, True, False),
+    "lambda_mutual": (0, math.inf, True, False),
+    "lambda_sparsity": (0, math.inf, True, False),
+    "temperature": (0, math.inf, False, False),
+    "sensitivity_decay": (0, 1, True, False),
+    "redraw_every": (0, math.inf, True, False),
+    "warmup": (0, 1, True, False),
+    "sparsify": (0, 1, False, False),
+    "fade": (0, 1, False, True),
+    "min_channels": (1, math.inf, True, False),
+    "align": (1, math.inf, True, False),
+    "threads": (0, math.inf, True, False),
+    "seed": (0, 2**63, True, False),
+    "holdout": (1, math.inf, True, False),
+    "eval_every": (0, math.inf, True, False),
+    "calibration_images": (2, math.inf, True, False),
+    "checkpoint_seconds": (0, math.inf, True, False),
+    "checkpoint_steps": (0, math.inf, True, False),
+}
+_WHOLE = frozenset(
+    field.name for field in dataclasses.fields(CompressConfig) if field.type is int and field.name in _RANGES
+)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "criterion": ("random", "l1", "l2", "taylor"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "output_loss": ("auto", "kl", "mse"),
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_budgets(config: CompressConfig) -> None:
+    for name in ("macs", "params"):
+        value = getattr(config, name)
+        for share in value if isinstance(value, tuple) else (value,):
+            if share is not None:
+                _check_range(name, share, 0, 1, False, False)
+        if isinstance(value, tuple) and len(value) != config.n_students:
+            raise UsageError(f"--{name} gives {len(value)} budgets for {config.n_students} students")
+
+
+def _check_range(name: str, value: Any, low: float, high: float, closed_low: bool, closed_high: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{_flag(name)} must be a number, not {value!r}")
+    if name in _WHOLE and not isinstance(value, int):
+        raise UsageError(f"{_flag(name)} must be a whole number, not {value!r}")
+    above = value >= low if closed_low else value > low
+    below = value <= high if closed_high else value < high
+    if above and below:  # also false for NaN
+        return
+    if high == math.inf:
+        bound = f"at least {low:g}" if closed_low else f"above {low:g}"
+    else:
+        bound = f"between {low:g} and {high:g}"
+    raise UsageError(f"{_flag(name)} must be {bound}, not {value}")

@@ -1,0 +1,137 @@
+"""What a student learns from: its teacher's outputs and features, and the other students' outputs. No labels.
+
+Notation as in docs/algorithm.md: T the teacher, S_1..S_N the students, p = softmax(z / tau), F^l the features at tap l.
+
+    L_out  = tau^2 KL(p_T || p_n)                                      classifiers
+             ||y_T - y_n||^2 / ||y_T - mean(y_T)||^2, mean over outputs   everything else
+    L_feat = mean over l and samples of || F_T/||F_T|| - F_n/||F_n|| ||^2 = 2 - 2 cos(F_T, F_n)
+             over the channels the student still has
+    L_mut  = mean over m != n of tau^2 KL(sg(p_m) || p_n)
+
+All in float32, whatever the precision of the networks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OutputKind = Literal["logits", "probabilities", "values"]
+
+_EPS = 1e-12
+
+
+def flatten_outputs(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a network's output, whatever lists, tuples and dicts they come in."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in flatten_outputs(value)]
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return [tensor for value in output for tensor in flatten_outputs(value)]
+    return []
+
+
+def output_kind(outputs: Sequence[Tensor], setting: str) -> OutputKind:
+    """What the teacher's outputs are: one (batch, classes) tensor is a classifier's, unless `setting` is "mse".
+
+    Args:
+        outputs: the teacher's outputs on a batch.
+        setting: "auto", "kl" or "mse".
+    """
+    classes = len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
+    if setting == "mse" or (setting == "auto" and not classes):
+        return "values"
+    first = outputs[0].float()
+    sums = first.sum(1)
+    is_distribution = bool((first >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
+    return "probabilities" if is_distribution else "logits"
+
+
+class OutputLoss:
+    """L_out and L_mut for one kind of output.
+
+    Args:
+        kind: what the outputs are.
+        temperature: tau, for classifiers.
+    """
+
+    def __init__(self, kind: OutputKind, temperature: float) -> None:
+        self.kind = kind
+        self.temperature = temperature
+
+    def __call__(self, target: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
+        """Distance of a student's outputs to a target's; no gradient flows into the target."""
+        distance = self._divergence if self.kind != "values" else _relative_error
+        losses = [distance(t.detach().float(), s.float()) for t, s in zip(target, outputs, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _divergence(self, target: Tensor, output: Tensor) -> Tensor:
+        log_p = torch.log_softmax(self._logits(target) / self.temperature, dim=1)
+        log_q = torch.log_softmax(self._logits(output) / self.temperature, dim=1)
+        return (log_p.exp() * (log_p - log_q)).sum(1).mean() * self.temperature**2
+
+    def _logits(self, output: Tensor) -> Tensor:
+        return output.clamp_min(1e-7).log() if self.kind == "probabilities" else output
+
+    def agreement(self, target: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+        """Share of samples with the same predicted class; for other networks 1 - relative squared error, at least 0."""
+        if self.kind == "values":
+            return max(0.0, 1.0 - float(self(target, outputs)))
+        return float((target[0].argmax(1) == outputs[0].argmax(1)).float().mean())
+
+
+def mutual_loss(loss: OutputLoss, outputs: Sequence[Sequence[Tensor]], student: int) -> Tensor:
+    """Mean distance of one student's outputs to those of all others, which receive no gradient from it."""
+    others = [loss(other, outputs[student]) for i, other in enumerate(outputs) if i != student]
+    return torch.stack(others).mean()
+
+
+class FeatureLoss:
+    """L_feat over the taps of one student, for the channels it still has.
+
+    Args:
+        channels: per tap (channel dimension, group of each channel or -1), `None` where it is not known.
+        n_groups: number of channel groups.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, np.ndarray] | None], n_groups: int) -> None:
+        self._dims = [1 if c is None else c[0] for c in channels]
+        self._ids = [None if c is None else torch.from_numpy(np.where(c[1] < 0, n_groups, c[1])) for c in channels]
+        self._masks: list[Tensor | None] = [None] * len(channels)
+
+    def keep(self, kept: Tensor) -> None:
+        """Compare from now on only channels whose group is in the mask `kept` of shape (n_groups,)."""
+        padded = torch.cat([kept.float(), torch.ones(1)])
+        self._masks = [None if ids is None else padded[ids] for ids in self._ids]
+
+    def __call__(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+        """Mean over taps and samples. Shapes: features are (batch, ...) with the channels in any dimension."""
+        losses = [
+            self._distance(t.detach(), s, dim, mask)
+            for t, s, dim, mask in zip(teacher, student, self._dims, self._masks, strict=True)
+        ]
+        return torch.stack(losses).mean() if losses else torch.zeros(())
+
+    @staticmethod
+    def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:
+        other = [d for d in range(1, teacher.ndim) if d != dim]
+
+        def product(a: Tensor, b: Tensor) -> Tensor:
+            per_channel = (a * b).float()
+            per_channel = per_channel.sum(dim=other) if other else per_channel
+            return per_channel.sum(1) if mask is None else per_channel @ mask
+
+        norm = product(teacher, teacher) * product(student, student)
+        cosine = product(teacher, student) / norm.clamp_min(_EPS).sqrt()
+        # A sample without any activation to compare has nothing to learn from: it must not count as orthogonal.
+        return torch.where(norm > _EPS, 2 - 2 * cosine, torch.zeros_like(cosine)).mean()
+
+
+def _relative_error(target: Tensor, output: Tensor) -> Tensor:
+    """Squared error relative to the target's own spread, which makes several outputs comparable."""
+    centered = target - target.mean()
+    scale = centered.square().mean()
+    return (target - output).square().mean() / scale.clamp_min(_EPS)

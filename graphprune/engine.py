@@ -1,0 +1,388 @@
+"""The training engine: a frozen teacher, students that start as its copies, unlabelled images, a budget.
+
+One step:
+
+    batch -> teacher (once, no gradient) -> each student -> L = l1 L_out + l2 L_feat + l3 L_mut -> backward
+          -> optimizer, sensitivity, expected-sparse set, proximal step (`graphprune.student`)
+
+The result of a run is determined by model, images and settings; a run that was killed and resumed ends the same.
+"""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphprune.allocation import Limits, check_reachable
+from graphprune.batchnorm import reestimate_batch_norm
+from graphprune.checkpoint import load_checkpoint, model_digest, remove_partial_checkpoints, save_checkpoint
+from graphprune.config import CompressConfig
+from graphprune.data import ImageSource
+from graphprune.data.batches import Augmentation, TrainingBatches, evaluation_batches
+from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_kind
+from graphprune.interrupt import Interrupt
+from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
+from graphprune.precision import Precision, choose_precision
+from graphprune.schedule import Schedule
+from graphprune.student import Student
+from graphprune.taps import find_taps
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.passes.channels.plan import PruningPlan
+    from graphprune.passes.fx.capture import CapturedModule
+
+_log = logging.getLogger("graphprune")
+
+_MOST_HELD_OUT = 0.1  # share of the images
+_EVALUATION_BATCH = 256
+
+
+class Progress(Protocol):
+    """Told after every step how a run goes."""
+
+    def __call__(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
+        """`step` of `total` is done; `cost` holds shares of the dense model's, of the first student."""
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """What became of one student.
+
+    Attributes:
+        state_dict: parameters and buffers, dense shapes, removed groups exactly zero.
+        removed: (n_groups,) mask of the removed groups.
+        plan: the same as a plan.
+        cost: shares of the dense model's multiply-accumulates and parameters.
+        agreement: with the teacher, on the held-out images.
+        history: one record per measurement: step, epoch, phase, losses, agreement, cost.
+    """
+
+    state_dict: dict[str, Tensor]
+    removed: np.ndarray
+    plan: "PruningPlan"
+    cost: dict[str, float]
+    agreement: float
+    history: list[dict[str, Any]]
+
+
+class Engine:
+    """One run.
+
+    Args:
+        teacher: the captured model; it is not modified.
+        graph: its channel groups.
+        images: what to learn from; labels, if they have any, are never looked at.
+        config: settings, with at least one budget per student.
+        checkpoint: file to keep the state of the run in; `None` keeps none.
+        progress: told about every step.
+
+    Raises:
+        UsageError: no budget, or a run too short to reach it.
+        BudgetError: the budget cannot be reached on this model.
+        UnsupportedModelError: the model takes one batch size only.
+    """
+
+    def __init__(
+        self,
+        teacher: "CapturedModule",
+        graph: "ChannelGraph",
+        images: ImageSource,
+        config: CompressConfig,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = config
+        self.graph = graph
+        rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
+        augmentation = Augmentation(crop=config.crop, flip=config.flip)
+        self.batches = TrainingBatches(rest, config.batch_size, seed=config.seed, augmentation=augmentation)
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.schedule = Schedule.of(config, self.batches.steps_per_epoch)
+        self.digest = model_digest(teacher)
+        self.taps = find_taps(teacher.graph)
+        _refuse_fixed_batch(teacher, self.batches.batch_size)
+        self.teacher = copy.deepcopy(teacher).eval()  # its memory layout changes
+        self._teacher_tapped = self.teacher.with_taps(self.taps)
+        self._teacher_tapped.eval()
+        self.students = [Student(teacher, graph, config, n, self.taps) for n in range(config.n_students)]
+        self._check_budgets()
+        self.done = 0  # steps
+        self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
+        self.loss = self._output_loss()
+        self._losses: list[dict[str, float]] = []
+        self._held_out_targets: dict[int, list[Tensor]] = {}
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def _check_budgets(self) -> None:
+        for student in self.students:
+            limits = self.config.budget(student.number).limits()
+            if not limits:
+                raise UsageError("no budget given: say how small the model must become with --macs or --params")
+            check_reachable(
+                self.graph.cost,
+                {unit: share * student.dense[unit] for unit, share in limits.items()},
+                self.graph.sets,
+                student.removable,
+                Limits(self.config.min_channels, self.config.align),
+            )
+
+    @torch.no_grad()
+    def _output_loss(self) -> OutputLoss:
+        outputs = flatten_outputs(self.teacher(self.batches.batch(0, 0)))
+        if not outputs:
+            raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
+        return OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+
+    # -- the run -----------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = False) -> list[StudentResult]:
+        """Train to the end and return one result per student.
+
+        Args:
+            resume: continue from the checkpoint file instead of starting afresh.
+
+        Raises:
+            TrainingError: the loss is not finite any more; the last checkpoint is kept.
+            KeyboardInterrupt: after the state has been written, if there is a checkpoint file.
+        """
+        with _threads(self.config.threads), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            if self.checkpoint is not None:
+                remove_partial_checkpoints(self.checkpoint)
+            if resume:
+                self._load()
+            else:
+                self._choose_precision()
+                self._save()
+            with Interrupt() as interrupt:
+                self._train(interrupt)
+            return [self._finish(student) for student in self.students]
+
+    def _train(self, interrupt: Interrupt) -> None:
+        saved_at = time.monotonic()
+        while self.done < self.schedule.total:
+            step = self.done
+            loss = self._train_step(step, self.batches.batch(*divmod(step, self.batches.steps_per_epoch)))
+            self.done = step + 1
+            if self.done % self.schedule.eval_every == 0 or self.done == self.schedule.total:
+                self._measure()
+            if self.progress is not None:
+                self.progress(
+                    self.done, self.schedule.total, loss, self.students[0].shares(), self.schedule.phase(step)
+                )
+            last = self.done == self.schedule.total
+            if last or interrupt.asked or self._is_save_due(time.monotonic() - saved_at):
+                self._save()
+                saved_at = time.monotonic()
+            if interrupt.asked:
+                raise KeyboardInterrupt
+
+    def _train_step(self, step: int, batch: Tensor) -> float:
+        batch = self.precision.images(batch)
+        with torch.no_grad(), self.precision.autocast():
+            target, target_features = self._teacher_tapped(batch)
+        with self.precision.autocast():
+            answers = [student.tapped(batch) for student in self.students]
+        total, self._losses = self._loss(flatten_outputs(target), target_features, answers)
+        value = float(total.detach()) / len(self.students)
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss is {value} at step {step + 1}; lower --lr (now {self.config.lr:g})")
+        for student in self.students:
+            student.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        for student in self.students:
+            student.step(step, self.schedule)
+        return value
+
+    def _loss(
+        self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor]]]
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """The sum of the students' losses, and the terms of each."""
+        config = self.config
+        outputs = [flatten_outputs(output) for output, _ in answers]
+        totals, records = [], []
+        for student, (_, features) in zip(self.students, answers, strict=True):
+            terms = {
+                "out": config.lambda_out * self.loss(target, outputs[student.number]),
+                "feature": config.lambda_feature * student.features(target_features, features),
+            }
+            if len(self.students) > 1:
+                terms["mutual"] = config.lambda_mutual * mutual_loss(self.loss, outputs, student.number)
+            totals.append(torch.stack(list(terms.values())).sum())
+            records.append({name: float(term.detach()) for name, term in terms.items()})
+        # A mean would make each student's gradient, and so its learning rate, depend on how many there are.
+        return torch.stack(totals).sum(), records
+
+    def _choose_precision(self) -> None:
+        precision, seconds = choose_precision(self.config.precision, self._trial_step)
+        measured = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
+        _log.info("precision: %s (seconds a step: %s)", precision, measured or "not measured")
+        self._use(precision)
+
+    def _trial_step(self, precision: Precision) -> None:
+        """One training step without a trace, for measuring how long it takes."""
+        student = copy.deepcopy(self.students[0].module)
+        student.train()
+        precision.convert_(student)
+        with precision.autocast():
+            outputs = flatten_outputs(student(precision.images(self.batches.batch(0, 0))))
+        torch.autograd.backward(torch.stack([output.float().square().mean() for output in outputs]).sum())
+
+    # -- measuring ---------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        for student, losses, history in zip(self.students, self._losses, self.history, strict=True):
+            record: dict[str, Any] = {
+                "step": self.done,
+                "epoch": self.done / self.batches.steps_per_epoch,
+                "phase": self.schedule.phase(self.done - 1),
+                "loss": sum(losses.values()),
+                **{f"loss_{name}": value for name, value in losses.items()},
+                "agreement": self._agreement(student),
+                **student.shares(),
+                "zero_groups": int(student.dead.sum()),
+            }
+            history.append(record)
+            _log.info(
+                "step %d/%d %s: student %d loss %.4f agreement %.4f macs %.3f params %.3f",
+                self.done,
+                self.schedule.total,
+                record["phase"],
+                student.number,
+                record["loss"],
+                record["agreement"],
+                record["macs"],
+                record["params"],
+            )
+
+    @torch.no_grad()
+    def _agreement(self, student: Student) -> float:
+        student.tapped.eval()
+        shares, sizes = [], []
+        for number, batch in enumerate(evaluation_batches(self.held_out, _EVALUATION_BATCH)):
+            batch = self.precision.images(batch)
+            output = flatten_outputs(student.tapped(batch)[0])
+            shares.append(self.loss.agreement(self._held_out_target(number, batch), output))
+            sizes.append(len(batch))
+        student.tapped.train()
+        return float(np.average(shares, weights=sizes)) if sizes else math.nan
+
+    def _held_out_target(self, number: int, batch: Tensor) -> list[Tensor]:
+        """What the teacher says to a held-out batch; class outputs are small and asked for only once."""
+        if number in self._held_out_targets:
+            return self._held_out_targets[number]
+        target = flatten_outputs(self._teacher_tapped(batch)[0])
+        if self.loss.kind != "values":
+            self._held_out_targets[number] = target
+        return target
+
+    def _calibration(self) -> Iterator[Tensor]:
+        """Training batches that no step has seen in this form.
+
+        Augmented, as in training: weights have settled to the statistics of such images (measured: those of plain
+        images cost up to ten points of agreement on handwritten digits).
+        """
+        epoch = 1 + self.schedule.total // self.batches.steps_per_epoch
+        count = math.ceil(self.config.calibration_images / self.batches.batch_size)
+        for number in range(count):
+            step = number % self.batches.steps_per_epoch
+            yield self.precision.images(self.batches.batch(epoch + number // self.batches.steps_per_epoch, step))
+
+    @torch.no_grad()
+    def _finish(self, student: Student) -> StudentResult:
+        reestimate_batch_norm(student.module, student.tapped, self._calibration())
+        student.module.eval()
+        assert torch.equal(student.dead, student.expected), "a group of the final set is not zero"
+        removed = student.removed.copy()
+        cost = student.shares()
+        return StudentResult(
+            state_dict={k: v.detach().clone().contiguous() for k, v in student.module.state_dict().items()},
+            removed=removed,
+            plan=self.graph.plan(removed),
+            cost=cost,
+            agreement=self._agreement(student),
+            history=self.history[student.number],
+        )
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def _is_save_due(self, seconds: float) -> bool:
+        config = self.config
+        by_steps = config.checkpoint_steps and self.done % config.checkpoint_steps == 0
+        by_time = config.checkpoint_seconds and seconds >= config.checkpoint_seconds
+        return bool(by_steps or by_time)
+
+    def _use(self, precision: Precision) -> None:
+        self.precision = precision
+        for module in (self.teacher, *(s.module for s in self.students)):
+            precision.convert_(module)
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        for student in self.students:
+            for name, tensor in student.module.state_dict().items():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise TrainingError(
+                        f"{name} is not finite after step {self.done}; lower --lr (now {self.config.lr:g})"
+                    )
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "fingerprint": self.config.fingerprint(),
+                "model": self.digest,
+                "precision": self.precision.to_dict(),
+                "step": self.done,
+                "images": self.batches.state_dict(),
+                "random": torch.get_rng_state(),
+                "students": [student.state() for student in self.students],
+                "history": self.history,
+            },
+        )
+
+    def _load(self) -> None:
+        if self.checkpoint is None:
+            raise UsageError("cannot resume: this run has no checkpoint file")
+        state = load_checkpoint(self.checkpoint, self.config, self.digest)
+        self.batches.load_state_dict(state["images"])  # refuses other images
+        self._use(Precision(**state["precision"]))
+        for student, saved in zip(self.students, state["students"], strict=True):
+            student.load_state(saved)
+        self.done = state["step"]
+        self.history = state["history"]
+        torch.set_rng_state(state["random"])
+
+
+def _refuse_fixed_batch(teacher: "CapturedModule", batch_size: int) -> None:
+    for node in teacher.graph.nodes:
+        value = node.meta.get("val")
+        # A size that the model forces may still be a symbol, one that is known to be constant.
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.ndim and str(value.shape[0]).isdigit():
+            raise UnsupportedModelError(
+                f"the model takes batches of exactly {value.shape[0]}, training needs {batch_size} and others: make it "
+                "independent of the batch size (look for shapes written as numbers in its forward)"
+            )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for a while; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

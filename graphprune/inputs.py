@@ -1,0 +1,189 @@
+"""Bringing a model and images together: what size and colors the model takes, and a capture on real images."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from graphprune.architecture import one_line
+from graphprune.data import ImageSource, Preprocess, load_images
+from graphprune.model_runner import describe_inputs
+from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
+from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.compare import difference, run
+from graphprune.torch_mode import evaluation
+
+__all__ = ["DataOptions", "Images", "capture_on", "expected_images", "read_images"]
+
+logger = logging.getLogger("graphprune")
+
+Images = str | os.PathLike[str] | ImageSource | np.ndarray | torch.Tensor
+"""Where images come from: a path (folder, zip, .npz, .npy), a loaded source, or an array of network inputs."""
+
+_EXAMPLES = 8
+_SAME = 1e-4  # relative; another batch size takes other kernels
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How images are read; `None` is what the model takes, or else what `load_images` does by default.
+
+    Attributes:
+        image_size: side of the square, or (height, width).
+        channels: 3 or 1.
+        mean: one value a channel, for pixels scaled to 0..1.
+        std: likewise.
+        limit: use only so many images.
+    """
+
+    image_size: int | tuple[int, int] | None = None
+    channels: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    limit: int | None = None
+
+
+def expected_images(model: nn.Module | ExportedProgram) -> tuple[int | None, tuple[int, int] | None]:
+    """Return channels, and height and width, of the images that a model takes, as far as the model says.
+
+    Raises:
+        UnsupportedModelError: the model has several inputs, or one that is no image.
+    """
+    specs = describe_inputs(model)
+    if specs is None:
+        convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)  # type: ignore[union-attr]
+        first = next(convolutions, None)
+        return (first.in_channels if first is not None else None), None
+    if len(specs) != 1 or len(specs[0].dims) != 4:
+        found = ", ".join("x".join(map(str, spec.dims)) for spec in specs)
+        raise UnsupportedModelError(
+            f"the model takes {found}; only a single input of images (NxCxHxW) can be learned from"
+        )
+    _, channels, height, width = specs[0].dims
+    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return (channels if isinstance(channels, int) else None), size
+
+
+def read_images(
+    images: Images,
+    options: DataOptions,
+    model: nn.Module | ExportedProgram | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSource:
+    """Return the images, brought to the size and the channels that the model takes.
+
+    Raises:
+        DataError: they are missing, unreadable, or not what the model takes.
+    """
+    if isinstance(images, ImageSource):
+        return images
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return _from_array(np.asarray(images))
+    channels, size = expected_images(model) if model is not None else (None, None)
+    channels = options.channels or channels or 3
+    if channels not in (1, 3):
+        raise DataError(f"the model takes images of {channels} channels; images from files have 1 or 3")
+    return load_images(
+        Path(images) if "::" not in str(images) else str(images),
+        image_size=options.image_size or size,
+        channels=channels,
+        mean=options.mean,
+        std=options.std,
+        limit=options.limit,
+        progress=progress,
+    )
+
+
+def capture_on(
+    model: nn.Module | ExportedProgram, source: ImageSource, example_inputs: tuple[Any, ...] | None = None
+) -> CapturedModule:
+    """Capture a model on the first images, and make sure that it takes them in batches of any size.
+
+    Args:
+        model: a module, an exported program or a captured module.
+        source: images as the model is to see them.
+        example_inputs: the arguments of one call to capture with, instead of images.
+
+    Raises:
+        DataError: the model does not take these images.
+        CaptureError: the model cannot be captured, or for one batch size alone.
+    """
+    images = torch.from_numpy(source.batch(np.arange(_EXAMPLES) % len(source)))
+    _require_shape(model, source, example_inputs)
+    if isinstance(model, nn.Module) and not isinstance(model, CapturedModule):
+        _require_taken(model, images, source)
+    carries_own = isinstance(model, ExportedProgram) and model.example_inputs is not None
+    captured = capture(model, example_inputs or (None if carries_own else (images,)))
+    _require_any_batch(captured, images)
+    return captured
+
+
+def _from_array(array: np.ndarray) -> ImageSource:
+    """Images that are normalized already: they become the network's input as they are."""
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"an array of images must be floating point of shape (N, 3, H, W) or (N, 1, H, W), as the model takes it; "
+            f"got {array.dtype} {array.shape}. For pixels in 0..255 use graphprune.load_images on an .npz file"
+        )
+    pixels = np.ascontiguousarray(array.transpose(0, 2, 3, 1), dtype=np.float32)
+    preprocess = Preprocess.of(pixels.shape[1:3], array.shape[1], mean=(0.0,), std=(1.0,))
+    return ImageSource(pixels, preprocess, name="the array given")
+
+
+def _require_shape(
+    model: nn.Module | ExportedProgram, source: ImageSource, example_inputs: tuple[Any, ...] | None
+) -> None:
+    """Refuse images of another size than a graph, or the example inputs, were made for."""
+    dims: tuple[Any, ...] | None = None
+    if describe_inputs(model) is not None:
+        channels, size = expected_images(model)
+        dims = (channels, *(size or (None, None)))
+    elif example_inputs:
+        if len(example_inputs) != 1 or not isinstance(example_inputs[0], torch.Tensor):
+            raise UnsupportedModelError(
+                "only a model with a single input of images can be learned from; one tensor is needed"
+            )
+        dims = tuple(example_inputs[0].shape[1:])
+    given = source.preprocess.input_shape
+    if dims is not None and (len(dims) != 3 or any(d not in (None, n) for d, n in zip(dims, given, strict=True))):
+        wanted = "x".join("?" if dim is None else str(dim) for dim in dims)
+        raise DataError(
+            f"the model takes images of {wanted} (channels x height x width), those of {source.name} are "
+            f"{'x'.join(map(str, given))}: set --image-size, or give other images"
+        )
+
+
+def _require_taken(model: nn.Module, images: torch.Tensor, source: ImageSource) -> None:
+    """Run the module on a few images, for an error in the model's own words."""
+    try:
+        with evaluation(model):
+            run(model, (images,))
+    except Exception as error:  # the user's own forward: it may raise anything
+        shape = "x".join(map(str, source.preprocess.input_shape))
+        raise DataError(
+            f"the model does not take images of {shape} (channels x height x width) from {source.name}: "
+            f"{one_line(error)}; is --image-size right?"
+        ) from error
+
+
+def _require_any_batch(captured: CapturedModule, images: torch.Tensor) -> None:
+    """A graph with one batch size written into it gives other results, or none, for another."""
+    try:
+        outputs = run(captured, (images,))
+        single = [run(captured, (image[None],)) for image in images[:2]]
+        joined = [torch.cat(parts) for parts in zip(*single, strict=True)]
+        equal = all(difference(a, b[:2]) <= _SAME for a, b in zip(joined, outputs, strict=True))
+    except (RuntimeError, ValueError, IndexError):
+        equal = False
+    if not equal:
+        raise CaptureError(
+            "the model gives other results for another batch size, or takes only one: export it with a free batch, "
+            'as in torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))'
+        )

@@ -1,0 +1,82 @@
+"""What a channel graph says, as plain data: sets of coupled channels, what they cost, and what is frozen."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from graphprune.passes.channels.graph import ChannelGraph, GroupSet
+
+__all__ = ["describe_graph"]
+
+
+def describe_graph(graph: ChannelGraph) -> dict[str, Any]:
+    """Return what can be removed from a model, what it would save, and what cannot be removed and why.
+
+    `macs_share` and `params_share` of a set are what the model would lose without all of its channels; the sets share
+    layers (one's outputs are another's inputs), so the shares of all sets add up to more than 1.
+    """
+    every = graph.all_kept()
+    macs, params = graph.cost.macs(every), graph.cost.params(every)
+    least = _smallest(graph)
+    return {
+        "macs": round(macs),
+        "params": params,
+        "groups": graph.n_groups,
+        "least_macs_share": graph.cost.macs(least) / macs if macs else 1.0,
+        "least_params_share": graph.cost.params(least) / params if params else 1.0,
+        "sets": [_describe_set(graph, group_set, macs, params) for group_set in graph.sets],
+        "frozen": [
+            {"reason": f.reason, "channels": f.channels, "parameters": list(f.parameters)} for f in graph.frozen
+        ],
+        "unknown_operators": dict(graph.unknown),
+    }
+
+
+def _describe_set(graph: ChannelGraph, group_set: GroupSet, macs: float, params: int) -> dict[str, Any]:
+    kept = graph.all_kept()
+    kept[group_set.groups] = False
+    layers = list(
+        dict.fromkeys(
+            name.rpartition(".")[0] or name
+            for name, dim, _ in group_set.members
+            if dim == 0 and len(graph.shapes[name]) > 1
+        )
+    )
+    one = int(group_set.groups[0])
+    return {
+        "name": group_set.name,
+        "channels": len(group_set.groups),
+        "indices_per_channel": max((each for _, dim, each in group_set.members if dim == 0), default=1),
+        "layers": layers or list(group_set.layers),
+        "macs_share": 1 - graph.cost.macs(kept) / macs if macs else 0.0,
+        "params_share": 1 - graph.cost.params(kept) / params if params else 0.0,
+        "exact": bool(graph.exact[one]),
+        "why_inexact": graph.why_inexact(one),
+        "bypassed": group_set.bypassed,
+    }
+
+
+def _smallest(graph: ChannelGraph) -> np.ndarray:
+    """Mask of what is kept when everything goes that may: one channel of every set that has no branch around it."""
+    kept = ~graph.exact
+    for group_set in graph.sets:
+        if not group_set.bypassed and not kept[group_set.groups].any():
+            kept[group_set.groups[0]] = True
+    return kept
+
+
+def summarize(names: list[str], what: str = "layers") -> str:
+    """Names with their numbers folded: layer1.*.conv2 (9 layers).
+
+    Example:
+        >>> summarize(["conv1", "layer1.0.conv2", "layer1.1.conv2"])
+        'conv1, layer1.*.conv2 (3 layers)'
+    """
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
+    shown = [pattern if len(found) > 1 else found[0] for pattern, found in patterns.items()]
+    if len(shown) > 6:
+        shown = [*shown[:5], "..."]
+    return ", ".join(shown) + (f" ({len(names)} {what})" if len(names) > 1 else "")

@@ -1,0 +1,174 @@
+"""The folder that a compression writes into.
+
+    OUT/.staging/                                                    files of a run that is not done
+    OUT/checkpoint.pt  compress.log  settings.json                   from the start of the training on
+    OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
+
+So a result under its final name is whole, and where metrics.json stands, all of them are of one run. A run that
+fails before its training leaves nothing, and what an earlier run left is replaced only when the training begins.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+from graphprune.files import atomic_write_json
+from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
+
+__all__ = ["OutputFolder"]
+
+RESULTS = ("dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json")
+CHECKPOINT, LOG, SETTINGS, STAGING = "checkpoint.pt", "compress.log", "settings.json", ".staging"
+# What a run that was killed before its first checkpoint leaves behind; nothing is lost with it.
+_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING})
+_ALL_RECORDS = 100_000
+
+_logger = logging.getLogger("graphprune")
+
+
+class OutputFolder:
+    """Where a run puts its files; nothing is created before `open`.
+
+    Args:
+        path: the folder; None works in a temporary one and keeps nothing.
+        resume: go on from the checkpoint in the folder.
+        force: replace what an earlier run has left.
+
+    Raises:
+        OutputExistsError: the folder holds something, and neither `resume` nor `force` is set.
+        ModelLoadError: there is nothing to resume.
+        UsageError: both are set.
+    """
+
+    def __init__(self, path: Path | None, *, resume: bool = False, force: bool = False) -> None:
+        self.path = path
+        self.resume = resume
+        self._log = MemoryHandler(_ALL_RECORDS, flushLevel=logging.CRITICAL + 1)
+        if resume and force:
+            raise UsageError("--resume goes on with a run and --force replaces it: give one of them")
+        if path is not None:
+            _check_path(path, resume=resume, force=force)
+        elif resume:
+            raise UsageError("--resume needs the output folder of the run")
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint file, if the folder is to stay."""
+        return None if self.path is None else self.path / CHECKPOINT
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """Yield the staging folder and keep the log of the block; clean up after it, however it ends."""
+        if self.path is None:
+            with tempfile.TemporaryDirectory(prefix="graphprune-") as scratch:
+                yield Path(scratch)
+            return
+        is_new = not self.path.exists()
+        staging = self.path / STAGING
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        except OSError as error:
+            raise GraphPruneError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
+        try:
+            with self._logging():
+                yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if not (self.path / CHECKPOINT).exists():
+                self._leave_nothing(is_new)
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Replace what an earlier run has left, and write the log into the folder from now on.
+
+        Args:
+            settings: what a continued run must share with the first, beyond what the checkpoint itself knows.
+
+        Raises:
+            UsageError: the run to resume had other settings.
+        """
+        if self.path is None:
+            return
+        if self.resume:
+            _check_settings(self.path / SETTINGS, settings)
+        else:
+            # metrics.json goes first: it says that the others are whole and belong together.
+            for name in (*reversed(RESULTS), CHECKPOINT, LOG):
+                (self.path / name).unlink(missing_ok=True)
+            atomic_write_json(self.path / SETTINGS, settings)
+        handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.INFO)
+        self._log.setTarget(handler)
+        self._log.flush()
+        self._log.flushLevel = logging.NOTSET  # from now on every record at once: the run may be killed
+
+    def commit(self, staging: Path) -> None:
+        """Give the files in the staging folder their final names."""
+        if self.path is None:
+            return
+        last = RESULTS[-1]
+        (self.path / last).unlink(missing_ok=True)
+        for result in sorted(staging.iterdir(), key=lambda file: (file.name == last, file.name)):
+            result.replace(self.path / result.name)
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        self._log.setLevel(logging.INFO)
+        level = _logger.level
+        if not _logger.isEnabledFor(logging.INFO):
+            _logger.setLevel(logging.INFO)
+        _logger.addHandler(self._log)
+        try:
+            yield
+        finally:
+            _logger.removeHandler(self._log)
+            _logger.setLevel(level)
+            target = self._log.target
+            self._log.close()
+            if target is not None:
+                target.close()
+
+    def _leave_nothing(self, is_new: bool) -> None:
+        assert self.path is not None
+        for name in (LOG, SETTINGS):
+            (self.path / name).unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):  # somebody else has put something there
+                self.path.rmdir()
+
+
+def _check_path(path: Path, *, resume: bool, force: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise OutputExistsError(f"{path}: this is a file; the output is a folder, choose another name")
+    if resume and not (path / CHECKPOINT).exists():
+        raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without --resume")
+    if resume or force or not path.is_dir():
+        return
+    held = sorted(entry.name for entry in path.iterdir() if entry.name not in _LEFTOVERS)
+    if held:
+        hint = "go on with --resume, " if CHECKPOINT in held else ""
+        more = ", ..." if len(held) > 3 else ""
+        raise OutputExistsError(
+            f"{path}: this folder is not empty (it has {', '.join(held[:3])}{more}); choose another, {hint}or replace "
+            "the results in it with --force"
+        )
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path}: not readable, so the run cannot be resumed; start afresh") from error
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise UsageError(
+                f"cannot resume: the {name} was {before.get(name)} and is now {value}; use the same settings or start "
+                "afresh"
+            )

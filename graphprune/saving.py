@@ -1,0 +1,92 @@
+"""Slim models on disk: a torch.export archive, which needs no class of the user to be loaded again.
+
+A state dict of a slim model fits no class that exists, and a pickle needs the class it was made from. An archive
+holds graph and weights, is read without running code, and what comes back can be trained, cut and exported on.
+"""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from graphprune.files import atomic_write, refuse_overwrite
+from graphprune.passes.errors import CaptureError, ModelLoadError
+from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.pt2 import load_archive
+from graphprune.torch_mode import evaluation
+
+__all__ = ["load", "save"]
+
+SUFFIX = ".pt2"
+
+
+def save(
+    model: nn.Module | ExportedProgram,
+    path: str | os.PathLike[str],
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    force: bool = False,
+) -> Path:
+    """Write `model`, in inference mode, as a torch.export archive and return its path.
+
+    Args:
+        model: a module, a captured module, or an exported program.
+        path: where the file goes; its suffix must be .pt2.
+        example_inputs: the arguments of one call; a captured module and an exported program bring their own.
+        force: replace an existing file.
+
+    Raises:
+        OutputExistsError: the file exists and `force` is false.
+        CaptureError: torch.export cannot capture the model.
+    """
+    final = Path(path)
+    if final.suffix != SUFFIX:
+        raise CaptureError(f"{final}: a saved model is a torch.export archive, so the name must end in {SUFFIX}")
+    refuse_overwrite(final, force)
+    program = model if isinstance(model, ExportedProgram) else _export(capture(model, example_inputs))
+    with atomic_write(final) as temporary, _quiet(), temporary.open("wb") as handle:
+        torch.export.save(program, handle)
+    return final
+
+
+def load(path: str | os.PathLike[str]) -> CapturedModule:
+    """Return the model that `save` wrote, in inference mode; no code of the file is run.
+
+    Raises:
+        ModelLoadError: the file is missing, or is no torch.export archive of a model that this version reads.
+    """
+    source = Path(path)
+    if not source.is_file():
+        what = "is a folder" if source.is_dir() else "no such file"
+        raise ModelLoadError(f"{source}: {what}; give a {SUFFIX} file that graphprune.save or torch.export.save wrote")
+    if source.suffix == ".onnx":
+        raise ModelLoadError(
+            f"{source} is an ONNX file: open it with onnxruntime; graphprune.load reads {SUFFIX} files"
+        )
+    program = load_archive(source, trust=False)
+    try:
+        with _quiet():
+            return capture(program)
+    except CaptureError as error:
+        raise ModelLoadError(f"{source}: {error}") from error
+
+
+def _export(model: CapturedModule) -> ExportedProgram:
+    inputs = model.example_inputs
+    free = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim > 1 else None for x in inputs)
+    with evaluation(model), torch.no_grad(), _quiet():
+        try:
+            return torch.export.export(model, inputs, dynamic_shapes=free, strict=False)
+        except Exception as error:  # torch.export raises in many types; here it says that the batch is not free
+            logging.getLogger("graphprune").debug("saving with a free batch failed: %s", error)
+        return torch.export.export(model, inputs, strict=False)
+
+
+def _quiet() -> warnings.catch_warnings:
+    """Keep torch's warnings about its own formats off the terminal."""
+    return warnings.catch_warnings(action="ignore")

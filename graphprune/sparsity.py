@@ -1,0 +1,134 @@
+"""Coupled channel groups as seen by the training step: norms, sums and shrinking of all groups at once.
+
+A group is a set of slices (parameter, dimension, index). For all groups together
+
+    q_g = sum over the members of g of t      for any tensors t shaped as the parameters
+
+is one sum of each parameter over its other dimensions, one concatenation and one `index_add`: no loop over
+channels, no index per element. An element of a weight may lie in two groups, its output channel's and its input
+channel's: it counts in the sums of both, and the two shrink factors multiply. Where both are the same group (a
+convolution from a residual trunk into itself) the element is counted once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Member:
+    """The dimensions of one parameter that carry groups."""
+
+    dims: tuple[int, ...]
+    ids: tuple[Tensor, ...]  # per dimension: group of each index, n_groups where there is none
+    overlap: tuple[Tensor, Tensor, Tensor] | None  # (index in dims[0], index in dims[1], group) of doubly held slices
+
+
+class GroupIndex:
+    """Maps the parameters of a model to its coupled channel groups.
+
+    Shapes: sums and norms are (n_groups,), float32. Tensors handed in are listed as `names`.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], axes: Mapping[tuple[str, int], np.ndarray], n_groups: int
+    ) -> None:
+        self.n_groups = n_groups
+        self.names: list[str] = []
+        self.parameters: list[nn.Parameter] = []
+        self._members: list[_Member] = []
+        seen: set[int] = set()  # tied weights have several names and count once
+        for name, parameter in parameters.items():
+            dims = tuple(d for d in range(parameter.ndim) if (name, d) in axes and (axes[name, d] >= 0).any())
+            if dims and id(parameter) not in seen:
+                seen.add(id(parameter))
+                self.names.append(name)
+                self.parameters.append(parameter)
+                self._members.append(_member(dims, [axes[name, d] for d in dims], n_groups))
+        self._ids = torch.cat([ids for m in self._members for ids in m.ids] or [torch.zeros(0, dtype=torch.long)])
+        self._lengths = [len(ids) for m in self._members for ids in m.ids]
+        self.sizes = self.sums([torch.ones_like(p) for p in self.parameters])
+
+    def sums(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Per group, the sum of the elements of its members in `tensors`, which are shaped as the parameters."""
+        pieces: list[Tensor] = []
+        doubly: list[tuple[Tensor, Tensor]] = []
+        for tensor, member in zip(tensors, self._members, strict=True):
+            other = [d for d in range(tensor.ndim) if d not in member.dims]
+            core = tensor.sum(dim=other) if other else tensor
+            for position in range(len(member.dims)):
+                rest = [d for d in range(core.ndim) if d != position]
+                pieces.append(core.sum(dim=rest) if rest else core)
+            if member.overlap is not None:
+                first, second, groups = member.overlap
+                doubly.append((groups, core[first, second]))
+        total = torch.zeros(self.n_groups + 1)
+        if pieces:
+            total.index_add_(0, self._ids, torch.cat(pieces).float())
+        for groups, values in doubly:
+            total.index_add_(0, groups, values.float(), alpha=-1)
+        return total[: self.n_groups]
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """L2 norm of each group over all its members."""
+        return self.sums([p * p for p in self.parameters]).clamp_min_(0).sqrt_()
+
+    @torch.no_grad()
+    def slopes(self) -> Tensor:
+        """Sum over the members of each group of w * dL/dw: minus the first-order change of the loss without it."""
+        return self.sums([p * _grad(p) for p in self.parameters])
+
+    @torch.no_grad()
+    def scale_(self, factors: Tensor, tensors: Sequence[Tensor] | None = None) -> None:
+        """Multiply the members of each group by its factor, in the parameters or in `tensors` shaped like them."""
+        padded = torch.cat([factors, torch.ones(1)])
+        touched = (padded != 1)[self._ids]
+        values = padded[self._ids]
+        start = 0
+        for tensor, member in zip(tensors or self.parameters, self._members, strict=True):
+            for dim, ids in zip(member.dims, member.ids, strict=True):
+                end = start + len(ids)
+                if touched[start:end].any():
+                    shape = [1] * tensor.ndim
+                    shape[dim] = -1
+                    tensor.mul_(values[start:end].view(shape))
+                start = end
+
+    def clear_state_(self, optimizer: torch.optim.Optimizer, groups: Tensor) -> None:
+        """Zero what the optimizer remembers of `groups` (a mask), so that nothing moves them again."""
+        keep = (~groups).float()
+        slots: dict[str, dict[int, Tensor]] = {}
+        for i, parameter in enumerate(self.parameters):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    slots.setdefault(key, {})[i] = value
+        for tensors in slots.values():
+            if len(tensors) == len(self.parameters):
+                self.scale_(keep, list(tensors.values()))
+
+
+def shrink_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
+    """Factors of the group soft threshold: max(0, 1 - threshold / norm); a group of norm 0 stays where it is.
+
+    Source: proximal operator of the group lasso, Yuan & Lin 2006; as ISTA step in Ruan et al. 2021 (DPFPS).
+    """
+    return torch.where(norms > 0, (1 - thresholds / norms.clamp_min(1e-30)).clamp_min(0), (thresholds <= 0).float())
+
+
+def _grad(parameter: nn.Parameter) -> Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+
+
+def _member(dims: tuple[int, ...], axes: Sequence[np.ndarray], n_groups: int) -> _Member:
+    ids = tuple(torch.from_numpy(np.where(a >= 0, a, n_groups).astype(np.int64)) for a in axes)
+    overlap = None
+    if len(dims) == 2:
+        same = (axes[0][:, None] == axes[1][None, :]) & (axes[0] >= 0)[:, None]
+        if same.any():
+            first, second = (torch.from_numpy(i) for i in np.nonzero(same))
+            overlap = (first, second, ids[0][first])
+    return _Member(dims, ids, overlap)

@@ -1,0 +1,239 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import graphprune as gp
+from graphprune import demo
+from graphprune.cli import main
+
+ARCH = "graphprune.demo:DigitNet(width=8)"
+RESULTS = {"dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json"}
+KEPT = {"checkpoint.pt", "compress.log", "settings.json"}
+QUICK = ["--no-flip", "--precision", "float32", "--threads", "1", "--batch-size", "16", "--benchmark-seconds", "0"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Images to learn from without labels, one of them broken; images to judge by; and a network's weights."""
+    folder = tmp_path_factory.mktemp("work")
+    digits = demo.load_digits()
+    few = demo.Digits(digits.train[:200], digits.train_labels[:200], digits.val[:40], digits.val_labels[:40])
+    demo.write_folders(few, folder)
+    (folder / "train" / "broken.png").write_bytes(b"\x89PNG and no more")
+    torch.manual_seed(0)
+    model = demo.DigitNet(8)
+    model(torch.randn(64, 1, 16, 16))
+    save_file(model.state_dict(), folder / "net.safetensors")
+    return folder
+
+
+def command(work, out, *options, epochs="6"):
+    return [
+        *("compress", str(work / "net.safetensors"), "--arch", ARCH, "--data", str(work / "train")),
+        *("--macs", "0.5", "--epochs", epochs, "-o", str(out), *QUICK, *options),
+    ]
+
+
+def run(arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(work):
+    """A run from start to end: its folder, and what it said."""
+    out = work / "out"
+    code, stdout, stderr = run(command(work, out, "--eval-data", str(work / "val"), "--seed", "3"))
+    assert code == 0, stderr
+    return out, stdout, stderr
+
+
+def names(folder):
+    return {file.name for file in folder.iterdir()}
+
+
+def read_images(work):
+    digits = sorted((work / "val").rglob("*.png"))
+    from PIL import Image
+
+    return np.stack([(np.asarray(Image.open(path), np.float32)[None] / 255 - 0.5) / 0.5 for path in digits])
+
+
+def test_the_folder_holds_every_result(finished):
+    out, _, _ = finished
+    assert names(out) == RESULTS | KEPT
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0.4 < metrics["reached"]["macs"] <= 0.5
+    assert metrics["config"]["seed"] == 3
+    assert metrics["data"]["skipped"] == ["broken.png"]
+    assert metrics["data"]["number"] == 200
+    assert set(metrics["quality"]["accuracy"]) == {"dense", "slim"}
+    assert metrics["record"]["arch"] == ARCH
+    assert not list(out.glob(".*"))
+
+
+def test_the_slim_file_computes_what_the_slim_model_does(finished, work):
+    out, _, _ = finished
+    images = read_images(work)
+    expected = gp.load(out / "slim.pt2")(torch.from_numpy(images)).detach().numpy()
+    session = ort.InferenceSession(out / "slim.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: images})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_plan_cuts_the_dense_file_to_the_same_size(finished, tmp_path):
+    out, _, _ = finished
+    report = gp.slim_onnx(out / "dense.onnx", tmp_path / "cut.onnx", out / "plan.json")
+    slim = json.loads((out / "metrics.json").read_text())["models"][1]
+    assert (report.macs_after, report.params_after) == (slim["macs"], slim["stored_weights"])
+
+
+def test_stdout_is_the_table_and_the_paths_and_stderr_the_rest(finished):
+    out, stdout, stderr = finished
+    lines = stdout.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == [
+        *("", "MACs", "parameters", "file size", "agreement with the dense model", "accuracy")
+    ]
+    for name in RESULTS:
+        assert any(line.startswith(str(out / name)) for line in lines)
+    assert "skipped unreadable image broken.png" in stderr
+    assert "training ..." in stderr
+    assert "gray 16x16" in (out / "compress.log").read_text()
+
+
+def test_an_existing_folder_is_left_alone(finished, work):
+    out, _, _ = finished
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, stdout, stderr = run(command(work, out))
+    assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+    assert "--resume" in stderr
+    assert "--force" in stderr
+    # A forced run that fails before its training replaces nothing either.
+    code, stdout, stderr = run([*command(work, out, "--force", "-q"), "--macs", "0.0001"])
+    assert (code, stdout) == (5, "")
+    assert "cannot be reached" in stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--lr", "0.001"], "--lr was 0.02 and is now 0.001"),
+        (["--macs", "0.6"], "--macs was 0.5 and is now 0.6"),
+        (["--mean", "0.3"], "preprocessing"),
+        (["--limit", "100"], "images"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(finished, work, options, reason):
+    out, _, _ = finished
+    code, stdout, stderr = run(command(work, out, "--seed", "3", "--resume", "-q", *options))
+    assert code in (1, 2)
+    assert stdout == ""
+    assert reason in stderr.splitlines()[-1]
+    assert names(out) == RESULTS | KEPT
+
+
+def test_bad_input_is_one_line_and_writes_nothing(work, tmp_path):
+    torch.save(demo.DigitNet(8), tmp_path / "pickled.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    for at in range(4):
+        (tmp_path / "bad" / f"{at}.png").write_bytes((work / "train" / f"000{at}.png").read_bytes())
+    (tmp_path / "bad" / "4.png").write_bytes(b"no image")
+    before = names(tmp_path)
+    good = str(work / "net.safetensors")
+    data = ["--data", str(work / "train")]
+    arch = ["--arch", ARCH]
+    cases = [
+        ([str(tmp_path / "none.pt2"), *data], 1, "no such file"),
+        ([str(tmp_path / "text.pt"), *data, *arch], 1, "not written by torch.save"),
+        ([str(tmp_path / "pickled.pt"), *data], 1, "--trust-pickle"),
+        ([good, *data], 1, "--arch"),
+        ([good, *data, "--arch", "graphprune.models:resnet20"], 1, "does not fit"),
+        ([good, *data, "--arch", "graphprune.models:resnet21"], 1, "no factory resnet21"),
+        ([good, *data, "--arch", "graphprune.models"], 2, "wrong form"),
+        ([good, *arch, "--data", str(tmp_path / "empty")], 1, "no image"),
+        ([good, *arch, "--data", str(tmp_path / "none")], 1, "no such folder"),
+        ([good, *arch, "--data", str(tmp_path / "bad")], 1, "4.png"),
+        ([good, *arch, *data, "--eval-data", str(tmp_path / "empty")], 1, "no image"),
+        ([good, *arch, *data, "--macs", "0"], 2, "--macs must be between 0 and 1"),
+        ([good, *arch, *data, "--macs", "2"], 2, "--macs must be between 0 and 1"),
+        ([good, *arch, *data, "--macs", "half"], 2, "not a valid float"),
+        ([good, *arch, *data, "--macs", "0.0001"], 5, "cannot be reached"),
+        ([good, *arch, *data, "--channels", "3"], 1, "does not take images of 3x16x16"),
+        ([good, *arch, *data, "--epochs", "0.1"], 2, "at least 10 are needed"),
+        ([good, *arch, *data, "--resume"], 1, "no checkpoint"),
+        ([good, *arch, "--macs", "0.5"], 2, "--data"),
+    ]
+    for arguments, code, reason in cases:
+        budget = [] if "--macs" in arguments else ["--macs", "0.5"]
+        found = run(["compress", *arguments, *budget, "-o", str(tmp_path / "out"), *QUICK, "-q"])
+        assert found[:2] == (code, ""), arguments
+        assert reason in found[2].splitlines()[-1], arguments
+        # An image that was skipped is named before the error.
+        assert [line for line in found[2].splitlines()[:-1] if not line.startswith("warning: ")] == [], arguments
+        assert found[2].splitlines()[-1].startswith("error: "), arguments
+        assert names(tmp_path) == before, arguments
+
+
+def test_a_budget_is_needed(work, tmp_path):
+    arguments = command(work, tmp_path / "out")
+    at = arguments.index("--macs")
+    code, _, stderr = run([*arguments[:at], *arguments[at + 2 :], "-q"])
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "no budget given" in stderr
+
+
+def start(arguments, folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", "from graphprune.cli import main; raise SystemExit(main())", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_plan(finished, work, tmp_path):
+    out = tmp_path / "out"
+    arguments = command(work, out, "--seed", "3", "--checkpoint-steps", "5")
+    process = start(arguments, tmp_path)
+    log = out / "compress.log"
+    deadline = time.monotonic() + 120
+    # Far enough that the expected-sparse set is not empty, early enough that it is not final.
+    while not (log.exists() and "sparsify" in log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not names(out) & RESULTS
+    killed_at = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+
+    code, stdout, stderr = run([*arguments, "--resume", "--json"])
+    assert code == 0, stderr
+    metrics = json.loads(stdout)  # nothing but JSON
+    steps = [entry["step"] for entry in metrics["history"]]
+    assert 0 < killed_at < steps[-1]
+    assert names(out) == RESULTS | KEPT
+    whole = finished[0]
+    assert (out / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
+    resumed, uninterrupted = (gp.load(folder / "slim.pt2").state_dict() for folder in (out, whole))
+    for name, tensor in uninterrupted.items():
+        torch.testing.assert_close(resumed[name], tensor)

@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import torch
+
+import graphprune as gp
+from graphprune.cli import main
+from graphprune.demo import DigitNet
+
+ARCH = ["--arch", "graphprune.demo:DigitNet(width=8)"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    model = DigitNet(8).eval()
+    inputs = (torch.zeros(2, 1, 16, 16),)
+    torch.save(model.state_dict(), folder / "net.pt")
+    gp.save(model, folder / "net.pt2", inputs)
+    gp.export_onnx(model, inputs, folder / "net.onnx")
+    return folder
+
+
+def test_a_table_a_row_a_set(files, capsys):
+    assert main(["inspect", str(files / "net.pt"), *ARCH, "--image-size", "16"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert rows[0] == ["coupled channels", "number", "MACs", "parameters", "removable", "outputs of"]
+    trunk = next(row for row in rows if row[0] == "conv1")
+    assert (trunk[1], trunk[4], trunk[5]) == ("8", "yes", "conv1, layer1.*.conv2 (3 layers)")
+    assert any("linear.weight, linear.bias" in row[-1] for row in rows)
+    assert "with everything removed that may go" in out.lower()
+
+
+@pytest.mark.parametrize("arguments", [["net.pt2"], ["net.pt", *ARCH, "--shape", "1x1x16x16"], ["net.onnx"]])
+def test_every_form_of_a_model_tells_the_same(files, capsys, arguments):
+    assert main(["inspect", str(files / arguments[0]), *arguments[1:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == 1
+    assert sorted(entry["channels"] for entry in found["sets"]) == [8, 8, 8, 16, 16, 16]
+    stage1 = 8 * 9 * 256 + 4 * 8 * 8 * 9 * 256
+    stage2 = 8 * 16 * 9 * 64 + 8 * 16 * 64 + 3 * 16 * 16 * 9 * 64
+    assert found["macs"] == stage1 + stage2 + 16 * 10
+    assert found["unknown_operators"] == {}
+
+
+def test_bad_input_is_one_line(files, tmp_path, capsys):
+    cases = [
+        (["net.pt", *ARCH], 2, "--image-size"),
+        (["net.pt", *ARCH, "--image-size", "0"], 2, "neither a side"),
+        (["net.pt"], 1, "--arch"),
+        (["missing.pt2"], 1, "no such file"),
+        (["missing.onnx"], 1, "no such file"),
+        (["net.pt", *ARCH, "--shape", "1x3x16x16"], 3, "cannot capture"),
+    ]
+    for (name, *arguments), code, reason in cases:
+        assert main(["inspect", str(files / name), *arguments]) == code, name
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert reason in err
+        assert err.count("\n") == 1

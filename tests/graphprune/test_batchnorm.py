@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from graphprune.batchnorm import reestimate_batch_norm
+from graphprune.passes.fx.capture import capture
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(3))
+    return capture(net.eval(), (torch.randn(2, 2, 6, 6),))
+
+
+def test_the_statistics_are_the_mean_over_the_batches(module):
+    batches = [2 + 3 * torch.randn(40, 2, 6, 6) for _ in range(3)]
+    reestimate_batch_norm(module, module, batches)
+    with torch.no_grad():
+        maps = [
+            nn.functional.conv2d(b, module.get_parameter("0.weight"), module.get_parameter("0.bias")) for b in batches
+        ]
+    mean = torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0)
+    variance = torch.stack([m.transpose(0, 1).flatten(1).var(1) for m in maps]).mean(0)
+    torch.testing.assert_close(module.get_buffer("1.running_mean"), mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.get_buffer("1.running_var"), variance, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(module.get_buffer("3.running_mean"), torch.zeros(3))
+
+
+def test_batches_count_by_their_size(module):
+    small, large = torch.randn(2, 2, 6, 6), 5 + torch.randn(60, 2, 6, 6)
+    reestimate_batch_norm(module, module, [large])
+    alone = module.get_buffer("1.running_mean").clone()
+    reestimate_batch_norm(module, module, [small, large])
+    both = module.get_buffer("1.running_mean")
+    assert (alone - both).abs().max() < 0.1 * alone.abs().max()
+
+
+def test_without_images_the_statistics_stay(module):
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    reestimate_batch_norm(module, module, [])
+    assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
+
+
+def test_a_network_without_batch_norm_is_left_alone():
+    module = capture(nn.Conv2d(2, 3, 3).eval(), (torch.randn(2, 2, 6, 6),))
+    reestimate_batch_norm(module, module, iter(lambda: pytest.fail("no image is needed"), None))

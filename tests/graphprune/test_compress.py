@@ -1,0 +1,171 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import graphprune as gp
+from graphprune.data import ImageSource, Preprocess
+from graphprune.passes.errors import BudgetError, DataError, UsageError, VerificationError
+
+SETTINGS = gp.CompressConfig(
+    epochs=2, batch_size=32, flip=False, crop=False, precision="float32", threads=1, holdout=20, eval_every=1000
+)
+QUICK = gp.BenchmarkOptions(seconds=0)
+
+
+class Net(nn.Module):
+    """A trunk of 16 channels with one block."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.block = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        return self.head(torch.relu(x + self.block(x)).mean((2, 3)))
+
+
+def digits(start=0, number=200):
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = pixels[start : start + number].reshape(-1, 8, 8, 1).astype(np.float32) / 16
+    names = [str(i) for i in range(10)]
+    return ImageSource(pixels, Preprocess.of((8, 8), 1), labels=labels[start : start + number], class_names=names)
+
+
+class Log:
+    def __init__(self):
+        self.stages, self.steps = [], []
+
+    def stage(self, name):
+        self.stages.append(name)
+
+    def images(self, done, total):
+        pass
+
+    def step(self, step, total, loss, cost, phase):
+        self.steps.append((step, total, phase))
+
+
+@pytest.fixture(scope="module")
+def model():
+    net = Net()
+    net(torch.from_numpy(digits().batch(slice(0, 64))))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def finished(model):
+    """A whole run without an output folder, and what was reported."""
+    log = Log()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = gp.compress(
+        model,
+        digits(),
+        macs=0.5,
+        config=SETTINGS,
+        eval_images=digits(200, 60),
+        benchmark=gp.BenchmarkOptions(seconds=0.05),
+        reporter=log,
+        record={"note": "test"},
+    )
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    return result, log
+
+
+def test_the_budget_is_met_and_counted_on_the_file(finished):
+    metrics = finished[0].metrics
+    dense, slim = metrics["models"]
+    assert 0.4 < slim["macs"] / dense["macs"] <= 0.5
+    assert metrics["reached"]["macs"] == slim["macs"] / dense["macs"]
+    assert slim["params"] == sum(p.numel() for p in finished[0].model.parameters())
+    assert dense["params"] == sum(p.numel() for p in Net().parameters())
+
+
+def test_the_result_is_a_module_that_fits_its_plan(finished, model):
+    result = finished[0]
+    assert result.output is None
+    assert not result.model.training
+    x = torch.from_numpy(digits().batch(slice(0, 5)))
+    assert result.model(x).shape == (5, 10)
+    again = gp.slim(model, result.plan, (x,))  # the plan also fits the class that the user brought
+    assert isinstance(again, Net)
+    widths = {name: tuple(p.shape) for name, p in result.model.named_parameters()}
+    assert widths == {name: tuple(p.shape) for name, p in again.named_parameters()}
+
+
+def test_the_metrics_tell_everything(finished):
+    metrics = finished[0].metrics
+    assert metrics["schema"] == 1
+    assert metrics["quality"]["images"] == 60
+    assert set(metrics["quality"]["accuracy"]) == {"dense", "slim"}
+    assert 0 <= metrics["models"][1]["agreement"] <= 1
+    assert metrics["models"][0]["latency_ms"]["median"] > 0
+    assert metrics["machine"]["cpu"]
+    assert metrics["config"]["macs"] == 0.5
+    assert metrics["preprocessing"]["image_size"] == [8, 8]
+    assert metrics["record"] == {"note": "test"}
+    assert all(found["equal"] for found in metrics["verification"].values())
+    assert {c["set"]: c["dense"] for c in metrics["channels"]} == {"stem": 16, "block.0": 32}
+    assert sum(c["slim"] for c in metrics["channels"]) < 48
+    assert "agreement with the dense model" in str(finished[0])
+
+
+def test_progress_is_reported(finished):
+    log = finished[1]
+    assert log.stages == [
+        *(
+            "reading images",
+            "capturing the model",
+            "rehearsing",
+            "training",
+            "removing channels",
+            "verifying",
+            "measuring",
+        )
+    ]
+    assert [step for step, _, _ in log.steps] == list(range(1, log.steps[0][1] + 1))
+    assert set(finished[0].metrics["seconds"]) == set(log.stages)
+
+
+def test_failures_before_the_training_leave_nothing(model, tmp_path):
+    out = tmp_path / "out"
+    small = digits(number=4)
+    cases = {
+        BudgetError: ("remain", lambda: gp.compress(model, digits(), macs=0.0005, config=SETTINGS, output=out)),
+        UsageError: ("no budget", lambda: gp.compress(model, digits(), config=SETTINGS, output=out)),
+        DataError: ("does not take", lambda: gp.compress(nn.Linear(3, 4), digits(), macs=0.5, output=out)),
+    }
+    for kind, (reason, call) in cases.items():
+        with pytest.raises(kind, match=reason) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+    with pytest.raises(UsageError, match="at least 10 are needed"):
+        gp.compress(model, small, macs=0.5, config=SETTINGS, output=out)
+    with pytest.raises(UsageError, match="one slim model"):
+        gp.compress(model, small, macs=0.5, config=dataclasses.replace(SETTINGS, n_students=2))
+    assert not out.exists()
+
+
+def test_a_result_that_fails_verification_is_not_written(model, tmp_path, monkeypatch):
+    from graphprune import delivery
+
+    def wrong(student, plan, *arguments, **options):
+        cut = gp.slim(student, plan, *arguments, **options)
+        with torch.no_grad():
+            cut.get_parameter("head.bias").add_(0.1)
+        return cut
+
+    monkeypatch.setattr(delivery, "slim", wrong)
+    short = dataclasses.replace(SETTINGS, epochs=2, batch_size=32)
+    with pytest.raises(VerificationError, match="the slim model does not compute what the masked model does"):
+        gp.compress(model, digits(number=180), macs=0.5, config=short, output=tmp_path / "out", benchmark=QUICK)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        *("checkpoint.pt", "compress.log", "settings.json")
+    ]

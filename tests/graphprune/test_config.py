@@ -1,0 +1,63 @@
+import math
+
+import pytest
+
+from graphprune.config import Budget, CompressConfig
+from graphprune.passes.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"macs": 0.0}, "--macs must be between 0 and 1, not 0.0"),
+        ({"macs": 2}, "--macs must be between 0 and 1, not 2"),
+        ({"params": 1.0}, "--params must be between 0 and 1, not 1.0"),
+        ({"macs": math.nan}, "--macs must be between 0 and 1, not nan"),
+        ({"macs": (0.5, 1.5), "n_students": 2}, "--macs must be between 0 and 1, not 1.5"),
+        ({"macs": (0.5, 0.4, 0.3), "n_students": 2}, "--macs gives 3 budgets for 2 students"),
+        ({"epochs": 0}, "--epochs must be above 0, not 0"),
+        ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
+        ({"lr": -0.1}, "--lr must be above 0, not -0.1"),
+        ({"min_channels": 0}, "--min-channels must be at least 1, not 0"),
+        ({"precision": "half"}, "--precision must be one of auto, float32, bfloat16, not 'half'"),
+        ({"warmup": 0.5, "sparsify": 0.5}, "--warmup and --sparsify must leave a part"),
+        ({"criterion": "magic"}, "--criterion must be one of random, l1, l2, taylor"),
+        ({"lr": "fast"}, "--lr must be a number, not 'fast'"),
+        ({"batch_size": 2.5}, "--batch-size must be a whole number, not 2.5"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(settings, message):
+    with pytest.raises(UsageError) as caught:
+        CompressConfig(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_defaults_are_valid_and_their_phases_fill_the_run():
+    config = CompressConfig()
+    assert config.warmup + config.sparsify + config.settle == pytest.approx(1.0)
+    assert config.budget(0).limits() == {}
+
+
+def test_every_student_may_have_its_own_budget():
+    config = CompressConfig(macs=(0.66, 0.5), params=0.4, n_students=2)
+    assert config.budget(0) == Budget(macs=0.66, params=0.4)
+    assert config.budget(1).limits() == {"macs": 0.5, "params": 0.4}
+
+
+def test_plain_values_round_trip():
+    config = CompressConfig(macs=(0.66, 0.5), n_students=2, epochs=3.5)
+    assert CompressConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UsageError, match="unknown setting 'speed'"):
+        CompressConfig.from_dict({"speed": 2})
+
+
+def test_resuming_with_another_setting_names_it():
+    before = CompressConfig(macs=0.5).fingerprint()
+    with pytest.raises(UsageError, match=r"cannot resume: --macs was 0\.5 and is now 0\.4"):
+        CompressConfig(macs=0.4).refuse_resume_from(before)
+
+
+def test_resuming_may_change_what_does_not_change_the_result():
+    before = CompressConfig(macs=0.5).fingerprint()
+    CompressConfig(macs=0.5, threads=2, checkpoint_seconds=5).refuse_resume_from(before)

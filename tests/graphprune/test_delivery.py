@@ -1,0 +1,135 @@
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import graphprune as gp
+from graphprune import delivery
+from graphprune.config import CompressConfig
+from graphprune.data import ImageSource, Preprocess
+from graphprune.delivery import Delivery
+from graphprune.passes.errors import UnsupportedModelError, VerificationError
+from graphprune.passes.fx.capture import capture
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def run():
+    """An engine and its result, without a training: the planned channels of the teacher are set to zero."""
+    torch.manual_seed(0)
+    net = Net()
+    net(torch.randn(16, 1, 6, 6))
+    pixels = np.random.default_rng(0).random((40, 6, 6, 1)).astype(np.float32)
+    source = ImageSource(pixels, Preprocess((6, 6), (0.5,), (0.5,), 1))
+    captured = capture(net.eval(), (torch.from_numpy(source.batch(slice(0, 4))),))
+    graph = gp.trace(captured)
+    plan = gp.plan(graph, macs=0.5)
+    engine = SimpleNamespace(graph=graph, held_out=source, config=CompressConfig(macs=0.5))
+    state = gp.mask(captured, plan).state_dict()
+    return engine, SimpleNamespace(state_dict=state, plan=plan, removed=graph.removed_by(plan))
+
+
+def deliver(run, folder):
+    engine, result = run
+    found = Delivery(engine, folder)
+    found.rehearse()
+    found.cut(result)
+    found.verify()
+    return found
+
+
+@pytest.fixture(scope="module")
+def delivered(run, tmp_path_factory):
+    return deliver(run, tmp_path_factory.mktemp("delivered"))
+
+
+@pytest.fixture
+def exporting(monkeypatch, delivered):
+    """Replaces the export by a copy of what was exported, to save time; `change` may spoil one of the files."""
+    spoiled = []
+
+    def copy(model, inputs, path, **options):
+        shutil.copy(delivered.folder / path.name, path)
+        if path.name in spoiled:
+            change_one_weight(path)
+
+    monkeypatch.setattr(delivery, "export_onnx", copy)
+    return spoiled.append
+
+
+def change_one_weight(path):
+    model = onnx.load(path)
+    tensor = max(model.graph.initializer, key=lambda item: len(item.dims))
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 0.01 * np.abs(values).max()
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def test_every_form_computes_what_the_student_does(delivered):
+    folder, comparisons = delivered.folder, delivered.comparisons
+    assert {file.name for file in folder.iterdir()} == {"dense.onnx", "slim.onnx", "slim.pt2", "plan.json"}
+    assert list(comparisons) == [
+        "dense.onnx against the model",
+        "the masked model against the trained model",
+        "the slim model against the masked model",
+        "slim.onnx against the masked model",
+        "slim.pt2 against the masked model",
+    ]
+    assert all(found.samples == 40 and found.worst.error < 1e-5 for found in comparisons.values())
+    notes = {item.key: item.value for item in onnx.load(folder / "slim.onnx").metadata_props}
+    assert '"mean": [0.5]' in notes["graphprune_preprocessing"]
+
+
+@pytest.mark.parametrize("name", ["dense.onnx", "slim.onnx"])
+def test_one_changed_weight_in_a_file_is_noticed(run, tmp_path, exporting, name):
+    exporting(name)
+    with pytest.raises(VerificationError, match=f"{name} does not compute"):
+        deliver(run, tmp_path)
+
+
+def test_an_archive_of_another_model_is_noticed(run, tmp_path, exporting, monkeypatch):
+    dense = run[0].graph.front_end.module
+    monkeypatch.setattr(delivery, "save", lambda model, path: gp.save(dense, path))
+    with pytest.raises(VerificationError, match=r"slim\.pt2 does not compute"):
+        deliver(run, tmp_path)
+
+
+def test_channels_that_the_training_left_above_zero_are_noticed(run, tmp_path, exporting):
+    engine, result = run
+    dense = engine.graph.front_end.module.state_dict()
+    trained = SimpleNamespace(state_dict=dense, plan=result.plan, removed=result.removed)
+    with pytest.raises(VerificationError, match="masked model does not compute what the trained model"):
+        deliver((engine, trained), tmp_path)
+
+
+def test_a_count_that_the_file_does_not_have_is_noticed(run, tmp_path, exporting, monkeypatch):
+    cost = delivery.onnx_cost
+    monkeypatch.setattr(delivery, "onnx_cost", lambda path: SimpleNamespace(macs=cost(path).macs + 1, uncounted=()))
+    with pytest.raises(VerificationError, match="multiply-accumulates"):
+        deliver(run, tmp_path)
+
+
+def test_what_has_no_onnx_form_is_refused_before_any_training(run, tmp_path):
+    class Odd(Net):
+        def forward(self, x):
+            return torch.special.airy_ai(super().forward(x))
+
+    captured = capture(Odd().eval(), (torch.zeros(2, 1, 6, 6),))
+    engine = SimpleNamespace(**{**vars(run[0]), "graph": gp.trace(captured)})
+    with pytest.raises(UnsupportedModelError, match="airy_ai"):
+        Delivery(engine, tmp_path).rehearse()

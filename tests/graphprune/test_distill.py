@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+
+from graphprune.distill import FeatureLoss, OutputLoss, flatten_outputs, mutual_loss, output_kind
+
+
+def test_outputs_are_found_in_any_structure():
+    a, b, c = torch.zeros(1), torch.ones(2), torch.arange(3)
+    assert [len(t) for t in flatten_outputs({"x": [a, (b,)], "indices": c, "name": None})] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "setting", "kind"),
+    [
+        ([torch.randn(4, 10)], "auto", "logits"),
+        ([torch.randn(4, 10).softmax(1)], "auto", "probabilities"),
+        ([torch.randn(4, 1)], "auto", "values"),
+        ([torch.randn(4, 10), torch.randn(4, 10)], "auto", "values"),
+        ([torch.randn(4, 3, 8, 8)], "auto", "values"),
+        ([torch.randn(4, 3, 8, 8)], "kl", "logits"),
+        ([torch.randn(4, 10)], "mse", "values"),
+    ],
+)
+def test_the_kind_of_output_follows_from_its_shape_and_values(outputs, setting, kind):
+    assert output_kind(outputs, setting) == kind
+
+
+def test_the_divergence_is_that_of_the_definition():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(6, 10), torch.randn(6, 10)
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    loss = OutputLoss("logits", 3.0)
+    assert float(loss([teacher], [student])) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss([teacher], [teacher])) == pytest.approx(0.0, abs=1e-6)
+    assert float(loss([teacher], [teacher + 5])) == pytest.approx(0.0, abs=1e-5)  # softmax ignores a shift
+
+
+def test_probabilities_are_compared_like_the_logits_they_come_from():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(6, 10), torch.randn(6, 10)
+    logits = OutputLoss("logits", 2.0)([teacher], [student])
+    probabilities = OutputLoss("probabilities", 2.0)([teacher.softmax(1)], [student.softmax(1)])
+    assert float(probabilities) == pytest.approx(float(logits), rel=1e-4)
+
+
+def test_other_outputs_are_compared_relative_to_their_own_spread():
+    torch.manual_seed(0)
+    small, large = torch.randn(8, 3), 1000 + 100 * torch.randn(8, 4)
+    loss = OutputLoss("values", 1.0)
+    error_of_a_tenth = loss([small, large], [small + 0.1 * small.std(), large + 0.1 * large.std()])
+    assert float(error_of_a_tenth) == pytest.approx(0.01, rel=0.1)
+    assert float(loss([small], [small])) == 0.0
+
+
+def test_no_gradient_reaches_the_target():
+    teacher = torch.randn(4, 5, requires_grad=True)
+    student = torch.randn(4, 5, requires_grad=True)
+    OutputLoss("logits", 1.0)([teacher], [student]).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_agreement_counts_equal_classes():
+    loss = OutputLoss("logits", 1.0)
+    teacher = torch.eye(4)
+    student = torch.eye(4)[[0, 1, 3, 2]]
+    assert loss.agreement([teacher], [student]) == 0.5
+    assert OutputLoss("values", 1.0).agreement([teacher], [teacher]) == 1.0
+    assert OutputLoss("values", 1.0).agreement([teacher], [teacher + 10]) == 0.0
+
+
+def test_feature_loss_is_the_distance_of_the_normalized_features():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(5, 6, 4, 4), torch.randn(5, 6, 4, 4)
+    t, s = (x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True) for x in (teacher, student))
+    loss = FeatureLoss([(1, np.arange(6))], 6)
+    assert float(loss([teacher], [student])) == pytest.approx(float((t - s).square().sum(1).mean()), rel=1e-5)
+    assert float(loss([teacher], [3 * teacher])) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_feature_loss_looks_at_the_kept_channels_only():
+    torch.manual_seed(0)
+    teacher = torch.randn(5, 6, 4, 4)
+    student = teacher.clone()
+    student[:, [1, 4]] = 7.0
+    loss = FeatureLoss([(1, np.array([-1, 0, 1, 2, 3, 3]))], 4)
+    assert float(loss([teacher], [student])) > 0.1
+    loss.keep(torch.tensor([False, True, True, False]))
+    assert float(loss([teacher], [student])) == pytest.approx(0.0, abs=1e-5)
+    student[:, 0] = 7.0  # a channel of no group always counts
+    assert float(loss([teacher], [student])) > 0.1
+
+
+def test_feature_loss_of_other_layouts():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(5, 4, 4, 6), torch.randn(5, 4, 4, 6)
+    last = FeatureLoss([(3, np.arange(6))], 6)
+    first = FeatureLoss([(1, np.arange(6))], 6)
+    for loss in (last, first):
+        loss.keep(torch.tensor([True, False, True, True, False, True]))
+    moved = [x.permute(0, 3, 1, 2) for x in (teacher, student)]
+    assert float(last([teacher], [student])) == pytest.approx(float(first([moved[0]], [moved[1]])), rel=1e-5)
+    flat = FeatureLoss([(1, np.arange(6))], 6)
+    flat.keep(torch.ones(6, dtype=torch.bool))
+    assert float(flat([teacher[:, 0, 0]], [teacher[:, 0, 0]])) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_sample_without_activation_has_nothing_to_learn():
+    teacher = torch.zeros(2, 3, 4, 4)
+    student = torch.rand(2, 3, 4, 4, requires_grad=True)
+    loss = FeatureLoss([(1, np.arange(3))], 3)([teacher], [student])
+    loss.backward()
+    assert float(loss) == 0.0
+    assert torch.isfinite(student.grad).all()
+
+
+def test_no_taps_no_loss():
+    assert float(FeatureLoss([], 4)([], [])) == 0.0
+
+
+def test_students_teach_each_other_but_only_learn_from_their_own_loss():
+    torch.manual_seed(0)
+    outputs = [[torch.randn(4, 5, requires_grad=True)] for _ in range(3)]
+    loss = OutputLoss("logits", 2.0)
+    value = mutual_loss(loss, outputs, 1)
+    expected = (loss(outputs[0], outputs[1]) + loss(outputs[2], outputs[1])) / 2
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    value.backward()
+    assert outputs[1][0].grad is not None
+    assert outputs[0][0].grad is None
+    assert outputs[2][0].grad is None

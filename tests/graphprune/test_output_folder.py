@@ -1,0 +1,161 @@
+import json
+import logging
+
+import pytest
+
+from graphprune.output_folder import CHECKPOINT, LOG, RESULTS, SETTINGS, STAGING, OutputFolder
+from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
+
+logger = logging.getLogger("graphprune")
+
+
+def finish(path, text="first", **options):
+    """A whole run that writes `text` into every file."""
+    folder = OutputFolder(path, **options)
+    with folder.open() as staging:
+        logger.info("before the training of the %s", text)
+        folder.begin({"mean": 0.5})
+        folder.checkpoint.write_text(text)
+        for name in RESULTS:
+            (staging / name).write_text(text)
+        folder.commit(staging)
+
+
+def fail(folder, *, begin=False):
+    """A run that fails, before its training or (`begin`) in it."""
+    with folder.open() as staging:
+        (staging / "slim.onnx").write_text("slim")
+        if begin:
+            folder.begin({})
+        raise KeyError("the run fails")
+
+
+def names(path):
+    return sorted(file.name for file in path.iterdir())
+
+
+def test_results_get_their_names_at_the_end(tmp_path):
+    out = tmp_path / "a" / "b"
+    folder = OutputFolder(out)
+    assert not out.exists()
+    with folder.open() as staging:
+        folder.begin({})
+        folder.checkpoint.write_text("")
+        (staging / "slim.onnx").write_text("slim")
+        assert names(out) == sorted([CHECKPOINT, LOG, SETTINGS, STAGING])
+        folder.commit(staging)
+    assert names(out) == sorted([CHECKPOINT, LOG, SETTINGS, "slim.onnx"])
+
+
+def test_a_failure_before_the_first_checkpoint_leaves_nothing(tmp_path):
+    for begin in (False, True):
+        folder = OutputFolder(tmp_path / "out")
+        with pytest.raises(KeyError):
+            fail(folder, begin=begin)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_later_failure_keeps_checkpoint_and_log_and_no_result(tmp_path, monkeypatch):
+    folder = OutputFolder(tmp_path / "out")
+    begin = folder.begin
+
+    def begin_and_save(settings):
+        begin(settings)
+        folder.checkpoint.write_text("state")
+
+    monkeypatch.setattr(folder, "begin", begin_and_save)
+    with pytest.raises(KeyError):
+        fail(folder, begin=True)
+    assert names(tmp_path / "out") == sorted([CHECKPOINT, LOG, SETTINGS])
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"mine\.txt.*--force"):
+        OutputFolder(tmp_path)
+    with pytest.raises(OutputExistsError, match="this is a file"):
+        OutputFolder(tmp_path / "mine.txt")
+    finish(tmp_path, force=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    with pytest.raises(OutputExistsError, match="--resume"):
+        OutputFolder(tmp_path)
+
+
+def test_an_empty_folder_and_leftovers_of_a_killed_start_are_fine(tmp_path):
+    (tmp_path / STAGING).mkdir()
+    (tmp_path / STAGING / "dense.onnx").write_text("half")
+    (tmp_path / LOG).write_text("")
+    finish(tmp_path)
+    assert (tmp_path / "dense.onnx").read_text() == "first"
+
+
+def test_force_replaces_everything_and_only_once_the_training_begins(tmp_path):
+    finish(tmp_path)
+    folder = OutputFolder(tmp_path, force=True)
+    with pytest.raises(KeyError):
+        fail(folder)
+    assert {(tmp_path / name).read_text() for name in (*RESULTS, CHECKPOINT)} == {"first"}
+    with pytest.raises(KeyError):
+        fail(folder, begin=True)
+    assert names(tmp_path) == []
+    finish(tmp_path, "second", force=True)
+    assert {(tmp_path / name).read_text() for name in (*RESULTS, CHECKPOINT)} == {"second"}
+
+
+def test_resume_needs_a_checkpoint_and_the_same_settings(tmp_path):
+    with pytest.raises(ModelLoadError, match="no checkpoint"):
+        OutputFolder(tmp_path, resume=True)
+    with pytest.raises(UsageError, match="give one of them"):
+        OutputFolder(tmp_path, resume=True, force=True)
+    with pytest.raises(UsageError, match="needs the output folder"):
+        OutputFolder(None, resume=True)
+    finish(tmp_path)
+    folder = OutputFolder(tmp_path, resume=True)
+    with pytest.raises(UsageError, match=r"the mean was 0\.5 and is now 0\.4"), folder.open():
+        folder.begin({"mean": 0.4})
+    assert (tmp_path / "slim.onnx").read_text() == "first"
+    finish(tmp_path, "again", resume=True)
+    assert (tmp_path / "slim.onnx").read_text() == "again"
+
+
+def test_broken_settings_are_one_line(tmp_path):
+    finish(tmp_path)
+    (tmp_path / SETTINGS).write_text("{")
+    folder = OutputFolder(tmp_path, resume=True)
+    with pytest.raises(ModelLoadError, match="cannot be resumed"), folder.open():
+        folder.begin({"mean": 0.5})
+
+
+def test_the_log_holds_what_was_said_before_the_folder_was(tmp_path):
+    finish(tmp_path)
+    finish(tmp_path, "second", resume=True)
+    text = (tmp_path / LOG).read_text()
+    assert text.index("training of the first") < text.index("training of the second")
+    assert json.loads((tmp_path / SETTINGS).read_text()) == {"mean": 0.5}
+
+
+def test_every_line_of_the_log_is_on_the_disk_at_once(tmp_path):
+    folder = OutputFolder(tmp_path / "out")
+    level, handlers = logger.level, list(logger.handlers)
+    with folder.open():
+        folder.begin({})
+        logger.info("step 1")
+        assert "step 1" in (tmp_path / "out" / LOG).read_text()
+    assert (logger.level, logger.handlers) == (level, handlers)
+
+
+def test_without_a_path_nothing_stays():
+    folder = OutputFolder(None)
+    assert folder.checkpoint is None
+    with folder.open() as staging:
+        folder.begin({})
+        (staging / "slim.onnx").write_text("slim")
+        folder.commit(staging)
+    assert not staging.exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = OutputFolder(tmp_path / "file" / "out")
+    with pytest.raises(GraphPruneError, match="cannot be written to"), folder.open():
+        pass

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from graphprune import precision
+from graphprune.precision import Precision, choose_precision
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"float32": 1.0, "float32, channels last": 0.9, "bfloat16 autocast, channels last": 0.5}, (True, True)),
+        ({"float32": 1.0, "float32, channels last": 0.9, "bfloat16 autocast, channels last": 0.8}, (False, True)),
+        ({"float32": 1.0, "float32, channels last": 1.1, "bfloat16 autocast, channels last": 1.0}, (False, True)),
+        ({"float32": 1.0, "float32, channels last": 2.0, "bfloat16 autocast": 1.0}, (False, False)),
+        ({"float32": 1.0, "float32, channels last": 2.0, "bfloat16 autocast": 0.4}, (True, False)),
+    ],
+)
+def test_only_a_clear_difference_decides(monkeypatch, seconds, expected):
+    monkeypatch.setattr(precision, "_seconds", lambda step, candidate: seconds[str(candidate)])
+    chosen, measured = choose_precision("auto", lambda _: None)
+    assert (chosen.bfloat16, chosen.channels_last) == expected
+    assert measured == seconds
+
+
+@pytest.mark.parametrize(("setting", "half"), [("float32", False), ("bfloat16", True)])
+def test_a_fixed_format_is_not_measured(setting, half):
+    assert choose_precision(setting, lambda _: pytest.fail("measured")) == (Precision(bfloat16=half), {})
+
+
+def test_the_layout_changes_and_the_values_stay():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
+    weight, before = net[0].weight, net[0].weight.detach().clone()
+    Precision(channels_last=True).convert_(net)
+    assert net[0].weight is weight
+    assert torch.equal(weight, before)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert Precision(channels_last=True).images(torch.ones(2, 3, 4, 4)).stride() == (48, 1, 12, 3)
+    assert Precision(**Precision(channels_last=True).to_dict()) == Precision(channels_last=True)
+
+
+def test_autocast_is_on_when_asked_for():
+    x = torch.randn(4, 4)
+    with Precision(bfloat16=True).autocast():
+        assert (x @ x).dtype == torch.bfloat16
+    with Precision().autocast():
+        assert (x @ x).dtype == torch.float32

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+
+
+def conv_pair(sketch, groups: int, width: int, out: int, transposed: bool = False):
+    x = sketch.relu(sketch.conv(sketch.input(1, 3, 4, 4), "stem", width))
+    shape = (width, out // groups, 1, 1) if transposed else (out, width // groups, 1, 1)
+    weight, bias = sketch.parameter("c.weight", *shape), sketch.parameter("c.bias", out)
+    kind = "conv_transpose2d.input" if transposed else "conv2d"
+    y = sketch.call(kind, (1, out, 4, 4), input=x, weight=weight, bias=bias, groups=groups)
+    return sketch.graph(sketch.conv(y, "head", 2))
+
+
+def test_dense(sketch, groups_of):
+    graph = conv_pair(sketch, groups=1, width=2, out=2)
+    assert groups_of(graph) == [
+        "stem.weight/0[0] stem.bias/0[0] c.weight/1[0]",
+        "stem.weight/0[1] stem.bias/0[1] c.weight/1[1]",
+        "c.weight/0[0] c.bias/0[0] head.weight/1[0]",
+        "c.weight/0[1] c.bias/0[1] head.weight/1[1]",
+    ]
+    assert graph.exact.all()
+    assert [f.reason for f in graph.frozen] == ["is an output: the output of the model"]
+
+
+def test_depthwise_is_groups_and_not_one_output(sketch, groups_of):
+    graph = conv_pair(sketch, groups=2, width=2, out=2)
+    assert groups_of(graph) == [
+        "stem.weight/0[0] stem.bias/0[0] c.weight/0[0] c.bias/0[0] head.weight/1[0]",
+        "stem.weight/0[1] stem.bias/0[1] c.weight/0[1] c.bias/0[1] head.weight/1[1]",
+    ]
+
+
+def test_one_output_channel_is_no_depthwise_convolution(sketch, groups_of):
+    x = sketch.relu(sketch.conv(sketch.input(1, 3, 4, 4), "stem", 2))
+    graph = sketch.graph(sketch.conv(x, "one", 1))
+    assert groups_of(graph) == [
+        "stem.weight/0[0] stem.bias/0[0] one.weight/1[0]",
+        "stem.weight/0[1] stem.bias/0[1] one.weight/1[1]",
+    ]
+
+
+def test_depthwise_with_a_multiplier(sketch, groups_of):
+    graph = conv_pair(sketch, groups=2, width=2, out=4)
+    assert groups_of(graph) == [
+        "stem.weight/0[0] stem.bias/0[0] c.weight/0[0,1] c.bias/0[0,1] head.weight/1[0,1]",
+        "stem.weight/0[1] stem.bias/0[1] c.weight/0[2,3] c.bias/0[2,3] head.weight/1[2,3]",
+    ]
+
+
+def test_few_groups_lose_the_same_position_everywhere(sketch, groups_of):
+    """Two groups of three: more channels in a group than groups."""
+    graph = conv_pair(sketch, groups=2, width=6, out=6)
+    assert groups_of(graph) == [
+        "stem.weight/0[0,3] stem.bias/0[0,3] c.weight/1[0]",
+        "stem.weight/0[1,4] stem.bias/0[1,4] c.weight/1[1]",
+        "stem.weight/0[2,5] stem.bias/0[2,5] c.weight/1[2]",
+        "c.weight/0[0,3] c.bias/0[0,3] head.weight/1[0,3]",
+        "c.weight/0[1,4] c.bias/0[1,4] head.weight/1[1,4]",
+        "c.weight/0[2,5] c.bias/0[2,5] head.weight/1[2,5]",
+    ]
+
+
+def test_many_groups_go_as_a_whole(sketch, groups_of):
+    """Three groups of two in and one out: more groups than channels in one."""
+    graph = conv_pair(sketch, groups=3, width=6, out=3)
+    assert groups_of(graph) == [
+        "stem.weight/0[0,1] stem.bias/0[0,1] c.weight/0[0] c.bias/0[0] head.weight/1[0]",
+        "stem.weight/0[2,3] stem.bias/0[2,3] c.weight/0[1] c.bias/0[1] head.weight/1[1]",
+        "stem.weight/0[4,5] stem.bias/0[4,5] c.weight/0[2] c.bias/0[2] head.weight/1[2]",
+    ]
+
+
+def test_transposed_dense(sketch, groups_of):
+    graph = conv_pair(sketch, groups=1, width=2, out=3, transposed=True)
+    assert groups_of(graph) == [
+        "stem.weight/0[0] stem.bias/0[0] c.weight/0[0]",
+        "stem.weight/0[1] stem.bias/0[1] c.weight/0[1]",
+        "c.weight/1[0] c.bias/0[0] head.weight/1[0]",
+        "c.weight/1[1] c.bias/0[1] head.weight/1[1]",
+        "c.weight/1[2] c.bias/0[2] head.weight/1[2]",
+    ]
+
+
+def test_transposed_with_few_groups(sketch, groups_of):
+    graph = conv_pair(sketch, groups=2, width=6, out=4, transposed=True)
+    assert groups_of(graph) == [
+        "stem.weight/0[0,3] stem.bias/0[0,3] c.weight/0[0,3]",
+        "stem.weight/0[1,4] stem.bias/0[1,4] c.weight/0[1,4]",
+        "stem.weight/0[2,5] stem.bias/0[2,5] c.weight/0[2,5]",
+        "c.weight/1[0] c.bias/0[0,2] head.weight/1[0,2]",
+        "c.weight/1[1] c.bias/0[1,3] head.weight/1[1,3]",
+    ]
+
+
+def test_transposed_with_many_groups(sketch, groups_of):
+    graph = conv_pair(sketch, groups=2, width=2, out=4, transposed=True)
+    assert groups_of(graph) == [
+        "stem.weight/0[0] stem.bias/0[0] c.weight/0[0] c.bias/0[0,1] head.weight/1[0,1]",
+        "stem.weight/0[1] stem.bias/0[1] c.weight/0[1] c.bias/0[2,3] head.weight/1[2,3]",
+    ]
+
+
+def test_grouped_convolution_of_the_input_is_frozen_with_its_reason(sketch):
+    y = sketch.conv(sketch.input(1, 4, 4, 4), "c", 4, groups=4)
+    graph = sketch.graph(sketch.conv(y, "head", 2))
+    assert graph.n_groups == 0
+    reasons = [f.reason for f in graph.frozen]
+    assert "every group reads channels that cannot be cut: conv2d at line 0" in reasons
+
+
+def test_an_input_without_a_batch_dimension(sketch, groups_of):
+    w, v = sketch.parameter("a.weight", 2, 3, 1, 1), sketch.parameter("b.weight", 3, 2, 1, 1)
+    y = sketch.call("conv2d", (2, 4, 4), input=sketch.input(3, 4, 4), weight=w, groups=1)
+    y = sketch.call("conv2d", (3, 4, 4), input=y, weight=v, groups=1)
+    assert groups_of(sketch.graph(y)) == ["a.weight/0[0] b.weight/1[0]", "a.weight/0[1] b.weight/1[1]"]
+
+
+def test_positions_that_carry_labels_are_frozen(sketch):
+    """A linear layer over the width makes channels of it; a convolution then mixes them."""
+    x = sketch.linear(sketch.input(1, 3, 4, 5), "mix", 6)
+    graph = sketch.graph(sketch.conv(x, "c", 2))
+    assert graph.n_groups == 0
+    assert "mixes positions: conv2d at line 1" in [f.reason for f in graph.frozen]
+
+
+@pytest.mark.parametrize("nonzero", ["sigmoid", "relu"])
+def test_a_convolution_sums_channels_away_exactly_whatever_they_carry(sketch, nonzero):
+    """The consumer's own slices are set to zero, so sigmoid(0) = 0.5 adds nothing."""
+    x = sketch.conv(sketch.input(1, 3, 4, 4), "stem", 4)
+    x = sketch.call(nonzero, x.shape, input=x)
+    assert sketch.graph(sketch.conv(x, "head", 2)).exact.all()
+
+
+def test_macs_follow_both_channel_counts(sketch):
+    graph = conv_pair(sketch, groups=1, width=4, out=6)
+    kept = graph.all_kept()
+    assert graph.cost.macs(kept) == 16 * (3 * 4 + 4 * 6 + 6 * 2)
+    kept[:2] = False  # two of the stem
+    assert graph.cost.macs(kept) == 16 * (3 * 2 + 2 * 6 + 6 * 2)
+    assert graph.cost.params(kept) == (3 * 2 + 2) + (2 * 6 + 6) + (6 * 2 + 2)
+
+
+@pytest.mark.parametrize(("groups", "width", "out"), [(2, 8, 8), (4, 8, 8), (8, 8, 16)])
+def test_macs_of_grouped_convolutions(sketch, groups, width, out):
+    graph = conv_pair(sketch, groups, width, out)
+    kept = graph.all_kept()
+    assert graph.cost.macs(kept) == 16 * (3 * width + width // groups * out + out * 2)
+    kept[0] = False
+    whole_groups = groups >= max(width // groups, out // groups)
+    widths = (groups - 1) * width // groups if whole_groups else width - groups
+    outs = (groups - 1) * out // groups if whole_groups else out
+    inner = width // groups if whole_groups else width // groups - 1
+    assert graph.cost.macs(kept) == 16 * (3 * widths + inner * outs + outs * 2)
+
+
+def test_dead_output_channels_are_found_from_the_numbers(sketch):
+    """In the other question (`data` given), zero means zero now: a channel that hears only dead inputs is dead."""
+    first = np.ones((3, 2, 1, 1))
+    first[1] = 0  # output 1 is zero
+    second = np.ones((3, 3, 1, 1))
+    second[2, [0, 2]] = 0  # output 2 hears input 1 alone
+    x = sketch.input(1, 2, 4, 4)
+    w, v = sketch.parameter("a.weight", 3, 2, 1, 1, data=first), sketch.parameter("b.weight", 3, 3, 1, 1, data=second)
+    x = sketch.call("conv2d", (1, 3, 4, 4), input=x, weight=w, groups=1)
+    y = sketch.call("conv2d", (1, 3, 4, 4), input=sketch.relu(x), weight=v, groups=1)
+    assert x.facets[0].zero.ravel().tolist() == [False, True, False]
+    assert y.facets[0].zero.ravel().tolist() == [False, False, True]
+
+
+def test_dead_output_channels_of_a_grouped_transposed_convolution(sketch):
+    weight = np.ones((4, 1, 1, 1))
+    weight[[0, 1]] = 0  # the first group's inputs
+    w = sketch.parameter("t.weight", 4, 1, 1, 1, data=weight)
+    x = sketch.input(1, 4, 4, 4)
+    y = sketch.call("conv_transpose2d.input", (1, 2, 4, 4), input=x, weight=w, groups=2)
+    assert y.facets[0].zero.ravel().tolist() == [True, False]

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from graphprune.passes.channels.value import Value
+
+
+def stem(sketch, channels: int = 4):
+    return sketch.conv(sketch.input(1, 3, 4, 4), "c", channels, bias=False)
+
+
+def head(sketch, y):
+    return sketch.graph(sketch.conv(y, "head", 2, bias=False))
+
+
+def known(*items):
+    return Value(np.shape(items), constant=True, data=np.array(items))
+
+
+def test_flip_over_channels(sketch, groups_of):
+    y = sketch.call("flip", (1, 4, 4, 4), input=stem(sketch), dims=[-3])
+    assert groups_of(head(sketch, y)) == [f"c.weight/0[{i}] head.weight/1[{3 - i}]" for i in range(4)]
+
+
+@pytest.mark.parametrize(("dims", "groups"), [([2, 3], 4), ([-1], 4), ([1], 0), ([], 0)])
+def test_roll(sketch, dims, groups):
+    y = sketch.call("roll", (1, 4, 4, 4), input=stem(sketch), shifts=[1] * max(1, len(dims)), dims=dims)
+    assert head(sketch, y).n_groups == groups
+
+
+@pytest.mark.parametrize(("dim", "groups"), [(-1, 4), (1, 0)])
+def test_cumulative_sums(sketch, dim, groups):
+    y = sketch.call("cumsum", (1, 4, 4, 4), input=stem(sketch), dim=dim)
+    assert head(sketch, y).n_groups == groups
+
+
+def test_one_known_index_picks_channels(sketch, groups_of):
+    y = sketch.call("index", (1, 3, 4, 4), input=stem(sketch), indices=[None, known(3, 0, 0)])
+    graph = head(sketch, y)
+    assert groups_of(graph)[0] == "c.weight/0[0] head.weight/1[1,2]"
+    found = sketch.resized(graph, 1, [1])["indices"]
+    assert found[0] is None
+    assert found[1].tolist() == [2, 0, 0]
+
+
+def test_a_known_index_of_positions_lets_channels_pass(sketch):
+    y = sketch.call("index", (1, 4, 2, 4), input=stem(sketch), indices=[None, None, known(3, 0)])
+    graph = head(sketch, y)
+    assert graph.n_groups == 4
+    assert sketch.resized(graph, 1, [0]) == {}
+
+
+def test_adjacent_indices_stand_where_they_were(sketch):
+    """x[:, :, i, j] with i, j of shape (2, 3): (1, 4, 2, 3)."""
+    pair = known([0, 1, 2], [3, 2, 1])
+    y = sketch.call("index", (1, 4, 2, 3), input=stem(sketch), indices=[None, None, pair, pair])
+    assert y.facets[0].dims == (1,)
+    assert np.empty((1, 4, 4, 4))[:, :, pair.data, pair.data].shape == y.shape
+
+
+def test_indices_apart_come_first(sketch):
+    """x[i, :, j] with i, j of shape (3,): (3, 4, 4)."""
+    i, j = known(0, 0, 0), known(3, 2, 1)
+    y = sketch.call("index", (3, 4, 4), input=stem(sketch), indices=[i, None, j])
+    assert np.empty((1, 4, 4, 4))[i.data, :, j.data].shape == y.shape
+    assert y.facets[0].dims == (1,)
+
+
+@pytest.mark.parametrize("index", [Value((3,)), Value((4,), constant=True, data=np.array([True, False, True, True]))])
+def test_other_indices_of_channels_freeze_them(sketch, index):
+    y = sketch.call("index", (1, 3, 4, 4), input=stem(sketch), indices=[None, index])
+    graph = head(sketch, y)
+    assert graph.n_groups == 0
+    assert any("index at line 1" in f.reason for f in graph.frozen)
+
+
+@pytest.mark.parametrize(("dim", "groups"), [(2, 4), (1, 0)])
+def test_windows(sketch, dim, groups):
+    shape = (1, 4, 3, 4, 2) if dim == 2 else (1, 3, 4, 4, 2)
+    y = sketch.call("unfold", shape, input=stem(sketch), dimension=dim, size=2, step=1)
+    y = sketch.call("mean", shape[:-1], input=y, dim=[-1])
+    assert head(sketch, y).n_groups == groups
+
+
+def test_gather_freezes(sketch):
+    y = sketch.call("gather", (1, 4, 4, 4), input=stem(sketch), dim=1, index=sketch.input(1, 4, 4, 4))
+    assert head(sketch, y).n_groups == 0

@@ -1,0 +1,141 @@
+import pytest
+
+
+def test_linear(sketch, groups_of):
+    graph = sketch.graph(sketch.linear(sketch.relu(sketch.linear(sketch.input(1, 3), "a", 2)), "b", 2))
+    assert groups_of(graph) == [
+        "a.weight/0[0] a.bias/0[0] b.weight/1[0]",
+        "a.weight/0[1] a.bias/0[1] b.weight/1[1]",
+    ]
+    assert graph.cost.macs(graph.all_kept()) == 3 * 2 + 2 * 2
+
+
+def test_linear_of_a_vector(sketch, groups_of):
+    w, v = sketch.parameter("a.weight", 2, 3), sketch.parameter("b.weight", 4, 2)
+    x = sketch.call("linear", (2,), input=sketch.input(3), weight=w)
+    assert groups_of(sketch.graph(sketch.call("linear", (4,), input=x, weight=v))) == [
+        "a.weight/0[0] b.weight/1[0]",
+        "a.weight/0[1] b.weight/1[1]",
+    ]
+
+
+def test_flatten_before_linear_couples_every_position(sketch, groups_of):
+    x = sketch.conv(sketch.input(1, 1, 2, 2), "c", 2, bias=False)
+    x = sketch.call("flatten", (1, 8), input=x)
+    assert groups_of(sketch.graph(sketch.linear(x, "fc", 3))) == [
+        "c.weight/0[0] fc.weight/1[0,1,2,3]",
+        "c.weight/0[1] fc.weight/1[4,5,6,7]",
+    ]
+
+
+def test_a_row_per_position_is_no_channel(sketch):
+    """Columns are channels; rows of a product of two activations are tokens that came in with the input."""
+    a = sketch.linear(sketch.input(1, 5, 3), "a", 4)
+    b = sketch.call("transpose", (1, 4, 5), input=sketch.linear(sketch.input(1, 5, 3), "b", 4), dim0=1, dim1=2)
+    y = sketch.call("matmul", (1, 5, 5), input=a, other=b)
+    graph = sketch.graph(y)
+    assert graph.n_groups == 4
+    assert [(m.parameter, m.dim) for m in graph.groups[0].members] == [
+        ("a.weight", 0),
+        ("a.bias", 0),
+        ("b.weight", 0),
+        ("b.bias", 0),
+    ]
+    assert graph.exact.all()
+    assert graph.cost.macs(graph.all_kept()) == 2 * 5 * 3 * 4 + 5 * 5 * 4
+
+
+def test_a_sum_of_products_that_are_not_zero_is_inexact(sketch):
+    a = sketch.linear(sketch.input(1, 5, 3), "a", 4)
+    b = sketch.linear(sketch.input(1, 5, 3), "b", 4)
+    a, b = (sketch.call("sigmoid", v.shape, input=v) for v in (a, b))
+    b = sketch.call("transpose", (1, 4, 5), input=b, dim0=-1, dim1=-2)
+    graph = sketch.graph(sketch.call("bmm", (1, 5, 5), input=a, other=b))
+    assert not graph.exact.any()
+    assert graph.why_inexact(0) == "sums over channels that are not zero: bmm at line 5"
+
+
+def test_a_product_with_something_that_cannot_be_cut(sketch):
+    x = sketch.linear(sketch.input(1, 5, 3), "a", 4)
+    graph = sketch.graph(sketch.call("matmul", (1, 5, 2), input=x, other=sketch.input(1, 4, 2)))
+    assert graph.n_groups == 0
+    assert "is multiplied with a tensor that cannot be cut: matmul at line 1" in [f.reason for f in graph.frozen]
+
+
+def test_gemm_and_addmm_read_the_same_weights_from_both_sides(sketch, groups_of):
+    w, b = sketch.parameter("w", 4, 3), sketch.parameter("b", 4)
+    x = sketch.onnx("Gemm", (1, 4), input=sketch.input(1, 3), other=w, bias=b, transB=1)
+    v, c = sketch.parameter("v", 4, 2), sketch.parameter("c", 2)
+    y = sketch.call("addmm", (1, 2), input=x, other=v, bias=c)
+    assert groups_of(sketch.graph(y)) == [f"w/0[{i}] b/0[{i}] v/0[{i}]" for i in range(4)]
+
+
+def attention(sketch, heads: int, size: int, kind: str):
+    x = sketch.input(1, 5, 3)
+    parts = []
+    for name in ("q", "k", "v"):
+        y = sketch.linear(x, name, heads * size)
+        y = sketch.call("view", (1, 5, heads, size), input=y, shape=[1, 5, heads, size])
+        parts.append(sketch.call("transpose", (1, heads, 5, size), input=y, dim0=1, dim1=2))
+    q, k, v = parts
+    if kind == "fused":
+        y = sketch.call("scaled_dot_product_attention", q.shape, query=q, key=k, value=v)
+    else:
+        k = sketch.call("transpose", (1, heads, size, 5), input=k, dim0=-1, dim1=-2)
+        y = sketch.call("matmul", (1, heads, 5, 5), input=q, other=k)
+        y = sketch.call("softmax", y.shape, input=y, dim=-1)
+        y = sketch.call("matmul", q.shape, input=y, other=v)
+    y = sketch.call("transpose", (1, 5, heads, size), input=y, dim0=1, dim1=2)
+    y = sketch.call("reshape", (1, 5, heads * size), input=y, shape=[1, 5, heads * size])
+    return sketch.graph(sketch.linear(y, "out", 3))
+
+
+@pytest.mark.parametrize("kind", ["fused", "by hand"])
+def test_attention_with_more_channels_than_heads_loses_channels(sketch, groups_of, kind):
+    graph = attention(sketch, heads=2, size=3, kind=kind)
+    pairs = ["[0,3]", "[1,4]", "[2,5]"]
+    assert groups_of(graph) == [
+        *(f"q.weight/0{p} q.bias/0{p} k.weight/0{p} k.bias/0{p}" for p in pairs),
+        *(f"v.weight/0{p} v.bias/0{p} out.weight/1{p}" for p in pairs),
+    ]
+    assert graph.exact.all()
+    products = 2 * 2 * 5 * 5 * 3
+    assert graph.cost.macs(graph.all_kept()) == 3 * 5 * 3 * 6 + products + 5 * 6 * 3
+
+
+@pytest.mark.parametrize("kind", ["fused", "by hand"])
+def test_attention_with_more_heads_than_channels_loses_heads(sketch, groups_of, kind):
+    graph = attention(sketch, heads=3, size=2, kind=kind)
+    whole = ["[0,1]", "[2,3]", "[4,5]"]
+    names = ("q.weight/0", "q.bias/0", "k.weight/0", "k.bias/0", "v.weight/0", "v.bias/0", "out.weight/1")
+    assert groups_of(graph) == [" ".join(name + head for name in names) for head in whole]
+    assert graph.exact.all()
+    kept = graph.all_kept()
+    kept[0] = False
+    assert graph.cost.macs(kept) == 3 * 5 * 3 * 4 + 2 * 2 * 5 * 5 * 2 + 5 * 4 * 3
+
+
+def test_keys_that_were_summed_over_cannot_go(sketch):
+    """Labels along the key's positions meet a softmax over them."""
+    x = sketch.call("transpose", (1, 3, 5), input=sketch.input(1, 5, 3), dim0=1, dim1=2)
+    tokens = sketch.call("transpose", (1, 6, 3), input=sketch.linear(x, "tokens", 6), dim0=1, dim1=2)
+    q = sketch.input(1, 5, 3)
+    graph = sketch.graph(sketch.call("scaled_dot_product_attention", q.shape, query=q, key=tokens, value=tokens))
+    assert graph.n_groups == 0
+    assert any(f.reason.startswith("softmax over the keys' positions") for f in graph.frozen)
+
+
+def test_einsum_by_letters(sketch, groups_of):
+    a, b = sketch.parameter("a", 3, 4), sketch.parameter("b", 4, 2)
+    x = sketch.call("einsum", (1, 4), equation="nc,ck->nk", tensors=[sketch.input(1, 3), a])
+    y = sketch.call("einsum", (1, 2), equation="nk, kd -> nd", tensors=[x, b])
+    graph = sketch.graph(y)
+    assert groups_of(graph) == [f"a/1[{i}] b/0[{i}]" for i in range(4)]
+    assert graph.cost.macs(graph.all_kept()) == 3 * 4 + 4 * 2
+
+
+def test_einsum_of_another_form_is_frozen(sketch):
+    x = sketch.linear(sketch.input(4, 3), "a", 4)
+    graph = sketch.graph(sketch.call("einsum", (4,), equation="ii->i", tensors=[x]))
+    assert graph.n_groups == 0
+    assert any("an einsum of this form has no rule" in f.reason for f in graph.frozen)

@@ -1,0 +1,80 @@
+import pytest
+
+
+def conv(sketch, channels: int = 4):
+    return sketch.conv(sketch.input(2, 3, 4, 4), "c", channels)
+
+
+@pytest.mark.parametrize("kind", ["mean", "amax", "sum", "var", "linalg_vector_norm", "logsumexp", "prod"])
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_reductions_over_positions_let_channels_pass(sketch, kind, keepdim):
+    shape = (2, 4, 1, 1) if keepdim else (2, 4)
+    y = sketch.call(kind, shape, input=conv(sketch), dim=[-1, 2], keepdim=keepdim)
+    y = sketch.call("flatten", (2, 4), input=y) if keepdim else y
+    graph = sketch.graph(sketch.linear(y, "head", 2))
+    assert graph.n_groups == 4
+    assert graph.exact.all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact"), [("sum", True), ("norm", True), ("mean", False), ("amax", False), ("logsumexp", False)]
+)
+@pytest.mark.parametrize("dim", [[1], [-3], 1, [1, 2, 3], None])
+def test_reductions_over_channels(sketch, kind, exact, dim):
+    shape = (2, 4, 4) if dim in ([1], [-3], 1) else (2,) if dim else ()
+    graph = sketch.graph(sketch.call(kind, shape, input=sketch.relu(conv(sketch)), dim=dim))
+    assert graph.n_groups == 4
+    assert graph.exact.all() == exact
+    if not exact:
+        assert graph.why_inexact(0) == f"a statistic over channels: {kind} at line 2"
+
+
+@pytest.mark.parametrize(
+    ("order", "exact"), [(2, True), (1.5, True), (0, True), (float("inf"), True), (-1, False), (float("-inf"), False)]
+)
+def test_norms_over_channels_of_an_order_below_zero_count_zeros(sketch, order, exact):
+    y = sketch.call("linalg_vector_norm", (2, 4, 4), input=sketch.relu(conv(sketch)), ord=order, dim=[1])
+    assert sketch.graph(y).exact.all() == exact
+
+
+def test_a_sum_after_a_reduction_that_is_not_zero_at_zero(sketch):
+    y = sketch.call("logsumexp", (2, 4), input=conv(sketch), dim=[2, 3])
+    assert not sketch.graph(sketch.call("sum", (2,), input=y, dim=[1])).exact.any()
+
+
+def test_two_results(sketch):
+    values, indices = sketch.call("max.dim", (2, 4, 4), (2, 4, 4), input=conv(sketch), dim=3, keepdim=False)
+    assert values.facets[0].dims == indices.facets[0].dims == (1,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("max_pool2d", (2, 4, 2, 2)), ("adaptive_avg_pool2d", (2, 4, 1, 1)), ("upsample_nearest2d.vec", (2, 4, 8, 8))],
+)
+def test_pooling_and_resampling_let_channels_pass(sketch, kind, shape):
+    y = sketch.call(kind, shape, input=conv(sketch))
+    graph = sketch.graph(sketch.conv(y, "head", 2))
+    assert graph.n_groups == 4
+    assert graph.exact.all()
+
+
+def test_pooling_freezes_positions_that_became_channels(sketch):
+    x = sketch.linear(sketch.input(2, 3, 4, 5), "mix", 6)
+    graph = sketch.graph(sketch.call("avg_pool2d", (2, 3, 2, 3), input=x))
+    assert graph.n_groups == 0
+    assert "mixes positions: avg_pool2d at line 1" in [f.reason for f in graph.frozen]
+
+
+def test_one_dimensional_pooling_of_the_dimension_before(sketch):
+    """Only the last dimension is pooled: the one before carries channels, with or without a batch."""
+    x = sketch.linear(sketch.input(2, 5, 3), "fc", 6)
+    x = sketch.call("transpose", (2, 6, 5), input=x, dim0=1, dim1=2)
+    assert sketch.call("max_pool1d", (2, 6, 2), input=x).facets[0].dims == (1,)
+
+
+def test_onnx_reduce_without_axes_may_mean_nothing_or_all(sketch):
+    x = sketch.relu(conv(sketch))
+    same = sketch.onnx("ReduceMean", x.shape, input=x, noop_with_empty_axes=1)
+    assert same.facets[0].dims == (1,)
+    sketch.onnx("ReduceMean", (1, 1, 1, 1), input=x, noop_with_empty_axes=0)
+    assert not sketch.graph(same).exact.any()

@@ -1,0 +1,238 @@
+"""Every network of the zoo: its groups, and that its slim form computes what its masked form does.
+
+`GROUPS` gives the sets of each network as "first layer:groups", with ~ where their removal is inexact and * where
+the whole set may go.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch.utils import _pytree as pytree
+
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.errors import VerificationError
+from graphprune.passes.fx.analyze import analyze
+from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.cut import cut_graph, named_tensors
+from graphprune.passes.fx.slim import mask, slim
+
+GROUPS = {
+    "Plain": "features.0:6 features.4:8 classifier.0:10",
+    "Residual": "stem.0:6 layer1.0.conv1:6* layer1.1.conv1:6* layer2.0.conv1:10* layer2.0.conv2:10 layer2.1.conv1:10*",
+    "ResidualPad": (
+        "stem.0:6 layer1.0.conv1:6* layer1.1.conv1:6* layer2.0.conv1:10* layer2.0.conv2:4* layer2.1.conv1:10*"
+    ),
+    "InvertedResidual": "stem.0:4 expand.0:12* down.0:8 down.6:6",
+    "DepthwiseMultiplier": "stem:4",
+    "GroupedFew": "stem.0:4 grouped.0:6",
+    "GroupedMany": "stem.0:6",
+    "GroupedInput": "grouped:4",
+    "Transposed": "stem:8 few:6 many:2",
+    "Conv1d": "conv1:6 conv2:8 up:6",
+    "Conv3d": "conv1:6 up:4",
+    "SqueezeExcite": "stem.0:8 reduce:4* body.0:6 fc1:3",
+    "EcaGate": "body.0:6",
+    "SpatialGate": "stem.0:8~ body.0:6",
+    "Dense": "stem:4 convs.0:3 convs.1:3 convs.2:3 transition.2:6",
+    "Csp": "cv1.0:4 cv1.0:4 blocks.0.0:6* blocks.1.0:6* cv2.0:6",
+    "CspSizes": "cv1.0:4 cv1.0:4 blocks.0.0:6* blocks.1.0:6* cv2.0:6",
+    "SliceHalves": "stem.0:2* stem.0:2* stem.0:2* stem.0:2* left.0:4 middle:4",
+    "PooledHalves": "stem.0:4 stem.0:4",
+    "ShuffleView": "stem.0:2 stem.0:2 stem.0:4 branch1.0:4 branch2.0:6",
+    "ShuffleBatch": "stem.0:4 branch.0:6 branch.3:4",
+    "ShuffleModule": "stem.0:4",
+    "PixelShuffle": "stem.0:4 body:6",
+    "UNet": "enc1.0:4 enc2.0:6 enc3.0:8 up:6 dec2.0:5 dec1.0:4",
+    "CatConstant": "stem.0:6",
+    "StackMaxout": "a.0:6 maxout:4",
+    "GatedUnit": "stem:6 body:4",
+    "PReLU": "conv1:6 conv2:8",
+    "SharedModule": "stem.0:6",
+    "TiedWeights": "stem:6 first:8",
+    "TiedAutoencoder": "weight:8 stem:6",
+    "RawScale": "scale:6",
+    "Functional": "kernels.0:6 kernels.1:8",
+    "OneOutput": "stem:6",
+    "Buffers": "stem:6 body:6",
+    "IndexedChannels": "stem:6",
+    "WeightNorm": "",
+    "WeightStandardized": "weight:8 stem:6~",
+    "SigmoidBias": "conv1:6 conv2:8 conv3:6",
+    "GroupNorms": "conv1:6~ conv2:4~ conv3:6 conv4:6",
+    "InstanceNorms": "conv1:6 conv2:8 conv3:6",
+    "BatchNorms": "conv1:6 conv2:8",
+    "ConvNext": "stem:6~ fc1:12",
+    "Normalized": "conv1:6 conv2:8",
+    "SumOverChannels": "conv1:6 conv2:6~",
+    "Mlp": "fc1:8",
+    "Mixer": "patch:6 token1:10* channel1:12*",
+    "Attention": "patch:8 qkv:4",
+    "AttentionSdpa": "patch:8 qkv:4*",
+    "AttentionSeparate": "query:4 value:6",
+    "MultiHead": "inner:8~ attention.in_proj_weight:4 fc1:12",
+    "NonLocal": "stem.0:6 theta:4 g:4*",
+    "Tokens": "table:8 fc1:12",
+    "TwoOutputs": "stem.0:6",
+    "DictOutput": "stem.0:6 body.0:8",
+    "TwoInputs": "stem.0:6",
+    "Unknown": "stem.0:6 last.0:6",
+    "Fourier": "body.0:6",
+    "InPlace": "stem:4* body:6 stem:4*",
+    "InPlaceNonZero": "stem:6~",
+    "Assigned": "body:6",
+    "Literal": "body:6",
+    "Dropouts": "stem.0:6 body.0:8",
+    "Windows": "stem:6 fc1:8",
+    "Unfold": "stem:4 body:6",
+}
+
+#: Networks whose own Python fixes sizes, so that only the captured graph can be cut.
+FIXED_SIZES = {
+    "ResidualPad",
+    "Csp",
+    "CspSizes",
+    "SliceHalves",
+    "PooledHalves",
+    "ShuffleView",
+    "Buffers",
+    "IndexedChannels",
+    "Attention",
+    "AttentionSdpa",
+    "AttentionSeparate",
+    "MultiHead",
+    "InPlace",
+}
+
+
+@functools.cache
+def analyzed(name: str) -> tuple[zoo.Net, CapturedModule, ChannelGraph]:
+    model = zoo.build(name)
+    captured = capture(model, model.example_inputs())
+    return model, captured, analyze(captured)
+
+
+def outputs(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return pytree.tree_leaves(model(*inputs))
+
+
+def worst(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+    """Largest difference relative to the largest output."""
+    for a, b in zip(expected, found, strict=True):
+        assert a.shape == b.shape
+        assert a.abs().max() > 1e-6  # a test on zeros proves nothing
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True))
+
+
+def test_every_network_is_listed():
+    assert list(GROUPS) == list(zoo.ZOO)
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_groups(name):
+    _, _, graph = analyzed(name)
+    found = [
+        f"{s.name}:{len(s.groups)}{'' if graph.exact[s.groups].all() else '~'}{'*' if s.bypassed else ''}"
+        for s in graph.sets
+    ]
+    assert " ".join(found) == GROUPS[name]
+    for group_set in graph.sets:
+        assert len(set(graph.exact[group_set.groups].tolist())) == 1
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_masked_and_slim_agree(name):
+    model, captured, graph = analyzed(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    rng = np.random.default_rng(len(name))
+    for trial in range(3):
+        plan = graph.plan(zoo.random_removal(graph, rng, branches=trial == 2))
+        removed = graph.removed_by(plan)
+        for source in (model, captured):
+            slimmed = slim(source, plan, model.example_inputs(), graph=graph, tolerance=1e-9)
+            inputs = model.example_inputs(3)
+            assert worst(outputs(mask(source, plan), inputs), outputs(slimmed, inputs)) < 1e-9
+            if not removed.any():
+                continue
+            if not graph.fates(removed):
+                assert sum(p.numel() for p in slimmed.parameters()) < sum(p.numel() for p in source.parameters())
+                kept_class = source is model and name not in FIXED_SIZES
+                assert isinstance(slimmed, type(model) if kept_class else CapturedModule)
+        again = analyze(slimmed)
+        everything = again.all_kept()
+        assert again.cost.macs(everything) == graph.cost.macs(~removed)
+        if not graph.fates(removed):
+            assert again.cost.params(everything) == graph.cost.params(~removed)
+            assert again.cost.params(everything) == sum(p.numel() for p in slimmed.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name, groups in GROUPS.items() if "~" in groups])
+def test_what_is_called_inexact_is(name):
+    """Removing an inexact set changes the outputs, which slimming must notice and refuse, naming the operator."""
+    model, captured, graph = analyzed(name)
+    for group_set in graph.sets:
+        if graph.exact[group_set.groups].all():
+            continue
+        removed = np.isin(np.arange(graph.n_groups), group_set.groups[:-1])
+        plan = graph.plan(removed)
+        with pytest.raises(VerificationError, match=r"differ first at node \w+ \(.*zoo.py:\d+\): by"):
+            slim(model, plan, model.example_inputs(), graph=graph, tolerance=1e-9)
+        cut = cut_graph(graph, plan, removed, named_tensors(mask(captured, plan)))
+        for out in outputs(cut, model.example_inputs(3)):  # it runs, and is what a training could go on with
+            assert torch.isfinite(out).all()
+        assert graph.why_inexact(int(group_set.groups[0])) is not None
+
+
+@pytest.mark.parametrize("name", ["Residual", "InvertedResidual", "GroupedMany", "Csp", "AttentionSdpa", "Dropouts"])
+def test_a_slim_model_trains_and_is_exported_again(name):
+    model, captured, graph = analyzed(name)
+    rng = np.random.default_rng(1)
+    plan = graph.plan(zoo.random_removal(graph, rng))
+    for source in (model, captured):
+        slimmed = slim(source, plan, model.example_inputs(), graph=graph).train()
+        optimizer = torch.optim.SGD(slimmed.parameters(), lr=0.01)
+        before = [p.detach().clone() for p in slimmed.parameters()]
+        loss = sum(out.square().mean() for out in pytree.tree_leaves(slimmed(*model.example_inputs(4))))
+        loss.backward()
+        optimizer.step()
+        assert all(p.grad is not None for p in slimmed.parameters())
+        assert any(not torch.equal(p, b) for p, b in zip(slimmed.parameters(), before, strict=True))
+        slimmed.eval()
+        shapes = ({0: torch.export.Dim.AUTO},)
+        program = torch.export.export(slimmed, model.example_inputs(), dynamic_shapes=shapes)
+        inputs = model.example_inputs(5)
+        assert worst(outputs(slimmed, inputs), outputs(program.module(), inputs)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["Residual", "ShuffleBatch", "Csp", "Buffers"])
+def test_a_slim_graph_is_cut_further(name):
+    """As during training: cut, analyze again, cut again; the result is that of one cut."""
+    model, captured, graph = analyzed(name)
+    rng = np.random.default_rng(2)
+    current = captured
+    for _ in range(3):
+        graph = analyze(current)
+        removed = zoo.random_removal(graph, rng, share=0.2)
+        masked = mask(current, graph.plan(removed))
+        current = slim(current, graph.plan(removed), graph=graph, tolerance=1e-9)
+        inputs = model.example_inputs(5)
+        assert worst(outputs(masked, inputs), outputs(current, inputs)) < 1e-9
+    assert graph.cost.params(graph.all_kept()) < analyzed(name)[2].cost.params(analyzed(name)[2].all_kept())
+
+
+@pytest.mark.parametrize("name", ["Residual", "SqueezeExcite", "Dense", "Mlp"])
+def test_decomposed_programs_are_cut_too(name):
+    """Programs in core ATen operators, as other tools write them."""
+    model, _, _ = analyzed(name)
+    program = torch.export.export(model, model.example_inputs(), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    captured = capture(program.run_decompositions())
+    graph = analyze(captured)
+    assert graph.n_groups == analyzed(name)[2].n_groups
+    plan = graph.plan(zoo.random_removal(graph, np.random.default_rng(3)))
+    slimmed = slim(captured, plan, graph=graph, tolerance=1e-9)
+    inputs = model.example_inputs(3)
+    assert worst(outputs(mask(captured, plan), inputs), outputs(slimmed, inputs)) < 1e-9

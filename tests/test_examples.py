@@ -1,0 +1,30 @@
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAYS = {
+    "compress_from_python.py": "the file to ship",
+    "inspect_groups.py": "As a networkx graph",
+    "one_shot.py": "the ONNX file, cut by the same plan",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_the_example_runs(name, tmp_path, capsys, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert SAYS[name] in capsys.readouterr().out
+
+
+def test_every_example_of_the_interface_is_tested():
+    for path in EXAMPLES.glob("*.py"):
+        document = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert document, path
+        assert path.name in SAYS or "Run it:" not in document

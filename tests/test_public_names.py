@@ -1,0 +1,45 @@
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import graphprune as gp
+
+
+@pytest.mark.parametrize("name", gp.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(gp, name) is not None
+    assert name in dir(gp)
+
+
+def test_the_names_of_the_design_are_public():
+    wanted = "trace plan mask slim export_onnx slim_onnx compress CompressConfig benchmark save load GraphPruneError"
+    assert set(wanted.split()) <= set(gp.__all__)
+    assert all(callable(getattr(gp, name)) for name in wanted.split())
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'prune'"):
+        gp.prune  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import graphprune",
+        "from graphprune import slim_onnx, PruningPlan, benchmark, CompressConfig, load_images, errors",
+        "import graphprune.passes.onnx, graphprune.cli.compress, graphprune.cli.slim, graphprune.cli.inspect",
+    ],
+)
+def test_importing_does_not_bring_torch(code):
+    check = f"{code}\nimport sys; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_module_does_not_hide_the_function_of_its_name():
+    check = "import graphprune.report, graphprune.benchmark, graphprune as gp; assert callable(gp.benchmark)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+    # What an import of a submodule does to its package:
+    setattr(gp, "compress", import_module("graphprune.compress"))  # noqa: B010
+    assert callable(gp.compress)
