@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import ImageSize, arch_options, json_option, shape_option
+from graphprune.cli.options import ImageSize, arch_options, force_option, json_option, shape_option
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.tables import render_table
 from graphprune.passes.errors import UsageError
@@ -25,6 +25,8 @@ _CHANNELS = 3
 @click.option("--image-size", type=ImageSize(), help="Side, or height x width, of the images that the model takes.")
 @shape_option
 @arch_options
+@click.option("--svg", type=click.Path(path_type=Path), help="Also draw the coupled channels into this file.")
+@force_option
 @json_option
 def command(
     model: Path,
@@ -32,6 +34,8 @@ def command(
     shapes: Mapping[str, tuple[int, ...]] | None,
     arch: str | None,
     trust_pickle: bool,
+    svg: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Show the sets of channels that can only be removed together, and what each of them costs.
@@ -39,11 +43,18 @@ def command(
     MODEL is a .pt2 archive, an .onnx file, or a state dict (.safetensors, .pt) with --arch, which needs the size of
     its input besides: --image-size 32 or --shape 1x3x32x32.
     """
+    from graphprune.drawing import draw_svg
+    from graphprune.files import atomic_write_text, refuse_overwrite
     from graphprune.inspection import describe_graph
 
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     trace = _trace_onnx if model.suffix.lower() == ".onnx" else _trace_torch
-    found = describe_graph(trace(model, size, shapes or {}, arch, trust_pickle))
+    if svg is not None:
+        refuse_overwrite(svg, force)
+    graph = trace(model, size, shapes or {}, arch, trust_pickle)
+    if svg is not None:
+        atomic_write_text(svg, draw_svg(graph, f"Coupled channels of {model.name}"))
+    found = describe_graph(graph)
     if as_json:
         print_json({"schema": SCHEMA, "model": str(model), **found})
     else:
@@ -107,8 +118,9 @@ def _render(found: Mapping[str, Any], console: Any = None) -> str:
         reasons = [(f["reason"], str(f["channels"]), summarize(f["parameters"], "in all")) for f in found["frozen"]]
         text += "\n" + render_table(("not removable", "channels", "of"), reasons, console, left=(0, 2))
     notes = [
-        f"{count(found['macs'])} MACs, {count(found['params'])} parameters; {found['groups']} groups "
-        f"of coupled channels in {len(found['sets'])} sets. MACs and parameters of a set: what would go with all of it; sets share layers.",
+        f"{count(found['macs'])} MACs, {count(found['params'])} parameters; {found['groups']} groups of coupled "
+        f"channels in {len(found['sets'])} sets.",
+        "MACs and parameters of a set: what would go with all of it; sets share layers, so the sum is above 100 %.",
         f"With everything removed that may go, {100 * found['least_macs_share']:.2g} % of the MACs and "
         f"{100 * found['least_params_share']:.2g} % of the parameters remain.",
         *(

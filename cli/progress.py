@@ -71,7 +71,6 @@ def _bars() -> Iterator["Reporter"]:
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=30),
-        rich_progress.MofNCompleteColumn(),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
         rich_progress.TextColumn("{task.fields[detail]}"),
@@ -92,10 +91,12 @@ class _Bars:
         self._task = self._bars.add_task(name, total=None, detail="")
 
     def images(self, done: int, total: int) -> None:
-        self._bars.update(self._task, completed=done, total=total)
+        self._bars.update(self._task, completed=done, total=total, detail=f"{done}/{total}")
 
     def step(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
-        self._bars.update(self._task, completed=step, total=total, detail=_describe(loss, cost, phase))
+        self._bars.update(
+            self._task, completed=step, total=total, detail=f"{step}/{total} {_describe(loss, cost, phase)}"
+        )
 
 
 def _describe(loss: float, cost: dict[str, float], phase: str) -> str:

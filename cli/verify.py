@@ -63,19 +63,20 @@ def command(
     from graphprune.report import render_comparison
     from graphprune.verify import compare, explain
 
-    models = [_load(path, arch, trust_pickle) for path in (reference, candidate)]
+    first, second = models = [_load(path, arch, trust_pickle) for path in (reference, candidate)]
+    inputs: Any
     if data is None:
         inputs = _random_inputs(models, shapes, seed)
     else:
         inputs = _images(models, data, limit, {"mean": mean, "std": std, "image_size": image_size})
     labels = str(reference), str(candidate)
-    comparison = compare(*models, inputs, rtol=rtol, atol=atol, unoptimized=unoptimized, labels=labels)
+    comparison = compare(first, second, inputs, rtol=rtol, atol=atol, unoptimized=unoptimized, labels=labels)
     if as_json:
         print_json({"schema": SCHEMA, **comparison.to_dict()})
     else:
         print_text(render_comparison, comparison)
     if not comparison.equal:
-        raise VerificationError(explain(comparison, *models, inputs, labels=labels))
+        raise VerificationError(explain(comparison, first, second, inputs, labels=labels))
 
 
 def _load(path: Path, arch: str | None, trust_pickle: bool) -> Any:

@@ -147,6 +147,7 @@ def compress(
         metrics = _finite({**metrics, "record": dict(record or {}), "seconds": clock.seconds})
         atomic_write_json(staging / "metrics.json", metrics)
         folder.commit(staging)
+        logger.info("done: %s", ", ".join(f"{unit} {share:.4f} of the dense" for unit, share in result.cost.items()))
     return CompressResult(slim_model, result.plan, metrics, folder.path)
 
 

@@ -79,14 +79,14 @@ class CompressConfig:
     n_students: int = 1
     epochs: float = 10.0
     batch_size: int = 64
-    lr: float = 0.02
+    lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
     lr_warmup: float = 0.02
     lr_final: float = 0.01
     grad_clip: float = 5.0
     lambda_out: float = 1.0
-    lambda_feature: float = 1.0
+    lambda_feature: float = 30.0
     lambda_mutual: float = 0.5
     lambda_sparsity: float = 1e-3
     temperature: float = 2.0

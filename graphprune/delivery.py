@@ -39,7 +39,11 @@ class Delivery:
 
     Attributes:
         engine: the run.
+        graph: channel groups of the model.
+        dense: the captured model as it came.
+        slim_model: what is left of the student, once it is cut.
         folder: where the files are written.
+        files: the ONNX files, "dense" and "slim".
         comparisons: by the name of what was compared with what came before it.
     """
 

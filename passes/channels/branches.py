@@ -87,8 +87,12 @@ class Flow:
         return graph
 
     def fates(self, emptied: frozenset[int]) -> dict[int, Fate] | None:
-        """What becomes of the operators that feel it when all of `emptied` goes; None when it cannot go."""
+        """What becomes of the operators that feel it when all of `emptied` goes; None when it cannot go.
+
+        An operator that cannot do without what went is no obstacle when nothing reads it any more.
+        """
         fates: dict[int, Fate] = {}
+        stuck: set[int] = set()
         flat: set[int] = set()  # values that are constant over batch and positions
         pending: set[int] = set()
         for index in emptied:
@@ -102,7 +106,7 @@ class Flow:
             fate = self._fate(step, emptied, flat)
             if fate is None:
                 if any(self._is_empty(v, emptied) or self.key(v) in flat for v in step.op.values()):
-                    return None
+                    stuck.add(number)
                 continue  # only some of its results' sets go
             fates[number] = fate
             if fate is Fate.JOIN:
@@ -113,7 +117,7 @@ class Flow:
                 if fate is not Fate.GONE:
                     flat.add(self.key(value))
                 pending.update(self._consumers.get(self.key(value), ()))
-        return fates
+        return None if stuck and stuck & self._live(fates) else fates
 
     def _is_empty(self, value: Value, emptied: frozenset[int]) -> bool:
         owners = self._whole.get(self.key(value))
@@ -136,6 +140,19 @@ class Flow:
 
     def unreached(self, fates: Mapping[int, Fate]) -> frozenset[int]:
         """Sets of which no channel is computed any more once operators went."""
+        live = self._live(fates)
+        alive: set[int] = set()
+        every: set[int] = set()
+        for number, step in enumerate(self.steps):
+            for value in step.results:
+                owners = self._touched.get(self.key(value), frozenset())
+                every |= owners
+                if number in live:
+                    alive |= owners
+        return frozenset(every - alive)
+
+    def _live(self, fates: Mapping[int, Fate]) -> set[int]:
+        """Operators that the outputs still need."""
         producer = {self.key(value): number for number, step in enumerate(self.steps) for value in step.results}
         dropped = {number for number, fate in fates.items() if fate is not Fate.JOIN}
         live: set[int] = set()
@@ -147,12 +164,4 @@ class Flow:
             live.add(number)
             keys = (self.key(value) for value in self.steps[number].op.values())
             pending.extend(producer[key] for key in keys if key in producer)
-        alive: set[int] = set()
-        every: set[int] = set()
-        for number, step in enumerate(self.steps):
-            for value in step.results:
-                owners = self._touched.get(self.key(value), frozenset())
-                every |= owners
-                if number in live:
-                    alive |= owners
-        return frozenset(every - alive)
+        return live

@@ -15,7 +15,7 @@ from graphprune.passes.channels.branches import Fate, Flow, Step
 from graphprune.passes.channels.cost import CostModel, Term
 from graphprune.passes.channels.labels import PINNED, Labels, Mask
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.channels.value import Value
+from graphprune.passes.channels.value import Facet, Value
 from graphprune.passes.errors import PlanError
 
 Ids = NDArray[np.int64]
@@ -275,6 +275,10 @@ class ChannelGraph:
                 members[group].append(ParamSlice(name, dim, tuple(picked.tolist())))
         return tuple(ChannelGroup(i, tuple(m), bool(self.exact[i]), self.why_inexact(i)) for i, m in enumerate(members))
 
+    def ids_of(self, facet: Facet) -> Ids:
+        """Group id of each of a facet's labels, -1 where they cannot be removed; shape of the labels."""
+        return self._ids(facet.labels)
+
     def why_inexact(self, group: int) -> str | None:
         """Why removing a group changes the others, or None when it does not."""
         return None if self.exact[group] else self._reasons[self._why[group]]
@@ -351,6 +355,8 @@ class ChannelGraph:
     def cuts(self, value: Value, removed: Mask) -> dict[int, Mask]:
         """Which positions of a value stay, for each dimension that gets shorter."""
         kept: dict[int, Mask] = {}
+        if not removed.any():
+            return kept
         for facet in value.facets:
             ids = self._ids(facet.labels)
             gone = (ids >= 0) & removed[ids]

@@ -33,10 +33,13 @@ def fold_branches(module: CapturedModule, fates: Mapping[str, tuple[Fate, Step]]
             constants[node] = _evaluate(module, node, constants)
         elif fate is Fate.JOIN:
             _join(module, node, constants)
-    for node in reversed(list(module.graph.nodes)):  # operators in place count as used for dead-code elimination
-        if fates.get(node.name, (Fate.JOIN, None))[0] is not Fate.JOIN and not node.users:
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
+    changed = True
+    while changed:
+        changed = module.graph.eliminate_dead_code()
+        for node in reversed(list(module.graph.nodes)):  # operators in place count as used for that
+            if fates.get(node.name, (Fate.JOIN, None))[0] is not Fate.JOIN and not node.users:
+                module.graph.erase_node(node)
+                changed = True
 
 
 def _bias(module: CapturedModule, node: fx.Node, step: Step, size: int) -> torch.Tensor:

@@ -124,6 +124,35 @@ def test_a_count_that_the_file_does_not_have_is_noticed(run, tmp_path, exporting
         deliver(run, tmp_path)
 
 
+class Residual(Net):
+    """Its block may go as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        )
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.head((x + self.block(x)).mean((2, 3)))
+
+
+def test_a_branch_that_goes_as_a_whole_is_delivered_and_counted(run, tmp_path):
+    torch.manual_seed(0)
+    captured = capture(Residual().eval(), (torch.zeros(2, 1, 6, 6),))
+    graph = gp.trace(captured)
+    removed = graph.set_of == next(s.index for s in graph.sets if s.bypassed)
+    plan = graph.plan(removed)
+    engine = SimpleNamespace(**{**vars(run[0]), "graph": graph})
+    state = gp.mask(captured, plan).state_dict()
+    found = deliver((engine, SimpleNamespace(state_dict=state, plan=plan, removed=removed)), tmp_path)
+    names = dict(found.slim_model.named_parameters())
+    assert not any(name.startswith("block") for name in names)
+    assert delivery.count_parameters(found.slim_model) == delivery.count_parameters(Net())
+    assert delivery.onnx_cost(found.files["slim"]).macs == 36 * 8 * 9 + 8 * 4
+
+
 def test_what_has_no_onnx_form_is_refused_before_any_training(run, tmp_path):
     class Odd(Net):
         def forward(self, x):

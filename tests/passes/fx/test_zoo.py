@@ -69,7 +69,7 @@ GROUPS = {
     "SumOverChannels": "conv1:6 conv2:6~",
     "Mlp": "fc1:8",
     "Mixer": "patch:6 token1:10* channel1:12*",
-    "Attention": "patch:8 qkv:4",
+    "Attention": "patch:8 qkv:4*",
     "AttentionSdpa": "patch:8 qkv:4*",
     "AttentionSeparate": "query:4 value:6",
     "MultiHead": "inner:8~ attention.in_proj_weight:4 fc1:12",
@@ -97,6 +97,7 @@ FIXED_SIZES = {
     "SliceHalves",
     "PooledHalves",
     "ShuffleView",
+    "StackMaxout",
     "Buffers",
     "IndexedChannels",
     "Attention",
@@ -159,8 +160,8 @@ def test_masked_and_slim_agree(name):
                 continue
             if not graph.fates(removed):
                 assert sum(p.numel() for p in slimmed.parameters()) < sum(p.numel() for p in source.parameters())
-                kept_class = source is model and name not in FIXED_SIZES
-                assert isinstance(slimmed, type(model) if kept_class else CapturedModule)
+                if source is captured or name not in FIXED_SIZES:
+                    assert type(slimmed).__name__ == type(source).__name__
         again = analyze(slimmed)
         everything = again.all_kept()
         assert again.cost.macs(everything) == graph.cost.macs(~removed)
@@ -179,7 +180,7 @@ def test_what_is_called_inexact_is(name):
             continue
         removed = np.isin(np.arange(graph.n_groups), group_set.groups[:-1])
         plan = graph.plan(removed)
-        with pytest.raises(VerificationError, match=r"differ first at node \w+ \(.*zoo.py:\d+\): by"):
+        with pytest.raises(VerificationError, match=r"differ first at node \w+ \(.*zoo.py:\d+\)+: by"):
             slim(model, plan, model.example_inputs(), graph=graph, tolerance=1e-9)
         cut = cut_graph(graph, plan, removed, named_tensors(mask(captured, plan)))
         for out in outputs(cut, model.example_inputs(3)):  # it runs, and is what a training could go on with
