@@ -79,7 +79,7 @@ class CompressConfig:
     n_students: int = 1
     epochs: float = 10.0
     batch_size: int = 64
-    lr: float = 0.01
+    lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
     lr_warmup: float = 0.02

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -69,7 +69,7 @@ class OutputFolder:
             with tempfile.TemporaryDirectory(prefix="graphprune-") as scratch:
                 yield Path(scratch)
             return
-        is_new = not self.path.exists()
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         staging = self.path / STAGING
         try:
             shutil.rmtree(staging, ignore_errors=True)
@@ -82,7 +82,7 @@ class OutputFolder:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             if not (self.path / CHECKPOINT).exists():
-                self._leave_nothing(is_new)
+                self._leave_nothing(missing)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Replace what an earlier run has left, and write the log into the folder from now on.
@@ -135,13 +135,13 @@ class OutputFolder:
             if target is not None:
                 target.close()
 
-    def _leave_nothing(self, is_new: bool) -> None:
+    def _leave_nothing(self, created: Sequence[Path]) -> None:
         assert self.path is not None
         for name in (LOG, SETTINGS):
             (self.path / name).unlink(missing_ok=True)
-        if is_new:
-            with suppress(OSError):  # somebody else has put something there
-                self.path.rmdir()
+        with suppress(OSError):  # somebody else has put something there
+            for folder in created:
+                folder.rmdir()
 
 
 def _check_path(path: Path, *, resume: bool, force: bool) -> None:

@@ -85,6 +85,7 @@ class Student:
             group["lr"] = rate
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
+        # After clipping, so that one odd batch does not outweigh the others in the running mean.
         if needs_gradient(self.config.criterion) and step <= schedule.final_draw:
             rho = self.config.sensitivity_decay
             self.sensitivity.mul_(rho).add_(self._score(), alpha=1 - rho)

@@ -1,5 +1,6 @@
 """Do two torch models, or two captured graphs, compute the same?"""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,7 +91,8 @@ def first_difference(
         tolerance: largest difference relative to the largest value of a tensor.
     """
     front: FxFrontEnd = graph.front_end
-    before, after = _Recorder(front.module, masked), _Recorder(cut, {})
+    whole = copy.deepcopy(front.module).eval() if front.module.training else front.module
+    before, after = _Recorder(whole, masked), _Recorder(cut, {})
     flat, _ = pytree.tree_flatten((inputs, {}))
     failure = ""
     with torch.no_grad():

@@ -72,7 +72,7 @@ def cut_graph(
     held = {name: weights[name] if name in weights else own[name].detach().clone() for name in targets if name in own}
     result = CapturedModule(_holder(held), new)
     result.meta.update(front.module.meta)
-    result.training = front.module.training
+    result.eval()
     for source, node in copies.items():
         _note_shape(graph, removed, front.env.get(source), node)
         if source.name in front.ops:
@@ -80,9 +80,9 @@ def cut_graph(
     cut_tensors(result, plan)
     fates = graph.fates(removed)
     if fates:
-        return _folded(graph, removed, fates, result)
+        result = _folded(graph, removed, fates, result)
     result.recompile()
-    return result
+    return result.train(front.module.training)
 
 
 def _folded(graph: ChannelGraph, removed: Mask, fates: Mapping[int, Fate], cut: CapturedModule) -> CapturedModule:
@@ -96,8 +96,7 @@ def _folded(graph: ChannelGraph, removed: Mask, fates: Mapping[int, Fate], cut: 
     fold_branches(cut, steps, sizes)
     result = CapturedModule(cut, cut.graph)  # without the parameters that nothing reads any more
     result.meta.update(cut.meta)
-    result.training = cut.training
-    return result
+    return result.eval()
 
 
 def _holder(tensors: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -1,7 +1,10 @@
 import json
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 import graphprune as gp
 from graphprune.cli import main
@@ -43,6 +46,22 @@ def test_every_form_of_a_model_tells_the_same(files, capsys, arguments):
     stage2 = 8 * 16 * 9 * 64 + 8 * 16 * 64 + 3 * 16 * 16 * 9 * 64
     assert found["macs"] == stage1 + stage2 + 16 * 10
     assert found["unknown_operators"] == {}
+
+
+def test_free_sizes_of_a_file_are_those_asked_for(tmp_path, capsys):
+    path = tmp_path / "free.onnx"
+    weights = [np.ones((6, 3, 3, 3), np.float32), np.ones((2, 6, 1, 1), np.float32)]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "a"], ["y"], pads=[1] * 4), helper.make_node("Conv", ["y", "b"], ["z"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "height", "width"])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2, "height", "width"])],
+        [numpy_helper.from_array(weight, name) for weight, name in zip(weights, "ab", strict=True)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    for arguments, pixels in ((["--image-size", "10x12"], 120), (["--shape", "1x3x5x5"], 25)):
+        assert main(["inspect", str(path), "--json", *arguments]) == 0
+        assert json.loads(capsys.readouterr().out)["macs"] == pixels * (6 * 27 + 2 * 6)
 
 
 def test_bad_input_is_one_line(files, tmp_path, capsys):

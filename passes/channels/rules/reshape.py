@@ -10,6 +10,7 @@ from typing import Any
 
 from graphprune.passes.channels import movement
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.labels import keep_dims
 from graphprune.passes.channels.value import Value
 
 
@@ -60,14 +61,11 @@ def pixel_shuffle(analysis: Analysis, op: Op) -> list[Value]:
     view = (*lead, *inner, height, width)
     n = len(lead)
     order = (n + 2, n + 3, n, n + 4, n + 1) if depth_first else (n, n + 3, n + 1, n + 4, n + 2)
-    steps = x.moved(view, movement.reshape(x.shape, view))
-    for facet in steps.facets:
-        analysis.rectangular(facet)
+    steps = _without_blocks(analysis, op, n + 1).moved(view, movement.reshape(x.shape, view))
     dims = (*range(n), *order)
     moved = steps.moved(tuple(view[d] for d in dims), movement.permute(dims))
-    # the pixels of an output channel are the r*r input channels: they can only go together
-    facets = tuple(analysis.settle_facet(f) for f in moved.facets)
-    moved = moved.with_facets(tuple(f for f in facets if f.dims))
+    for facet in moved.facets:  # the pixels of an output channel are r*r input channels
+        analysis.unite(facet.labels, keep_dims(facet.labels, (*range(n + 1), n + 1, n + 3)))
     return [moved.moved(op.shape, movement.reshape(moved.shape, op.shape))]
 
 
@@ -80,9 +78,18 @@ def pixel_unshuffle(analysis: Analysis, op: Op) -> list[Value]:
     depth_first = op.attrs.get("depth_first", False)
     order = (n + 2, n + 4, n, n + 1, n + 3) if depth_first else (n, n + 2, n + 4, n + 1, n + 3)
     dims = (*range(n), *order)
-    moved = x.moved(view, movement.reshape(x.shape, view))
+    moved = _without_blocks(analysis, op, n + 1).moved(view, movement.reshape(x.shape, view))
     moved = moved.moved(tuple(view[d] for d in dims), movement.permute(dims))
     return [moved.moved(op.shape, movement.reshape(moved.shape, op.shape))]
+
+
+def _without_blocks(analysis: Analysis, op: Op, first: int) -> Value:
+    """The input without channels along its positions, which are read in blocks of a fixed size."""
+    x = op.value("input")
+    for facet in x.facets:
+        if any(dim >= first for dim in facet.dims):
+            analysis.freeze(facet, op, "is read in blocks")
+    return Value(x.shape, tuple(f for f in x.facets if all(dim < first for dim in f.dims)), x.constant)
 
 
 def channel_shuffle(analysis: Analysis, op: Op) -> list[Value]:

@@ -120,6 +120,20 @@ def test_pixel_shuffle_couples_the_pixels_of_a_channel(sketch, groups_of):
     ]
 
 
+def test_the_pixels_of_a_single_channel_go_together_or_not_at_all(sketch):
+    graph = ends(sketch, sketch.call("pixel_shuffle", (1, 1, 8, 8), input=stem(sketch, 4), upscale_factor=2))
+    assert graph.n_groups == 0
+    assert any("its channels can only go all at once" in f.reason for f in graph.frozen)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("pixel_shuffle", (1, 1, 8, 12)), ("pixel_unshuffle", (1, 16, 2, 3))])
+def test_positions_read_in_blocks_are_frozen(sketch, kind, shape):
+    x = sketch.linear(sketch.input(1, 4, 4, 5), "mix", 6)
+    graph = sketch.graph(sketch.call(kind, shape, input=x, upscale_factor=2, downscale_factor=2))
+    assert graph.n_groups == 0
+    assert any(f.reason.startswith("is read in blocks") for f in graph.frozen)
+
+
 def test_pixel_unshuffle(sketch, groups_of):
     x = sketch.call("pixel_unshuffle", (1, 8, 2, 2), input=stem(sketch, 2), downscale_factor=2)
     assert groups_of(ends(sketch, x)) == [
