@@ -137,7 +137,7 @@ def compress(
         with clock("rehearsing"):
             delivery.rehearse()
         with clock("training"), _saying_how_to_go_on(folder):
-            (result,) = engine.run(resume)
+            (result,) = engine.run(folder.resume)
         with clock("removing channels"):
             slim_model = delivery.cut(result)
         with clock("verifying"):

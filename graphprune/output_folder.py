@@ -37,7 +37,7 @@ class OutputFolder:
 
     Args:
         path: the folder; None works in a temporary one and keeps nothing.
-        resume: go on from the checkpoint in the folder.
+        resume: go on from the checkpoint in the folder, or start where a run was killed before its first.
         force: replace what an earlier run has left.
 
     Raises:
@@ -47,6 +47,9 @@ class OutputFolder:
     """
 
     def __init__(self, path: Path | None, *, resume: bool = False, force: bool = False) -> None:
+        if resume and path is not None and _only_leftovers(path):
+            _logger.warning("%s: the run was stopped before its first checkpoint; it starts from the beginning", path)
+            resume = False
         self.path = path
         self.resume = resume
         self._log = MemoryHandler(_ALL_RECORDS, flushLevel=logging.CRITICAL + 1)
@@ -142,6 +145,12 @@ class OutputFolder:
         with suppress(OSError):  # somebody else has put something there
             for folder in created:
                 folder.rmdir()
+
+
+def _only_leftovers(path: Path) -> bool:
+    """Is the folder what a run leaves that was killed before its first checkpoint?"""
+    held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    return bool(held) and held <= _LEFTOVERS
 
 
 def _check_path(path: Path, *, resume: bool, force: bool) -> None:

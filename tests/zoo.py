@@ -4,6 +4,7 @@ Each class has `example_inputs()`; `build(name)` gives one with every parameter 
 have a shift, scales differ from one), because zeros and ones hide mistakes.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.fx.analyze import analyze
+from graphprune.passes.fx.capture import CapturedModule, capture
 
 ZOO: dict[str, type["Net"]] = {}
 
@@ -56,6 +59,14 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Net:
     model = ZOO[name]()
     randomize(model)
     return model.to(dtype).eval()
+
+
+@functools.cache
+def analyzed(name: str) -> tuple["Net", CapturedModule, ChannelGraph]:
+    """A network in double precision with its capture and its groups, made once: not to be changed."""
+    model = build(name)
+    captured = capture(model, model.example_inputs())
+    return model, captured, analyze(captured)
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:

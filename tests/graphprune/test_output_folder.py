@@ -89,6 +89,18 @@ def test_an_empty_folder_and_leftovers_of_a_killed_start_are_fine(tmp_path):
     assert (tmp_path / "dense.onnx").read_text() == "first"
 
 
+def test_resume_of_a_run_killed_before_its_first_checkpoint_starts_it(tmp_path):
+    (tmp_path / STAGING).mkdir()
+    (tmp_path / LOG).write_text("begun")
+    folder = OutputFolder(tmp_path, resume=True)
+    assert not folder.resume
+    with folder.open() as staging:
+        folder.begin({"mean": 0.5})
+        folder.checkpoint.write_text("state")
+        assert staging.is_dir()
+    assert OutputFolder(tmp_path, resume=True).resume
+
+
 def test_force_replaces_everything_and_only_once_the_training_begins(tmp_path):
     finish(tmp_path)
     folder = OutputFolder(tmp_path, force=True)

@@ -12,7 +12,6 @@ from torch import nn
 
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.analyze import bind_arguments, find_rule, module_path, source_line, trace
-from graphprune.passes.fx.capture import capture
 
 aten = torch.ops.aten
 
@@ -32,8 +31,7 @@ def test_rules_are_found_by_overload_then_by_name_and_in_place_alike():
 
 
 def test_arguments_are_bound_by_name_with_defaults():
-    model = zoo.build("Plain")
-    graph = capture(model, model.example_inputs()).graph
+    graph = zoo.analyzed("Plain")[1].graph
     conv = next(n for n in graph.nodes if n.target is aten.conv2d.default)
     bound = bind_arguments(conv)
     assert list(bound) == ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
@@ -43,8 +41,7 @@ def test_arguments_are_bound_by_name_with_defaults():
 
 
 def test_source_lines_are_the_users():
-    model = zoo.build("Residual")
-    graph = capture(model, model.example_inputs()).graph
+    graph = zoo.analyzed("Residual")[1].graph
     conv = [n for n in graph.nodes if n.target is aten.conv2d.default][1]
     assert module_path(conv) == "layer1.0.conv1"
     path, _, line = source_line(conv).partition(" ")
@@ -56,8 +53,7 @@ def test_source_lines_are_the_users():
 
 
 def test_unknown_operators_are_named_counted_and_frozen():
-    model = zoo.build("Unknown")
-    graph = trace(model, model.example_inputs())
+    _model, _, graph = zoo.analyzed("Unknown")
     assert graph.unknown == {"zoo.blur.default": 1}
     found = [r for r in reasons(graph) if r.startswith("no rule for this operator: zoo.blur.default at zoo.py:")]
     assert len(found) == 1
@@ -66,16 +62,14 @@ def test_unknown_operators_are_named_counted_and_frozen():
 
 
 def test_frozen_channels_have_a_reason_with_operator_and_line():
-    model = zoo.build("EcaGate")
-    graph = trace(model, model.example_inputs())
+    _model, _, graph = zoo.analyzed("EcaGate")
     found = [r for r in reasons(graph) if r.startswith("mixes positions: aten.conv1d.default at eca (zoo.py:")]
     assert found
     assert "stem.0.weight" in reasons(graph)[found[0]]
 
 
 def test_outputs_are_frozen():
-    model = zoo.build("TwoOutputs")
-    frozen = reasons(trace(model, model.example_inputs()))["is an output: the output of the model"]
+    frozen = reasons(zoo.analyzed("TwoOutputs")[2])["is an output: the output of the model"]
     assert set(frozen) == {"body.0.weight", "body.1.weight", "body.1.bias", "head.2.weight", "head.2.bias"}
 
 
@@ -93,8 +87,7 @@ def test_costs_are_those_of_one_sample():
 
 def test_a_literal_in_the_models_code_freezes_what_it_meets():
     """No plan can reach it in the module: masking would leave it standing where the graph's copy is cut."""
-    model = zoo.build("Literal")
-    graph = trace(model, model.example_inputs())
+    _model, _, graph = zoo.analyzed("Literal")
     assert not [name for name, _ in graph.axes if "lifted" in name]
     assert any(r.startswith("meets a tensor that cannot be cut: aten.mul.Tensor at zoo.py:") for r in reasons(graph))
 
@@ -135,8 +128,7 @@ def test_changes_in_place_are_seen_through_views(change, exact):
 
 
 def test_tied_tensors_go_by_their_first_name_and_are_counted_once():
-    model = zoo.build("TiedWeights")
-    graph = trace(model, model.example_inputs())
+    model, _, graph = zoo.analyzed("TiedWeights")
     assert ("first.weight", 0) in graph.axes
     assert ("second.weight", 0) not in graph.axes
     assert graph.cost.params(graph.all_kept()) == sum(p.numel() for p in model.parameters())

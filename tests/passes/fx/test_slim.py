@@ -19,8 +19,13 @@ from graphprune.passes.fx.slim import mask, slim
 
 
 def traced(name: str):
-    model = zoo.build(name)
-    return model, trace(model, model.example_inputs())
+    """A network of one's own, and its channel graph, which is shared and not to be changed."""
+    model, _, graph = zoo.analyzed(name)
+    return copy.deepcopy(model), graph
+
+
+def captured_of(name: str) -> CapturedModule:
+    return copy.deepcopy(zoo.analyzed(name)[1])
 
 
 def first_of(graph, *sets: int):
@@ -71,7 +76,7 @@ def test_integer_buffers_are_not_masked():
 @pytest.mark.parametrize("name", ["Residual", "Csp"])
 def test_slim_never_touches_its_argument(name):
     model, graph = traced(name)
-    captured = capture(model, model.example_inputs())
+    captured = captured_of(name)
     for source in (model, captured):
         source.train()
         before = copy.deepcopy(source.state_dict())
@@ -88,7 +93,7 @@ def test_slim_never_touches_its_argument(name):
 
 def test_a_slim_model_shares_nothing_with_the_model():
     model, graph = traced("Residual")
-    slimmed = slim(model, graph.plan(first_of(graph, 1)), model.example_inputs())
+    slimmed = slim(model, graph.plan(first_of(graph, 1)), model.example_inputs(), graph=graph)
     ours = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
     assert not ours & {t.data_ptr() for t in (*slimmed.parameters(), *slimmed.buffers())}
 
@@ -98,7 +103,7 @@ def test_the_mode_and_the_gradients_asked_for_are_kept():
     model.train()
     model.features[1].eval()
     model.features[0].weight.requires_grad_(False)
-    slimmed = slim(model, graph.plan(first_of(graph, 0)), model.example_inputs())
+    slimmed = slim(model, graph.plan(first_of(graph, 0)), model.example_inputs(), graph=graph)
     assert slimmed.training
     assert not slimmed.features[1].training
     assert not slimmed.features[0].weight.requires_grad
@@ -107,7 +112,7 @@ def test_the_mode_and_the_gradients_asked_for_are_kept():
 
 def test_attributes_of_modules_agree_with_their_parameters():
     model, graph = traced("GroupedMany")
-    slimmed = slim(model, graph.plan(first_of(graph, 0)), model.example_inputs())
+    slimmed = slim(model, graph.plan(first_of(graph, 0)), model.example_inputs(), graph=graph)
     conv, norm = slimmed.grouped
     assert (conv.in_channels, conv.out_channels, conv.groups) == (10, 15, 5)
     assert norm.num_features == 15
@@ -117,7 +122,7 @@ def test_attributes_of_modules_agree_with_their_parameters():
 
 def test_attributes_of_norms_without_parameters_follow_too(recwarn):
     model, graph = traced("InstanceNorms")
-    slimmed = slim(model, graph.plan(first_of(graph, 0, 1, 2)), model.example_inputs())
+    slimmed = slim(model, graph.plan(first_of(graph, 0, 1, 2)), model.example_inputs(), graph=graph)
     assert slimmed.plain.num_features == 5
     slimmed(*model.example_inputs())
     assert not [w for w in recwarn if "num_features" in str(w.message)]
@@ -125,7 +130,7 @@ def test_attributes_of_norms_without_parameters_follow_too(recwarn):
 
 def test_attributes_of_group_norms():
     model, graph = traced("GroupNorms")
-    slimmed = slim(model, graph.plan(first_of(graph, 2, 3)), model.example_inputs())
+    slimmed = slim(model, graph.plan(first_of(graph, 2, 3)), model.example_inputs(), graph=graph)
     assert (slimmed.many.num_groups, slimmed.many.num_channels) == (5, 10)
     assert (slimmed.each.num_groups, slimmed.each.num_channels) == (5, 5)
 
@@ -152,8 +157,8 @@ def test_a_layer_norm_over_positions_keeps_its_shape():
 
 def test_tied_weights_are_cut_once_and_stay_tied():
     model, graph = traced("TiedWeights")
-    for source in (model, capture(model, model.example_inputs())):
-        slimmed = slim(source, graph.plan(first_of(graph, 0, 1)), model.example_inputs())
+    for source in (model, captured_of("TiedWeights")):
+        slimmed = slim(source, graph.plan(first_of(graph, 0, 1)), model.example_inputs(), graph=graph)
         weights = [p for n, p in slimmed.named_parameters(remove_duplicate=False) if p.shape == (7, 5, 3, 3)]
         assert len({id(w) for w in weights}) == 1
     assert sum(p.numel() for p in slimmed.parameters()) == graph.cost.params(~first_of(graph, 0, 1))
@@ -162,7 +167,7 @@ def test_tied_weights_are_cut_once_and_stay_tied():
 def test_sizes_in_the_models_own_python_give_a_captured_graph_and_the_log_says_so(caplog):
     model, graph = traced("Csp")
     with caplog.at_level(logging.INFO, logger="graphprune"):
-        slimmed = slim(model, graph.plan(first_of(graph, 0)), model.example_inputs())
+        slimmed = slim(model, graph.plan(first_of(graph, 0)), model.example_inputs(), graph=graph)
     assert isinstance(slimmed, CapturedModule)
     assert "returned as a captured graph, because its class fixes sizes" in caplog.text
 
@@ -189,7 +194,7 @@ def test_a_model_that_asserts_its_sizes_gives_a_captured_graph():
 def test_a_graph_that_was_cut_takes_any_batch():
     """The size of a folded batch dimension follows from the batch, in the proportion that was cut."""
     model, graph = traced("ShuffleBatch")
-    captured = capture(model, model.example_inputs())
+    captured = captured_of("ShuffleBatch")
     plan = graph.plan(first_of(graph, 0, 1))
     slimmed, masked = slim(captured, plan), mask(model, plan)
     for batch in (1, 2, 3, 7):
@@ -199,7 +204,7 @@ def test_a_graph_that_was_cut_takes_any_batch():
 
 def test_a_model_in_training_mode_is_compared_in_inference_mode_and_comes_back_in_training():
     model, graph = traced("Dropouts")
-    captured = capture(model, model.example_inputs()).train()
+    captured = captured_of("Dropouts").train()
     for given in (None, analyze(captured)):
         slimmed = slim(captured, graph.plan(first_of(graph, 0, 1)), graph=given, tolerance=1e-9)
         assert slimmed.training
@@ -232,7 +237,7 @@ def test_a_plan_outlives_its_run(tmp_path):
 def test_nothing_to_remove_gives_an_equal_copy():
     for name in ("Residual", "WeightNorm"):  # the second has no group at all
         model, graph = traced(name)
-        slimmed = slim(model, graph.plan(~graph.all_kept()), model.example_inputs())
+        slimmed = slim(model, graph.plan(~graph.all_kept()), model.example_inputs(), graph=graph)
         assert slimmed is not model
         assert torch.equal(slimmed(*model.example_inputs()), model(*model.example_inputs()))
 
@@ -261,7 +266,8 @@ def test_a_plan_for_another_model_is_refused():
 
 def test_one_shifted_index_is_noticed_and_its_node_named():
     """An analysis that is off by one at one consumer: consistent in itself, and wrong."""
-    model, graph = traced("SigmoidBias")
+    model = zoo.build("SigmoidBias")
+    graph = trace(model, model.example_inputs())
     key = ("conv2.weight", 1)
     graph.axes[key] = np.roll(graph.axes[key], 1)
     plan = graph.plan(first_of(graph, 0))
@@ -272,7 +278,7 @@ def test_one_shifted_index_is_noticed_and_its_node_named():
 
 
 def test_a_wrong_size_is_noticed_and_its_node_named():
-    _, graph = traced("Csp")
+    graph = analyze(captured_of("Csp"))
     front = graph.front_end
     name, (rule, binding, op) = next((n, o) for n, o in front.ops.items() if o[0].name == "split")
     wrong = dataclasses.replace(rule, resize=lambda op, cut: {"split_sizes": [4, 2]})
@@ -295,7 +301,7 @@ def cut_producers_alone(model, graph, removed):
 def test_a_naive_cut_of_producers_alone_would_fail_where_zero_does_not_stay_zero(name, naive_is_right):
     model, graph = traced(name)
     removed = first_of(graph, 0, 1)
-    slimmed = slim(model, graph.plan(removed), model.example_inputs(), tolerance=1e-9)
+    slimmed = slim(model, graph.plan(removed), model.example_inputs(), graph=graph, tolerance=1e-9)
     naive = cut_producers_alone(model, graph, removed)
     inputs = model.example_inputs()
     assert (difference(run(naive, inputs)[0], run(slimmed, inputs)[0]) < 1e-9) == naive_is_right
@@ -347,8 +353,8 @@ def test_a_whole_branch_goes(name):
     plan = graph.plan(np.isin(np.arange(graph.n_groups), branch.groups))
     removed = graph.removed_by(plan)
     assert removed[branch.groups].all()
-    captured = capture(model, model.example_inputs())
-    slimmed = slim(captured, plan, tolerance=1e-9)
+    captured = captured_of(name)
+    slimmed = slim(captured, plan, graph=graph, tolerance=1e-9)
     for batch in (1, 3):
         inputs = model.example_inputs(batch)
         assert difference(run(mask(model, plan), inputs)[0], run(slimmed, inputs)[0]) < 1e-9
@@ -361,11 +367,11 @@ def test_a_whole_branch_goes(name):
 
 def test_a_branch_takes_along_what_only_it_reads():
     """Of a non-local block, query and key are computed for nothing once the values are gone."""
-    model, graph = traced("NonLocal")
+    _, graph = traced("NonLocal")
     values = next(s for s in graph.sets if s.name == "g")
     removed = graph.removed_by(graph.plan(np.isin(np.arange(graph.n_groups), values.groups)))
     theta = next(s for s in graph.sets if s.name == "theta")
     assert removed[theta.groups].all()
     assert not theta.bypassed
-    slimmed = slim(capture(model, model.example_inputs()), graph.plan(removed))
+    slimmed = slim(captured_of("NonLocal"), graph.plan(removed))
     assert not [n for n in slimmed.graph.nodes if "softmax" in n.name or "bmm" in n.name]

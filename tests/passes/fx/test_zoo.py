@@ -4,18 +4,15 @@
 the whole set may go.
 """
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 import zoo
 from torch.utils import _pytree as pytree
 
-from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.analyze import analyze
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.cut import cut_graph, named_tensors
 from graphprune.passes.fx.slim import mask, slim
 
@@ -108,13 +105,6 @@ FIXED_SIZES = {
 }
 
 
-@functools.cache
-def analyzed(name: str) -> tuple[zoo.Net, CapturedModule, ChannelGraph]:
-    model = zoo.build(name)
-    captured = capture(model, model.example_inputs())
-    return model, captured, analyze(captured)
-
-
 def outputs(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     with torch.no_grad():
         return pytree.tree_leaves(model(*inputs))
@@ -134,7 +124,7 @@ def test_every_network_is_listed():
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_groups(name):
-    _, _, graph = analyzed(name)
+    _, _, graph = zoo.analyzed(name)
     found = [
         f"{s.name}:{len(s.groups)}{'' if graph.exact[s.groups].all() else '~'}{'*' if s.bypassed else ''}"
         for s in graph.sets
@@ -146,7 +136,7 @@ def test_groups(name):
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_masked_and_slim_agree(name):
-    model, captured, graph = analyzed(name)
+    model, captured, graph = zoo.analyzed(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     rng = np.random.default_rng(len(name))
     for trial in range(3):
@@ -174,7 +164,7 @@ def test_masked_and_slim_agree(name):
 @pytest.mark.parametrize("name", [name for name, groups in GROUPS.items() if "~" in groups])
 def test_what_is_called_inexact_is(name):
     """Removing an inexact set changes the outputs, which slimming must notice and refuse, naming the operator."""
-    model, captured, graph = analyzed(name)
+    model, captured, graph = zoo.analyzed(name)
     for group_set in graph.sets:
         if graph.exact[group_set.groups].all():
             continue
@@ -190,7 +180,7 @@ def test_what_is_called_inexact_is(name):
 
 @pytest.mark.parametrize("name", ["Residual", "InvertedResidual", "GroupedMany", "Csp", "AttentionSdpa", "Dropouts"])
 def test_a_slim_model_trains_and_is_exported_again(name):
-    model, captured, graph = analyzed(name)
+    model, captured, graph = zoo.analyzed(name)
     rng = np.random.default_rng(1)
     plan = graph.plan(zoo.random_removal(graph, rng))
     for source in (model, captured):
@@ -212,7 +202,7 @@ def test_a_slim_model_trains_and_is_exported_again(name):
 @pytest.mark.parametrize("name", ["Residual", "ShuffleBatch", "Csp", "Buffers"])
 def test_a_slim_graph_is_cut_further(name):
     """As during training: cut, analyze again, cut again; the result is that of one cut."""
-    model, captured, graph = analyzed(name)
+    model, captured, graph = zoo.analyzed(name)
     rng = np.random.default_rng(2)
     current = captured
     for _ in range(3):
@@ -222,17 +212,17 @@ def test_a_slim_graph_is_cut_further(name):
         current = slim(current, graph.plan(removed), graph=graph, tolerance=1e-9)
         inputs = model.example_inputs(5)
         assert worst(outputs(masked, inputs), outputs(current, inputs)) < 1e-9
-    assert graph.cost.params(graph.all_kept()) < analyzed(name)[2].cost.params(analyzed(name)[2].all_kept())
+    assert graph.cost.params(graph.all_kept()) < zoo.analyzed(name)[2].cost.params(zoo.analyzed(name)[2].all_kept())
 
 
 @pytest.mark.parametrize("name", ["Residual", "SqueezeExcite", "Dense", "Mlp"])
 def test_decomposed_programs_are_cut_too(name):
     """Programs in core ATen operators, as other tools write them."""
-    model, _, _ = analyzed(name)
+    model, _, _ = zoo.analyzed(name)
     program = torch.export.export(model, model.example_inputs(), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     captured = capture(program.run_decompositions())
     graph = analyze(captured)
-    assert graph.n_groups == analyzed(name)[2].n_groups
+    assert graph.n_groups == zoo.analyzed(name)[2].n_groups
     plan = graph.plan(zoo.random_removal(graph, np.random.default_rng(3)))
     slimmed = slim(captured, plan, graph=graph, tolerance=1e-9)
     inputs = model.example_inputs(3)
