@@ -8,9 +8,9 @@ STAMP   = $(VENV)/.installed
 
 # The CPU build of torch is installed first and by exact version: a bare "torch" may pull gigabytes of
 # GPU libraries. On Linux the exact version falls back to whatever build the index offers.
+# From the top of the tree mypy would find the source folder instead of the installed package, so it runs elsewhere.
 # The editable install is strict so that type checkers resolve graphprune.passes and graphprune.cli,
 # and is repeated when a source file is added or removed, since it links single files.
-SOURCES := $(shell find passes graphprune cli -name '*.py' | sort)
 LISTING := $(shell find passes graphprune cli -name '*.py' | sort | cksum | cut -d' ' -f1)
 
 $(STAMP)-$(LISTING): pyproject.toml
@@ -29,7 +29,7 @@ test: lint unit
 lint: $(STAMP)-$(LISTING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	cd $(VENV) && bin/mypy --config-file $(CURDIR)/pyproject.toml -p graphprune
 
 unit: $(STAMP)-$(LISTING)
 	$(BIN)/python -m pytest -q
