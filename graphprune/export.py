@@ -28,6 +28,7 @@ from graphprune.files import refuse_overwrite
 from graphprune.onnx_files import written
 from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
+from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.torch_mode import evaluation
 from graphprune.verify import require_equal
 from graphprune.version import __version__
@@ -38,8 +39,6 @@ logger = logging.getLogger("graphprune")
 
 # Opset 20 with IR version 10 is what every onnxruntime from 1.18 on reads; nothing a CNN needs is newer.
 OPSET = 20
-# Far below what float32 arithmetic of a network can notice, far above where its denormals begin (1.2e-38).
-SMALLEST_WEIGHT = 1e-30
 # Deep networks in float32 differ by 1e-6 or so between torch and onnxruntime.
 EXPORT_RTOL = 1e-4
 BATCHES = (1, 2, 5)
@@ -80,7 +79,7 @@ def export_onnx(
         onnx_model = _tidy(program, metadata or {})
         with written(onnx_model, final) as temporary:
             _check(module, temporary, cases, str(final))
-    logger.info("wrote %s", final)
+    logger.debug("wrote %s", final)
     return final
 
 
@@ -165,11 +164,11 @@ def _tidy(exported: torch.onnx.ONNXProgram, metadata: Mapping[str, str]) -> ir.M
         ir_passes.RemoveUnusedNodesPass(),
         # The exporter notes its own graph and the user's source lines, with the paths of this machine.
         ir_passes.ClearMetadataAndDocStringPass(),
+        ZeroDenormalsPass(),
     ):
         tidy(model)
     _name_inputs_and_outputs(model, exported.exported_program)
     _name_batch(model)
-    _zero_denormals(model)
     model.producer_name, model.producer_version = "graphprune", __version__
     model.metadata_props.update(metadata)
     _report_normalization(model)
@@ -222,19 +221,6 @@ def _name_batch(model: ir.Model) -> None:
         for at, dim in enumerate(shape or ()):
             if shape is not None and isinstance(dim, ir.SymbolicDim) and dim.value:
                 shape[at] = symbol.sub("batch", str(dim.value))
-
-
-def _zero_denormals(model: ir.Model) -> None:
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype not in {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}:
-            continue
-        array = tensor.numpy()
-        tiny = (array != 0) & (abs(array) < SMALLEST_WEIGHT)
-        if tiny.any():
-            cleaned = array.copy()
-            cleaned[tiny] = 0
-            value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
