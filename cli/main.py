@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from graphprune.cli.options import RunState, run_options
+from graphprune.cli.options import RunState, run_options, take_down_log
 from graphprune.passes.errors import GraphPruneError
 from graphprune.version import __version__
 
@@ -98,6 +98,8 @@ def main(args: Sequence[str] | None = None) -> int:
         # Nobody is there to be told; and Python's own flush at exit must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    finally:
+        take_down_log()
     return code
 
 

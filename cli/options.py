@@ -47,9 +47,8 @@ class RunState:
 
     def set_up_log(self) -> None:
         """Send the log to stderr: in color on a terminal, as plain lines into a file or pipe."""
+        take_down_log()
         logger = logging.getLogger("graphprune")
-        for old in [handler for handler in logger.handlers if getattr(handler, "is_of_command_line", False)]:
-            logger.removeHandler(old)
         handler = _terminal_handler() if sys.stderr.isatty() else _plain_handler()
         handler.is_of_command_line = True  # type: ignore[attr-defined]
         handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
@@ -59,6 +58,14 @@ class RunState:
             # Of libraries about each other; a user can do nothing about them.
             for category in (FutureWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", category)
+
+
+def take_down_log() -> None:
+    """Stop sending the log to stderr: who called `main` from Python has a log of their own."""
+    logger = logging.getLogger("graphprune")
+    for handler in [handler for handler in logger.handlers if getattr(handler, "is_of_command_line", False)]:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def _terminal_handler() -> logging.Handler:

@@ -189,3 +189,12 @@ def test_data_can_be_required(monkeypatch, capsys):
     install(monkeypatch, lambda **values: None, shared.data_options(required=True))
     assert main(["demo"]) == 2
     assert "Missing option '--data'" in capsys.readouterr().err
+
+
+def test_the_log_of_the_command_line_ends_with_it(capsys):
+    """Who calls `main` from Python keeps a log of their own."""
+    logger = logging.getLogger("graphprune")
+    before = list(logger.handlers)
+    main(["verify", "no-such-a.onnx", "no-such-b.onnx"])
+    capsys.readouterr()
+    assert logger.handlers == before

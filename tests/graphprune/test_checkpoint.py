@@ -21,6 +21,7 @@ from graphprune.engine import Engine
 from graphprune.passes.errors import DataError, ModelLoadError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
+from graphprune.precision import Precision
 
 CONFIG = CompressConfig(
     macs=0.5, epochs=4, batch_size=64, flip=False, precision="float32", threads=1, checkpoint_steps=5, n_students=2
@@ -73,6 +74,21 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tmp_path, uninterrup
         make_engine(tmp_path / "checkpoint.pt", progress=fail).run()
     torch.rand(7)  # whatever else the process draws must not matter
     assert_same(make_engine(tmp_path / "checkpoint.pt").run(resume=True), uninterrupted)
+
+
+def test_the_memory_layout_that_was_chosen_once_is_kept(tmp_path, monkeypatch):
+    layout = Precision(channels_last=True)
+    monkeypatch.setattr("graphprune.engine.choose_precision", lambda setting, step: (layout, {}))
+    whole = make_engine(tmp_path / "whole.pt").run()
+
+    def fail(step, total, loss, cost, phase):
+        if step == 9:
+            raise StopError
+
+    with pytest.raises(StopError):
+        make_engine(tmp_path / "checkpoint.pt", progress=fail).run()
+    monkeypatch.setattr("graphprune.engine.choose_precision", lambda *_: pytest.fail("measured again"))
+    assert_same(make_engine(tmp_path / "checkpoint.pt").run(resume=True), whole)
 
 
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path, uninterrupted):

@@ -37,7 +37,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One step of the program: results, the text of the call, and the call."""
+    """One step of the program: the text of the call, what it reads and gives, and the call.
+
+    A call that has parameters is the module itself and never a function around it: copies of the network would
+    go on calling the original.
+    """
 
     text: str
     sources: tuple[int, ...]
@@ -83,12 +87,24 @@ def _transposed(shape: Shape, n: int) -> Line | None:
     return Line(f"transposed(out={out}, groups={groups})", (), ((out, 2 * height, 2 * width),), module, module)
 
 
+class _ChannelsLast(nn.Module):
+    """A layer that takes its channels last."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
 def _norm(shape: Shape, n: int) -> Line | None:
     channels = shape[0]
-    kind = _pick(("batch", "batch", "batch", "batch plain", "group", "instance", "layer"), n)
+    kind = _pick(("batch", "batch", "batch plain", "batch untracked", "group", "instance", "layer"), n)
     module: nn.Module
     if kind.startswith("batch"):
-        module = nn.BatchNorm2d(channels, affine=kind == "batch")
+        tracked = kind != "batch untracked"
+        module = nn.BatchNorm2d(channels, affine=kind != "batch plain", track_running_stats=tracked)
     elif kind == "group":
         groups = _pick(divisors(channels), n // 7)
         kind = f"group({groups})"
@@ -96,10 +112,7 @@ def _norm(shape: Shape, n: int) -> Line | None:
     elif kind == "instance":
         module = nn.InstanceNorm2d(channels, affine=n // 7 % 2 == 0)
     else:
-        module = nn.LayerNorm(channels)
-        return Line(
-            "layer norm", (), (shape,), lambda x: module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous(), module
-        )
+        module = _ChannelsLast(nn.LayerNorm(channels))
     return Line(f"{kind} norm", (), (shape,), module, module)
 
 
@@ -285,6 +298,84 @@ def _over_channels(shape: Shape, n: int) -> Line | None:
     return Line(f"{name} over channels", (), ((c if name == "softmax" else 1, h, w),), kinds[name])
 
 
+class _Shared(nn.Module):
+    """One convolution called twice, with something between."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.conv(torch.sigmoid(self.conv(x))))
+
+
+def _shared(shape: Shape, n: int) -> Line | None:
+    groups = _pick(divisors(shape[0]), n)
+    module = _Shared(shape[0], groups)
+    return Line(f"shared({groups=})", (), (shape,), module, module)
+
+
+def _linear(shape: Shape, n: int) -> Line | None:
+    """Over everything, over channels last, or over one dimension of the positions."""
+    c, h, w = shape
+    kind, out = _pick(("all", "channels", "width"), n), _pick(_WIDTHS, n // 3)
+    module: nn.Module
+    if kind == "all" and c * h * w <= 512:
+        module = nn.Sequential(nn.Flatten(1), nn.Linear(c * h * w, out), nn.Unflatten(1, (-1, 1, 1)))
+        return Line(f"linear of all(out={out})", (), ((out, 1, 1),), module, module)
+    if kind == "channels":
+        module = _ChannelsLast(nn.Linear(c, out))
+        return Line(f"linear of channels(out={out})", (), ((out, h, w),), module, module)
+    module = nn.Linear(w, w)
+    return Line("linear of width", (), (shape,), module, module)
+
+
+def _in_place(shape: Shape, n: int) -> Line | None:
+    """A change in place of a part, seen by whoever reads the whole."""
+    part = 1 + n // 4 % shape[0]
+
+    def through_a_view(x: Tensor) -> Tensor:
+        x = x * 1.5
+        x[:, :part].sigmoid_()
+        return x
+
+    def rows(x: Tensor) -> Tensor:
+        x = x * 1.5
+        x[:, :, :1].add_(1.0)
+        return x
+
+    def assigned(x: Tensor) -> Tensor:
+        y = torch.sigmoid(x)
+        y[:, :part] = x[:, :part]
+        return y
+
+    def written(x: Tensor) -> Tensor:
+        y = x.new_zeros(x.shape)
+        y[:, :part] = x[:, :part]
+        return y
+
+    change = _pick((through_a_view, rows, assigned, written), n)
+    return Line(f"{change.__name__}({part})", (), (shape,), change)
+
+
+def _choose(shape: Shape, n: int) -> Line | None:
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "where": lambda x: torch.where(x > 0, x, x * 0.25),
+        "where one": lambda x: torch.where(x > 0, x, 1.0),
+        "masked_fill": lambda x: x.masked_fill(x < 0, 0.5),
+        "normalize": lambda x: F.normalize(x, dim=1),
+        "standardize": lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, correction=0) + 1.0),
+        "einsum": lambda x: torch.einsum("nchw,ncij->nchw", x, x) * 0.01,
+    }
+    name = _pick(kinds, n)
+    return Line(name, (), (shape,), kinds[name])
+
+
+def _glu(shape: Shape, n: int) -> Line | None:
+    c, h, w = shape
+    return None if c % 2 or c < 4 else Line("glu", (), ((c // 2, h, w),), lambda x: F.glu(x, 1))
+
+
 _UNARY: dict[str, Callable[[Shape, int], Line | None]] = {
     "conv": _conv,
     "depthwise": _depthwise,
@@ -303,6 +394,11 @@ _UNARY: dict[str, Callable[[Shape, int], Line | None]] = {
     "pixels": _pixels,
     "move": _move,
     "over channels": _over_channels,
+    "shared": _shared,
+    "linear": _linear,
+    "in place": _in_place,
+    "choose": _choose,
+    "glu": _glu,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
