@@ -6,7 +6,7 @@ clearly faster. The wide margin keeps noise from deciding, so that the same run 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _CLEARLY = 1.25  # ratio of two times that is no accident
-_REPEATS = 3
+_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Precision:
 
 
 def choose_precision(setting: str, step: Callable[[Precision], None]) -> tuple[Precision, dict[str, float]]:
-    """The fastest candidate that `setting` allows, and the seconds that a step took with each.
+    """The fastest candidate that `setting` allows, and the CPU seconds that a step took with each.
 
     Args:
         setting: "float32" and "bfloat16" fix the format and leave the layout plain, so that a run is the same on
@@ -63,18 +63,22 @@ def choose_precision(setting: str, step: Callable[[Precision], None]) -> tuple[P
     if setting != "auto":
         return Precision(bfloat16=setting == "bfloat16"), {}
     plain, layout = Precision(), Precision(channels_last=True)
-    seconds = {str(candidate): _seconds(step, candidate) for candidate in (plain, layout)}
+    seconds = _seconds(step, (plain, layout, Precision(bfloat16=True), Precision(bfloat16=True, channels_last=True)))
     best = plain if seconds[str(layout)] > _CLEARLY * seconds[str(plain)] else layout
     half = Precision(bfloat16=True, channels_last=best.channels_last)
-    seconds[str(half)] = _seconds(step, half)
     return (half if seconds[str(half)] * _CLEARLY < seconds[str(best)] else best), seconds
 
 
-def _seconds(step: Callable[[Precision], None], candidate: Precision) -> float:
-    """The shortest of a few steps: what disturbs a measurement only ever makes it longer."""
-    times = []
-    for _ in range(_REPEATS + 1):  # the first one pays for set-up
-        start = time.perf_counter()
-        step(candidate)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def _seconds(step: Callable[[Precision], None], candidates: Sequence[Precision]) -> dict[str, float]:
+    """CPU seconds of the shortest of a few steps with each candidate, taken in turns.
+
+    CPU time, not the clock: other work on the machine must not decide. What disturbs a measurement only ever makes it
+    longer, hence the shortest.
+    """
+    times: dict[str, list[float]] = {str(candidate): [] for candidate in candidates}
+    for _ in range(_REPEATS + 1):  # the first round pays for set-up
+        for candidate in candidates:
+            start = time.process_time()
+            step(candidate)
+            times[str(candidate)].append(time.process_time() - start)
+    return {name: min(values[1:]) for name, values in times.items()}

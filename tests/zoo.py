@@ -522,6 +522,41 @@ class StackMaxout(Net):
         return self.head(x.unflatten(1, (4, 2)).amax(2))
 
 
+class SplitAttention(Net):
+    """ResNeSt: softmax over the two halves of every channel, which go together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = conv_bn(3, 8), conv_bn(8, 16, groups=2)
+        self.fc1, self.fc2 = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 16, 1)
+        self.head = classifier(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.split(F.relu(self.body(F.relu(self.stem(x)))), 8, 1)
+        gate = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(a + b, 1))))
+        gate = gate.view(x.shape[0], 1, 2, -1).transpose(1, 2).softmax(1).reshape(x.shape[0], -1, 1, 1)
+        first, second = torch.split(gate, 8, 1)
+        return self.head(first * a + second * b)
+
+
+class Hierarchical(Net):
+    """Res2Net: parts of a split, each added to what the part before it became."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 12, 1)
+        self.convs = nn.ModuleList(conv_bn(3, 3) for _ in range(3))
+        self.body = conv_bn(12, 6, 1)
+        self.head = classifier(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(F.relu(self.stem(x)), 3, 1)
+        results = [F.relu(self.convs[0](parts[0]))]
+        for part, conv in zip(parts[1:3], self.convs[1:], strict=True):
+            results.append(F.relu(conv(results[-1] + part)))
+        return self.head(F.relu(self.body(torch.cat([*results, parts[3]], 1))))
+
+
 class GatedUnit(Net):
     """A product of two halves (NAFNet's simple gate) and F.glu."""
 
@@ -898,6 +933,48 @@ class AttentionSeparate(Net):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+class LinearAttention(Net):
+    """EfficientViT: products without softmax, normalized by an extra row of ones and a division."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.qkv, self.project = nn.Conv2d(8, 24, 1), nn.Conv2d(8, 8, 1)
+        self.head = classifier(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(x).reshape(n, 3, 2, 4, h * w).unbind(1)
+        q, k, v = F.relu(q), F.relu(k), F.pad(v, (0, 0, 0, 1), value=1.0)
+        y = (v @ k.transpose(-1, -2)) @ q
+        y = y[:, :, :-1] / (y[:, :, -1:] + 1e-3)
+        return self.head(x + self.project(y.reshape(n, c, h, w)))
+
+
+class WindowAttention(Net):
+    """Swin: windows, a table of relative positions picked by an index buffer, and patch merging."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 8, 2, 2), nn.LayerNorm(8)
+        self.qkv, self.project = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.table = nn.Parameter(torch.zeros(9, 2))
+        self.register_buffer("relative", torch.arange(16).reshape(4, 4) % 9)
+        self.merge, self.head = nn.Linear(32, 12, bias=False), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        y = self.norm(x).view(n, 2, 2, 2, 2, c).transpose(2, 3).reshape(-1, 4, c)
+        q, k, v = self.qkv(y).reshape(-1, 4, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.relative.view(-1)].view(4, 4, -1).permute(2, 0, 1)
+        y = ((q @ k.transpose(-2, -1) * 0.5 + bias[None]).softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, c)
+        x = x + self.project(y).view(n, 2, 2, 2, 2, c).transpose(2, 3).reshape(n, h, w, c)
+        x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+        return self.head(self.merge(x).mean((1, 2)))
+
+
 class MultiHead(Net):
     """nn.MultiheadAttention, with a layer norm before it."""
 
@@ -996,6 +1073,39 @@ class TwoInputs(Net):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         gain, bias = self.film(condition).unsqueeze(-1).unsqueeze(-1).chunk(2, dim=1)
         return self.head(F.relu(self.stem(x) * (1 + gain) + bias))
+
+
+class Pyramid(Net):
+    """A feature pyramid: lateral layers of one width, and a list of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = conv_bn(3, 4), conv_bn(4, 6, stride=2)
+        self.lateral = nn.ModuleList([nn.Conv2d(4, 5, 1), nn.Conv2d(6, 5, 1)])
+        self.out = nn.ModuleList(nn.Conv2d(5, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        a = F.relu(self.c1(x))
+        b = F.relu(self.c2(a))
+        top = self.lateral[1](b)
+        low = self.lateral[0](a) + F.interpolate(top, size=a.shape[-2:], mode="nearest")
+        return [conv(y) for conv, y in zip(self.out, (low, top), strict=True)]
+
+
+class Conditional(Net):
+    """CondConv: kernels mixed for every sample, applied as one grouped convolution over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.route, self.experts = nn.Linear(6, 3), nn.Parameter(torch.zeros(3, 8 * 6 * 9))
+        self.head = classifier(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        n, c, h, w = x.shape
+        kernels = (torch.sigmoid(self.route(x.mean((2, 3)))) @ self.experts).view(n * 8, c, 3, 3)
+        return self.head(F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n).view(n, 8, h, w))
 
 
 @torch.library.custom_op("zoo::blur", mutates_args=())

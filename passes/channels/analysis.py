@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.passes.channels.labels import Labels, LabelSpace, Mask, keep_dims
+from graphprune.passes.channels.labels import PINNED, Labels, LabelSpace, Mask, keep_dims
 from graphprune.passes.channels.value import Facet, Value
 
 
@@ -130,7 +130,7 @@ class Rule:
         onnx: ONNX operator type -> binding.
         sums: for an operator that sums over the channels of its input, the dimension of the result along which
             the bias lies; over no channels, the bias is the result.
-        pointwise: treats every position alone, so that what is constant over positions stays so.
+        pointwise: treats every position alone (a constant map stays one); may depend on the operator's arguments.
     """
 
     name: str
@@ -139,7 +139,11 @@ class Rule:
     aten: Mapping[str, Binding] = field(default_factory=dict)
     onnx: Mapping[str, Binding] = field(default_factory=dict)
     sums: "Callable[[Op], int] | None" = None
-    pointwise: bool = False
+    pointwise: "bool | Callable[[Op], bool]" = False
+
+    def is_pointwise(self, op: Op) -> bool:
+        """Does this operator treat every position alone?"""
+        return self.pointwise(op) if callable(self.pointwise) else self.pointwise
 
 
 @dataclass(frozen=True)
@@ -313,6 +317,8 @@ class Analysis:
                 self._freeze_or_pin(facet, value, op)
                 continue
             cut = _cut_to(facet, dims)
+            if (self.space.frozen(cut.labels) == PINNED).all():
+                continue  # names no channel at all
             facets.append(cut)
             if not value.constant:
                 self._alive.append((cut.labels.ravel(), op))

@@ -129,7 +129,7 @@ class Flow:
         moving = [value for value in step.op.values() if not value.constant]
         if any(self._is_empty(value, emptied) for value in moving):
             return Fate.HEAD if step.rule is not None and step.rule.sums is not None and len(moving) == 1 else None
-        if step.rule is None or not step.rule.pointwise:
+        if step.rule is None or not step.rule.is_pointwise(step.op):
             return None
         staying = [value for value in moving if self.key(value) not in flat]
         if len(staying) == len(moving):

@@ -17,7 +17,7 @@ from graphprune.precision import Precision, choose_precision
     ],
 )
 def test_only_a_clear_difference_decides(monkeypatch, seconds, expected):
-    monkeypatch.setattr(precision, "_seconds", lambda step, candidate: seconds[str(candidate)])
+    monkeypatch.setattr(precision, "_seconds", lambda step, candidates: seconds)
     chosen, measured = choose_precision("auto", lambda _: None)
     assert (chosen.bfloat16, chosen.channels_last) == expected
     assert measured == seconds
@@ -37,6 +37,18 @@ def test_the_layout_changes_and_the_values_stay():
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert Precision(channels_last=True).images(torch.ones(2, 3, 4, 4)).stride() == (48, 1, 12, 3)
     assert Precision(**Precision(channels_last=True).to_dict()) == Precision(channels_last=True)
+
+
+def test_candidates_are_measured_by_the_work_they_take():
+    def step(candidate):
+        x = torch.ones(300, 300)
+        for _ in range(30 if candidate.channels_last else 3):
+            x = x @ x
+
+    chosen, seconds = choose_precision("auto", step)
+    assert not chosen.channels_last
+    assert len(seconds) == 4
+    assert all(value > 0 for value in seconds.values())
 
 
 def test_autocast_is_on_when_asked_for():

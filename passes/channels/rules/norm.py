@@ -178,6 +178,8 @@ def softmax(analysis: Analysis, op: Op) -> list[Value]:
     facets = []
     for facet in x.facets:
         if any(d in facet.dims for d in dims):
+            facet = analysis.settle_facet(facet)
+        if any(d in facet.dims for d in dims):
             analysis.inexact(facet.labels, op, "softmax over channels")
         facets.append(facet.with_zero(never_zero([])))
     return [Value(op.shape, tuple(facets))]
@@ -207,7 +209,7 @@ RULES = (
         batch_norm,
         aten={"batch_norm": Binding(), "_native_batch_norm_legit_no_training": Binding()},
         onnx={"BatchNormalization": Binding(inputs=_NORM_INPUTS)},
-        pointwise=True,
+        pointwise=lambda op: op.optional("running_mean") is not None,
     ),
     Rule(
         "instance norm",

@@ -235,6 +235,18 @@ def test_arguments_that_only_give_a_precision_freeze_nothing(sketch):
     assert graph.n_groups == 4
 
 
+def test_what_names_no_channel_holds_nothing(sketch):
+    """A bias table over heads and tokens, added to attention weights: its pinned labels do not spread to channels."""
+    q = sketch.linear(sketch.input(2, 5, 3), "q", 4)
+    table = sketch.parameter("table", 5, 4)
+    weights = sketch.call("add", (2, 5, 4), input=sketch.input(2, 5, 4), other=table)
+    y = sketch.call("einsum", (2, 4, 4), equation="btc,btd->bcd", tensors=[q, weights])
+    y = sketch.call("flatten", (2, 16), input=y)
+    graph = sketch.graph(sketch.linear(y, "head", 2))
+    assert [s.name for s in graph.sets] == ["q"]
+    assert not any("table" in f.parameters for f in graph.frozen)
+
+
 def test_a_tensor_whose_channels_became_one_group_is_frozen(sketch):
     """Few groups shuffled against each other: everything hangs together, and cannot go."""
     x = sketch.conv(sketch.input(1, 3, 4, 4), "stem", 4)

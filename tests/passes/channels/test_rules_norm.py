@@ -137,6 +137,16 @@ def test_softmax(sketch, dim, exact):
     assert graph.exact.all() == exact
 
 
+def test_softmax_over_a_dimension_that_is_united_anyway_is_exact(sketch):
+    """Split attention: softmax over the two parts of every channel, which go together."""
+    x = sketch.linear(sketch.input(2, 3), "fc", 6)
+    x = sketch.call("view", (2, 2, 3), input=x, shape=[2, 2, 3])
+    y = sketch.call("flatten", (2, 6), input=sketch.call("softmax", (2, 2, 3), input=x, dim=1))
+    graph = sketch.graph(sketch.linear(y, "head", 2))
+    assert graph.n_groups == 3
+    assert graph.exact.all()
+
+
 def test_onnx_softmax_before_opset_13_ran_over_all_that_follows(sketch):
     x = sketch.conv(sketch.input(2, 3, 4, 4), "c", 4)
     y = sketch.onnx("Softmax", x.shape, input=x, axis=0, opset=11)
