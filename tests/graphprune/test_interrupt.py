@@ -7,6 +7,14 @@ import pytest
 from graphprune.interrupt import Interrupt
 
 
+@pytest.fixture(autouse=True)
+def _usual_ctrl_c():
+    """A process that a shell started in the background ignores SIGINT: the tests need Python's own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_ctrl_c_is_noted_and_the_second_acts():
     before = signal.getsignal(signal.SIGINT)
     with Interrupt() as interrupt:

@@ -247,6 +247,19 @@ def test_what_names_no_channel_holds_nothing(sketch):
     assert not any("table" in f.parameters for f in graph.frozen)
 
 
+def test_parameters_that_nothing_reads_are_no_channels(sketch):
+    sketch.parameter("unused", 4, 5)
+    graph = sketch.graph(sketch.conv(sketch.conv(sketch.input(1, 3, 4, 4), "a", 4), "b", 2))
+    assert graph.n_groups == 4
+    assert not any(name == "unused" for name, _ in graph.axes)
+
+
+def test_asking_for_a_shape_freezes_nothing(sketch):
+    x = sketch.conv(sketch.input(1, 3, 4, 4), "a", 4)
+    sketch.onnx("Shape", (4,), input=x)
+    assert sketch.graph(sketch.conv(x, "b", 2)).n_groups == 4
+
+
 def test_a_tensor_whose_channels_became_one_group_is_frozen(sketch):
     """Few groups shuffled against each other: everything hangs together, and cannot go."""
     x = sketch.conv(sketch.input(1, 3, 4, 4), "stem", 4)

@@ -152,6 +152,7 @@ def test_a_cast_to_the_precision_of_another_tensor_couples_nothing(sketch, group
     y = sketch.call("type_as", a.shape, input=a, other=sketch.call("amax", (1, 2), input=b, dim=[2, 3]))
     graph = sketch.graph(sketch.conv(y, "head", 2), sketch.conv(b, "aux", 2))
     assert groups_of(graph)[0] == "a.weight/0[0] a.bias/0[0] head.weight/1[0]"
+    assert graph.n_groups == 4
 
 
 def test_copied_indices_are_still_known(sketch):

@@ -115,6 +115,18 @@ def test_attention_with_more_heads_than_channels_loses_heads(sketch, groups_of, 
     assert graph.cost.macs(kept) == 3 * 5 * 3 * 4 + 2 * 2 * 5 * 5 * 2 + 5 * 4 * 3
 
 
+@pytest.mark.parametrize(("scale", "heads", "changes"), [(None, 1, {"scale": 0.5}), (0.3, 1, {}), (None, 4, {})])
+def test_the_default_scale_of_attention_is_that_of_the_size_before_the_cut(sketch, scale, heads, changes):
+    size = 4 if heads == 1 else 2  # four heads of two lose heads, which changes no scale
+    x = sketch.linear(sketch.input(1, 5, 3), "qkv", heads * size)
+    x = sketch.call("view", (1, 5, heads, size), input=x, shape=[1, 5, heads, size])
+    x = sketch.call("transpose", (1, heads, 5, size), input=x, dim0=1, dim1=2)
+    y = sketch.call("scaled_dot_product_attention", x.shape, query=x, key=x, value=x, scale=scale)
+    graph = sketch.graph(sketch.call("amax", (1, 5), input=y, dim=[1, 3]))
+    assert graph.n_groups == 4
+    assert sketch.resized(graph, 3, [0]) == changes
+
+
 def test_keys_that_were_summed_over_cannot_go(sketch):
     """Labels along the key's positions meet a softmax over them."""
     x = sketch.call("transpose", (1, 3, 5), input=sketch.input(1, 5, 3), dim0=1, dim1=2)

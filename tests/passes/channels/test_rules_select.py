@@ -227,6 +227,13 @@ def test_padding_with_neighbors(sketch, mode):
     assert sketch.graph(head(sketch, x)).exact.all()
 
 
+def test_padding_channels_with_their_neighbors_freezes_them(sketch):
+    x = sketch.call("pad", (1, 6, 4, 4), input=stem(sketch, 4), pad=[0, 0, 0, 0, 1, 1], mode="reflect")
+    graph = sketch.graph(head(sketch, x))
+    assert graph.n_groups == 0
+    assert "is padded with its neighbors: pad at line 1" in [f.reason for f in graph.frozen]
+
+
 def test_gated_halves(sketch, groups_of):
     y = sketch.call("glu", (1, 2, 4, 4), input=stem(sketch, 4), dim=-3)
     assert groups_of(sketch.graph(head(sketch, y))) == [

@@ -72,7 +72,7 @@ GROUPS = {
     "AttentionSdpa": "patch:8 qkv:4*",
     "AttentionSeparate": "query:4 value:6",
     "LinearAttention": "stem.0:8 qkv:4*",
-    "WindowAttention": "patch:8~ qkv:4* merge:12",
+    "WindowAttention": "patch:8~ qkv:4 merge:12",
     "MultiHead": "inner:8~ attention.in_proj_weight:4 fc1:12",
     "NonLocal": "stem.0:6 theta:4 g:4*",
     "Tokens": "table:8 fc1:12",
