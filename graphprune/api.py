@@ -28,12 +28,13 @@ __all__ = ["plan", "trace"]
 Scores = np.ndarray | torch.Tensor
 
 
-def trace(model: Any, example_inputs: tuple[Any, ...] | None = None) -> ChannelGraph:
+def trace(model: Any, example_inputs: tuple[Any, ...] | None = None, *, whole_heads: bool = False) -> ChannelGraph:
     """Return the coupled channel groups of a model.
 
     Args:
         model: an `nn.Module`, an exported program, a captured module, or the path of a .pt2 or .onnx file.
         example_inputs: the arguments of one call; a .pt2 or .onnx file brings its own.
+        whole_heads: attention loses heads, instead of the same channel of every head.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -43,9 +44,9 @@ def trace(model: Any, example_inputs: tuple[Any, ...] | None = None) -> ChannelG
         if Path(model).suffix.lower() == ".onnx":
             from graphprune.passes.onnx.analyze import trace_onnx
 
-            return trace_onnx(model)
+            return trace_onnx(model, whole_heads=whole_heads)
         model = load_model(Path(model))
-    return analyze.trace(model, example_inputs)
+    return analyze.trace(model, example_inputs, whole_heads=whole_heads)
 
 
 def plan(

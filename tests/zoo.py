@@ -6,6 +6,7 @@ have a shift, scales differ from one), because zeros and ones hide mistakes.
 
 import functools
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -726,6 +727,23 @@ class WeightNorm(Net):
         return self.head(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
 
 
+class OldWeightNorm(Net):
+    """The same by the older hooks, which leave a weight with a history behind; and spectral norm in both forms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.conv1 = nn.utils.weight_norm(nn.Conv2d(3, 6, 3, padding=1))
+            self.conv2 = nn.utils.spectral_norm(nn.Conv2d(6, 8, 3, padding=1))
+        self.conv3 = nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 7, 3, padding=1))
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.head(F.relu(self.conv3(x)).mean((2, 3)))
+
+
 class WeightStandardized(Net):
     """Weights brought to mean zero over their inputs in forward: input channels are statistics there."""
 
@@ -1257,6 +1275,104 @@ class Unfold(Net):
         x = torch.sigmoid(self.stem(x))
         x = torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
         return self.head(F.relu(self.body(x)).unfold(2, 2, 2).mean(-1))
+
+
+class Recurrent(Net):
+    """A convolution before two layers of an LSTM in both directions with projections, of which every result is used."""
+
+    shape = (2, 3, 9)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 6, 3)
+        self.lstm = nn.LSTM(6, 8, num_layers=2, bidirectional=True, proj_size=5, batch_first=True)
+        self.head, self.last, self.cell = nn.Linear(10, 4), nn.Linear(5, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.lstm(torch.sigmoid(self.stem(x)).transpose(1, 2))
+        return self.head(y), self.last(h.sum(0)), self.cell(c[-1])
+
+
+class RecurrentState(Net):
+    """A GRU that starts from what a linear layer makes of the input, and a plain one without biases after it."""
+
+    shape = (2, 9, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(4, 6)
+        self.gru = nn.GRU(4, 6, batch_first=True)
+        self.rnn = nn.RNN(6, 7, batch_first=True, bias=False, nonlinearity="relu")
+        self.head = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.gru(x, torch.sigmoid(self.start(x.mean(1)))[None])
+        y, _ = self.rnn(y)
+        return self.head(y[:, -1])
+
+
+class Sampled(Net):
+    """Positions that are sampled, picked, sorted and put back by what other channels say: channels pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.where = nn.Conv2d(3, 2, 1)
+        self.body, self.head = nn.Conv2d(6, 7, 1), nn.Conv2d(7, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.stem(x))
+        y = F.grid_sample(y, torch.tanh(self.where(x)).permute(0, 2, 3, 1), align_corners=False)
+        y = y.take_along_dim(y.argsort(-1, descending=True), -1) + y.kthvalue(2, dim=-1, keepdim=True).values
+        y = F.relu(self.body(y)).diff(dim=-1)
+        y = torch.zeros_like(y).scatter_add(2, y.argsort(2), y).gather(2, y.argsort(2))
+        return self.head(y.index_add(3, torch.tensor([0, 1]), y[..., 2:4]))
+
+
+class Columns(Net):
+    """Windows written out as rows of channels and summed back (im2col and col2im)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.mix = nn.Conv1d(36, 54, 1)
+        self.head = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.unfold(torch.sigmoid(self.stem(x)), 3, padding=1)
+        return self.head(F.relu(F.fold(torch.sigmoid(self.mix(rows)), x.shape[-2:], 3, padding=1)))
+
+
+class Spectrum(Net):
+    """Filters in the frequency domain, and pairs taken for complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.filter = nn.Parameter(torch.randn(6, 8, 5, 2))
+        self.head = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fft.rfft2(torch.sigmoid(self.stem(x))) * torch.view_as_complex(self.filter)
+        y = torch.fft.irfft2(y, s=x.shape[-2:])
+        y = torch.view_as_complex(y.unflatten(-1, (4, 2)).contiguous()) * 1j
+        return self.head(torch.view_as_real(y).flatten(-2))
+
+
+class Bags(Net):
+    """An embedding bag before linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(11, 6, mode="sum")
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def example_inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Indices of words."""
+        return (torch.randint(0, 11, (batch, 7), generator=torch.Generator().manual_seed(batch)),)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.fc2(torch.sigmoid(self.fc1(self.table(words))))
 
 
 def random_removal(

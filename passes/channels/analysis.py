@@ -84,6 +84,17 @@ class Cut:
         return self.inputs.get(name, {}).get(dim)
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """What `resize` asks for an argument that no plan can reach: to keep `kept` positions of it along `dim`.
+
+    A literal that the model makes in its own code, for one, as the zero state of a recurrent layer.
+    """
+
+    dim: int
+    kept: Mask
+
+
 def _cut_to(facet: Facet, dims: tuple[int, ...]) -> Facet:
     """The facet at size 1 along all dimensions but `dims`; a slice is zero where all of it is."""
     others = tuple(d for d in range(facet.zero.ndim) if d not in dims)

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
+from graphprune.passes.fx.plain import is_plain, plain_copy
 
 logger = logging.getLogger("graphprune")
 
@@ -20,6 +21,7 @@ aten = torch.ops.aten
 _TRAINING_ARGUMENT = {
     aten.batch_norm.default: (5, "training"),
     aten.instance_norm.default: (5, "use_input_stats"),
+    **{getattr(aten, name).input: (6, "train") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     aten.rrelu.default: (3, "training"),
     aten.rrelu_.default: (3, "training"),
     **{
@@ -157,7 +159,7 @@ def capture(
         if not isinstance(example_inputs, tuple):
             raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
         example_inputs = _at_least_two(example_inputs)
-        program = _export(model, example_inputs)
+        program = _export(model if is_plain(model) else plain_copy(model), example_inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         unlifted = program.module(check_guards=False)

@@ -56,6 +56,15 @@ def _embedding(module: Any, changes: Changes) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
+def _recurrent(module: Any, changes: Changes) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    rows, module.input_size = module.weight_ih_l0.shape
+    module.hidden_size = rows // gates
+    if module.proj_size:
+        module.proj_size = module.weight_hr_l0.shape[0]
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+
+
 _MIRRORS: tuple[tuple[type, Callable[[Any, Changes], None]], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.modules.batchnorm._NormBase, _norm),
@@ -65,6 +74,8 @@ _MIRRORS: tuple[tuple[type, Callable[[Any, Changes], None]], ...] = (
     (nn.Linear, _linear),
     (nn.PReLU, _prelu),
     (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
+    (nn.RNNBase, _recurrent),
 )
 
 

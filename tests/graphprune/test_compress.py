@@ -169,3 +169,25 @@ def test_a_result_that_fails_verification_is_not_written(model, tmp_path, monkey
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         *("checkpoint.pt", "compress.log", "settings.json")
     ]
+
+
+def test_inexact_groups_go_when_asked_for(caplog):
+    """The slim model has other statistics than the masked one: it is what is exported, checked and reported."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.patch, self.norm = nn.Conv2d(1, 16, 2, stride=2), nn.LayerNorm(16)
+            self.up, self.down, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.head((x + self.down(torch.relu(self.up(self.norm(x))))).mean(1))
+
+    settings = dataclasses.replace(SETTINGS, allow_inexact=True)
+    result = gp.compress(Mixer().eval(), digits(), macs=0.3, config=settings, benchmark=QUICK)
+    gone = {name for name, dims in result.plan.removed.items() if 0 in dims}
+    assert {"patch.weight", "norm.weight", "up.weight"} <= gone
+    assert "not exact (statistics over channels: aten.layer_norm.default" in caplog.text
+    assert result.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

@@ -1,16 +1,18 @@
-"""Operators that pick or move single positions: advanced indexing, rolls, flips, windows, cumulative sums.
+"""Operators that pick or move single positions: indexing, rolls, flips, windows, sampling, sums along a line.
 
 They move data along some dimensions. Channels along the other dimensions pass; channels along a dimension
 that is shifted, windowed or picked by computed indices are frozen.
 """
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from graphprune.passes.channels import movement
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.coupling import all_zero, broadcast
 from graphprune.passes.channels.value import Facet, Value
 
 
@@ -92,11 +94,99 @@ def window(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(op.shape, tuple(f.map(lambda array: array[..., None]) for f in free), x.constant)]
 
 
-def gather(analysis: Analysis, op: Op) -> list[Value]:
-    """`x.gather(dim, index)`: every position is picked by itself."""
-    for value in op.values():
-        analysis.freeze_value(value, op, "every position is picked by itself")
-    return [Value(shape) for shape in op.out_shapes]
+def picked_along(analysis: Analysis, op: Op) -> list[Value]:
+    """`gather`, `scatter`, `index_add` and the like: positions are picked along one dimension, whichever they are.
+
+    Along the other dimensions the operands meet position by position, if they are of one size there.
+    """
+    dim = op.attrs["dims"][0] % max(len(op.shape), 1)
+    values = op.values()
+    meeting: list[Value] = []
+    for value in values:
+        if value.rank != len(op.shape):  # a list of positions along `dim`
+            analysis.freeze_value(value, op, "is used as an index")
+            continue
+        apart = [d for d in range(value.rank) if d == dim or any(v.shape[d] != op.shape[d] for v in _alike(op, values))]
+        free = freeze_along(analysis, op, value, apart, "every position is picked by itself")
+        shape = tuple(1 if d in apart else size for d, size in enumerate(value.shape))
+        meeting.append(Value(shape, free, value.constant))
+    whole = Op(op.kind, op.name, op.where, op.inputs, op.attrs, (np.broadcast_shapes(*(v.shape for v in meeting)),))
+    sources = [n for n, v in enumerate(v for v in values if v.rank == len(op.shape)) if not _is_index(op, v)]
+
+    def zero(zeros: Sequence[Any]) -> Any:
+        return all_zero([zeros[n] for n in sources]) if sources else False
+
+    result = broadcast(analysis, whole, meeting, zero)
+    return [Value(shape, result.facets) for shape in op.out_shapes]
+
+
+def _alike(op: Op, values: Sequence[Value]) -> list[Value]:
+    return [value for value in values if value.rank == len(op.shape)]
+
+
+def _is_index(op: Op, value: Value) -> bool:
+    return any(op.inputs.get(name) is value for name in ("index", "indices"))
+
+
+def differences(analysis: Analysis, op: Op) -> list[Value]:
+    """`diff`: neighbours are subtracted along one dimension; what is put before or after them is frozen with it."""
+    for name in ("prepend", "append"):
+        if op.optional(name) is not None:
+            for value in op.values():
+                analysis.freeze_value(value, op, f"has values to {name}")
+            return [Value(op.shape)]
+    return along_dims(analysis, op)
+
+
+def columns(analysis: Analysis, op: Op) -> list[Value]:
+    """`im2col`: (N, C, H, W) -> (N, C*k, L); every channel becomes k rows, one for each position of the kernel."""
+    x = op.value("input")
+    free = freeze_along(analysis, op, x, [x.rank - 2, x.rank - 1], "is read in windows")
+    k = prod(op.attrs["kernel_size"])
+
+    def move(array: Any) -> Any:
+        rows = array.repeat(k, axis=-3) if array.shape[-3] > 1 else array
+        return rows[..., 0]
+
+    return [Value(op.shape, tuple(facet.map(move) for facet in free), x.constant)]
+
+
+def image(analysis: Analysis, op: Op) -> list[Value]:
+    """`col2im`: (N, C*k, L) -> (N, C, H, W); the k rows of a channel go together."""
+    x = op.value("input")
+    free = freeze_along(analysis, op, x, [x.rank - 1], "is put into windows")
+    k = prod(op.attrs["kernel_size"])
+    facets = []
+    for facet in free:
+        if x.rank - 2 not in facet.dims:
+            facets.append(facet.map(lambda array: array[..., None]))
+            continue
+        lead = facet.labels.shape[:-2]
+        rows = facet.labels.reshape(*lead, -1, k)
+        analysis.unite(rows, rows[..., :1])
+        zero = np.asarray(facet.zero.reshape(*lead, -1, k).all(axis=-1), dtype=np.bool_)
+        facets.append(Facet(rows[..., 0], zero).map(_as_map))
+    return [Value(op.shape, tuple(facets), x.constant)]
+
+
+def _as_map(array: Any) -> Any:
+    return array[..., None, None]
+
+
+def sample(analysis: Analysis, op: Op) -> list[Value]:
+    """`grid_sample`: channels pass; positions are read wherever the grid says."""
+    x, grid = op.value("input"), op.value("grid")
+    analysis.freeze_value(grid, op, "says where to sample")
+    return [Value(op.shape, freeze_along(analysis, op, x, range(2, x.rank), "is sampled at positions"), x.constant)]
+
+
+def pairs(analysis: Analysis, op: Op) -> list[Value]:
+    """Real and imaginary part as a last dimension of two, taken away or added."""
+    x = op.value("input")
+    if len(op.shape) > x.rank:
+        return [Value(op.shape, tuple(f.map(lambda array: array[..., None]) for f in x.facets), x.constant)]
+    free = freeze_along(analysis, op, x, [x.rank - 1], "is a real or an imaginary part")
+    return [Value(op.shape, tuple(f.map(lambda array: array[..., 0]) for f in free), x.constant)]
 
 
 def _roll_dims(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +195,20 @@ def _roll_dims(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, An
 
 def _one_dim(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**attrs, "dims": [attrs.get("dim", attrs.get("axis", -1))]}
+
+
+def _first_dim(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**attrs, "dims": [attrs.get("axis", 0)]}
+
+
+def _one_dim_kept(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_one_dim(attrs, inputs), "keeps_zero": True}
+
+
+def _dims_kept(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    dims = attrs.get("dim")
+    dims = list(range(inputs["input"].rank)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    return {**attrs, "dims": dims, "keeps_zero": True}
 
 
 def _last_two(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,5 +231,37 @@ RULES = (
     Rule("triangle", along_dims, aten={"tril": Binding(read=_last_two), "triu": Binding(read=_last_two)}),
     Rule("index", index, resize_index, aten={"index": Binding()}),
     Rule("window", window, aten={"unfold": Binding()}),
-    Rule("gather", gather, aten={"gather": Binding()}, onnx={"GatherElements": Binding(inputs=("input", "index"))}),
+    Rule(
+        "picking along a dimension",
+        picked_along,
+        aten={
+            **{name: Binding(read=_one_dim) for name in ("gather", "scatter.src", "scatter_add", "index_add")},
+            **{name: Binding(read=_one_dim) for name in ("index_copy", "take_along_dim", "scatter_reduce.two")},
+        },
+        onnx={
+            "GatherElements": Binding(inputs=("input", "index"), read=_first_dim),
+            "ScatterElements": Binding(inputs=("input", "index", "source"), read=_first_dim),
+        },
+    ),
+    Rule(
+        "transform of frequencies",
+        along_dims,
+        aten={
+            **{f"fft_{kind}fft": Binding(read=_one_dim_kept) for kind in ("", "i", "r", "ir", "h", "ih")},
+            **{f"fft_{kind}fft2": Binding(read=_dims_kept) for kind in ("", "i", "r", "ir")},
+            **{f"fft_{kind}fftn": Binding(read=_dims_kept) for kind in ("", "i", "r", "ir")},
+            **{f"fft_{kind}fftshift": Binding(read=_dims_kept) for kind in ("", "i")},
+        },
+    ),
+    Rule("difference of neighbours", differences, aten={"diff": Binding(read=_one_dim_kept)}),
+    Rule("image to columns", columns, aten={"im2col": Binding()}),
+    Rule("columns to image", image, aten={"col2im": Binding()}),
+    Rule(
+        "sampling at positions",
+        sample,
+        aten={name: Binding() for name in ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")},
+        onnx={"GridSample": Binding(inputs=("input", "grid"))},
+    ),
+    Rule("complex from pairs", pairs, aten={"view_as_complex": Binding()}),
+    Rule("pairs from complex", pairs, aten={"view_as_real": Binding()}),
 )

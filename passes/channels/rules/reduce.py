@@ -35,7 +35,10 @@ def _reduce(analysis: Analysis, op: Op, sums: bool, zero_stays: bool) -> list[Va
             analysis.contract(settled.labels, settled.zero, op)
         else:
             analysis.inexact(settled.labels, op, "a statistic over channels")
-    return [Value(shape, tuple(facets), constant=x.constant) for shape in op.out_shapes]
+    first, *rest = (Value(shape, tuple(facets), constant=x.constant) for shape in op.out_shapes)
+    if op.attrs.get("positions", True):  # the second result says where the first was found: zeros are found anywhere
+        rest = [value.with_facets(tuple(facet.with_zero(False) for facet in value.facets)) for value in rest]
+    return [first, *rest]
 
 
 def _shrunk(facet: Facet, dims: tuple[int, ...], keepdim: bool) -> Facet:
@@ -82,7 +85,8 @@ def spatial(analysis: Analysis, op: Op) -> list[Value]:
             analysis.freeze(facet, op, "mixes positions")
         else:
             facets.append(facet)
-    return [Value(shape, tuple(facets)) for shape in op.out_shapes]
+    where = tuple(facet.with_zero(False) for facet in facets)  # a second result holds positions
+    return [Value(shape, where if number else tuple(facets)) for number, shape in enumerate(op.out_shapes)]
 
 
 def resize_resample(op: Op, cut: Cut) -> dict[str, Any]:
@@ -132,8 +136,9 @@ RULES = (
         "mean or extremum",
         reduce_other,
         aten={
-            **{name: Binding() for name in ("mean", "amax", "amin", "var", "std", "median")},
-            **{name: Binding() for name in ("max", "min", "max.dim", "min.dim", "var_mean", "var.correction")},
+            **{name: Binding() for name in ("mean", "amax", "amin", "var", "std", "median", "kthvalue", "mode")},
+            **{name: Binding() for name in ("max", "min", "max.dim", "min.dim", "var.correction")},
+            **{name: Binding(fixed={"positions": False}) for name in ("var_mean", "std_mean", "aminmax")},
         },
         onnx={f"Reduce{name}": _REDUCE for name in ("Mean", "Max", "Min")},
     ),

@@ -81,6 +81,55 @@ def test_windows(sketch, dim, groups):
     assert head(sketch, y).n_groups == groups
 
 
-def test_gather_freezes(sketch):
-    y = sketch.call("gather", (1, 4, 4, 4), input=stem(sketch), dim=1, index=sketch.input(1, 4, 4, 4))
+@pytest.mark.parametrize(("dim", "groups"), [(1, 0), (-1, 4), (2, 4)])
+def test_gather_lets_channels_pass_along_other_dimensions(sketch, dim, groups):
+    y = sketch.call("gather", (1, 4, 4, 4), input=stem(sketch), dim=dim, index=stem_index(sketch))
+    assert head(sketch, y).n_groups == groups
+
+
+def test_gather_by_an_index_without_channels_freezes(sketch):
+    """What it picks depends on where a channel stands."""
+    y = sketch.call("gather", (1, 4, 4, 4), input=stem(sketch), dim=2, index=sketch.input(1, 4, 4, 4))
     assert head(sketch, y).n_groups == 0
+
+
+def stem_index(sketch):
+    """Positions that every channel chooses by itself."""
+    return sketch.call("argsort", (1, 4, 4, 4), input=sketch.conv(sketch.input(1, 3, 4, 4), "i", 4), dim=-1)
+
+
+def test_scattered_values_meet_what_they_are_put_into(sketch, groups_of):
+    x, y = stem(sketch), sketch.conv(sketch.input(1, 3, 4, 4), "d", 4, bias=False)
+    index = sketch.call("argsort", (1, 4, 4, 4), input=y, dim=-1)
+    z = sketch.call("scatter.src", (1, 4, 4, 4), input=x, dim=2, index=index, src=y)
+    assert groups_of(head(sketch, z))[0] == "c.weight/0[0] d.weight/0[0] head.weight/1[0]"
+
+
+def test_windows_written_out_and_put_back(sketch, groups_of):
+    rows = sketch.call("im2col", (1, 36, 16), input=stem(sketch), kernel_size=[3, 3])
+    mixed = sketch.conv(rows, "mix", 18, bias=False)
+    graph = head(sketch, sketch.call("col2im", (1, 2, 4, 4), input=mixed, output_size=[4, 4], kernel_size=[3, 3]))
+    nine = [",".join(str(9 * channel + i) for i in range(9)) for channel in range(4)]
+    assert groups_of(graph) == [f"c.weight/0[{i}] mix.weight/1[{nine[i]}]" for i in range(4)] + [
+        f"mix.weight/0[{nine[i]}] head.weight/1[{i}]" for i in range(2)
+    ]
+
+
+def test_sampling_freezes_the_grid_alone(sketch):
+    grid = sketch.call("permute", (1, 4, 4, 2), input=sketch.conv(sketch.input(1, 3, 4, 4), "g", 2), dims=[0, 2, 3, 1])
+    graph = head(sketch, sketch.call("grid_sampler", (1, 4, 4, 4), input=stem(sketch), grid=grid))
+    assert [s.name for s in graph.sets] == ["c"]
+    assert any("says where to sample" in frozen.reason for frozen in graph.frozen)
+
+
+@pytest.mark.parametrize(("arguments", "groups"), [({}, 4), ({"prepend": Value((1, 4, 4, 1))}, 0), ({"dim": 1}, 0)])
+def test_differences(sketch, arguments, groups):
+    y = sketch.call("diff", (1, 4, 4, 4), **{"input": stem(sketch), "dim": -1, **arguments})
+    assert head(sketch, y).n_groups == groups
+
+
+def test_positions_of_extrema_are_not_zero(sketch):
+    """The largest of zeros is zero, but where it was found is not."""
+    largest, where = sketch.call("max.dim", (1, 4, 4), (1, 4, 4), input=stem(sketch), dim=3)
+    assert largest.facets[0].zero.all()
+    assert not where.facets[0].zero.any()

@@ -15,6 +15,7 @@ from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze, trace
 from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.compare import compare_outputs, difference, run
+from graphprune.passes.fx.cut import cut_tensors
 from graphprune.passes.fx.slim import mask, slim
 
 
@@ -375,3 +376,54 @@ def test_a_branch_takes_along_what_only_it_reads():
     assert not theta.bypassed
     slimmed = slim(captured_of("NonLocal"), graph.plan(removed))
     assert not [n for n in slimmed.graph.nodes if "softmax" in n.name or "bmm" in n.name]
+
+
+# -- parametrized weights, rounding ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["WeightNorm", "OldWeightNorm"])
+def test_the_original_stays_parametrized(name):
+    model, graph = traced_again(name)
+    inputs = model.example_inputs()
+    names, before = list(model.state_dict()), run(model, inputs)
+    slimmed = slim(model, graph.plan(first_of(graph, 0, 1)), inputs, graph=graph)
+    assert list(model.state_dict()) == names
+    assert torch.equal(run(model, inputs)[0], before[0])
+    assert set(dict(slimmed.named_parameters())) == {
+        f"{layer}.{part}" for layer, child in model.named_children() for part in ("weight", "bias") if child is not None
+    }
+
+
+def traced_again(name: str):
+    """A network that torch cannot copy: made anew."""
+    model = zoo.build(name)
+    return model, analyze(capture(model, model.example_inputs()))
+
+
+def test_rounding_is_told_from_a_mistake(monkeypatch):
+    """What is rounded differently, and grows on its way through the network, is no mistake; the same size of one is."""
+
+    class Chaotic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(64, 512), nn.Linear(512, 4)
+
+        def forward(self, x):
+            return torch.sin(self.fc2(self.fc1(x)) * 1e3)
+
+    torch.manual_seed(0)
+    model, inputs = Chaotic(), (torch.randn(4, 64),)
+    graph = trace(model, inputs)
+    plan = graph.plan(np.arange(graph.n_groups) % 2 == 0)
+    slimmed = slim(model, plan, inputs, graph=graph, tolerance=1e-5)
+    assert 1e-5 < difference(run(mask(model, plan), inputs)[0], run(slimmed, inputs)[0]) < 1e-3
+
+    def scaled(module, plan):
+        cut_tensors(module, plan)
+        layer = module.get_submodule("fc2")
+        layer.bias = nn.Parameter(layer.bias.detach() * (1 + 1e-6))
+
+    monkeypatch.setattr("graphprune.passes.fx.slim.cut_tensors", scaled)
+    monkeypatch.setattr("graphprune.passes.fx.cut.cut_tensors", scaled)
+    with pytest.raises(VerificationError, match="differ"):
+        slim(model, plan, inputs, graph=graph, tolerance=1e-5)

@@ -1,0 +1,64 @@
+"""Copies of models in which every weight is a parameter of its own.
+
+Weight norm, spectral norm and other parametrizations compute a weight anew in every call. A channel at zero
+has no direction to normalize (0 / 0), so it could be neither masked nor trained to zero. What such a layer
+computes in inference is a plain layer with the present weight: that is what is analyzed and cut.
+"""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+logger = logging.getLogger("graphprune")
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Is no weight of the model computed from others by a parametrization or by a hook of the older kind?"""
+    return not any(parametrize.is_parametrized(module) or _hooks(module) for module in model.modules())
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in the same mode, with parametrized weights as plain parameters."""
+    held = [t for module in model.modules() for t in vars(module).values() if isinstance(t, torch.Tensor)]
+    # What hooks computed has a history, which torch does not copy.
+    duplicate = copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    if is_plain(duplicate):
+        return duplicate
+    logger.info("weights that a parametrization computes (weight norm, spectral norm, ...) become plain parameters")
+    modes = {module: module.training for module in duplicate.modules()}
+    duplicate.eval()  # in training, spectral norm would iterate once more
+    with torch.no_grad():
+        for module in list(duplicate.modules()):
+            _bake(module)
+    for module, training in modes.items():
+        module.training = training
+    return duplicate
+
+
+def _hooks(module: nn.Module) -> list[tuple[int, Any]]:
+    hooks = module._forward_pre_hooks.items()
+    return [(key, hook) for key, hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
+
+
+def _bake(module: nn.Module) -> None:
+    if parametrize.is_parametrized(module):
+        # Not by `remove_parametrizations`: that takes the property off a class which the original shares.
+        tables: Any = module.parametrizations
+        weights = {name: getattr(module, name) for name in tables}
+        trainable = {name: isinstance(next(tables[name].parameters(), None), nn.Parameter) for name in tables}
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for name, weight in weights.items():
+            if trainable[name]:
+                module.register_parameter(name, nn.Parameter(weight.detach().clone()))
+            else:
+                module.register_buffer(name, weight.detach().clone())
+    for key, hook in _hooks(module):
+        hook.remove(module)
+        del module._forward_pre_hooks[key]
