@@ -154,6 +154,7 @@ _FAMILY = (
         _identity,
         aten=_bind("alias", "clone", "contiguous", "detach", "lift_fresh_copy"),
         onnx=_bind("Identity", inputs=("input",)),
+        moves=True,
     ),
     Rule("cast", _cast, aten=_bind("to", "type_as")),
     _rule("copy", _copied, ("copy",)),

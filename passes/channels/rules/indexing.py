@@ -114,7 +114,7 @@ def _last_two(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any
 _AXIS = Binding(inputs=("input", "k"), read=_one_dim)
 
 RULES = (
-    Rule("flip", flip, aten={"flip": Binding()}),
+    Rule("flip", flip, aten={"flip": Binding()}, moves=True),
     Rule("roll", along_dims, aten={"roll": Binding(read=_roll_dims)}),
     Rule(
         "sorting or accumulation",
@@ -125,7 +125,7 @@ RULES = (
         onnx=dict.fromkeys(("TopK",), _AXIS),
     ),
     Rule("triangle", along_dims, aten={"tril": Binding(read=_last_two), "triu": Binding(read=_last_two)}),
-    Rule("index", index, resize_index, aten={"index": Binding()}),
+    Rule("index", index, resize_index, aten={"index": Binding()}, moves=True),
     Rule("window", window, aten={"unfold": Binding()}),
     Rule("gather", gather, aten={"gather": Binding()}, onnx={"GatherElements": Binding(inputs=("input", "index"))}),
 )

@@ -167,5 +167,6 @@ RULES = (
             **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _POOL),
             "Resize": Binding(inputs=("input", "roi", "scales", "sizes"), read=_onnx_resize),
         },
+        moves=True,
     ),
 )
