@@ -27,6 +27,10 @@ from graphprune.passes.onnx.model import (
     shape_types,
 )
 
+_INFERENCE_ERRORS = (
+    *(onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),
+    *(KeyError, ValueError, TypeError, RuntimeError),
+)
 _NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_floats"})
 
 #: What a free size stands for during the analysis: the batch, and any other.
@@ -201,7 +205,9 @@ class _Walk:
         op = self._with_captured(node, op)
         results = self.analysis.run(found[0] if found else None, op)
         if data is not None:
-            self.numbers.update(zip(node.outputs, data, strict=False))
+            for value, numbers in zip(node.outputs, data, strict=False):
+                self.numbers[value] = numbers
+                value.dtype = value.dtype or ir.DataType.from_numpy(numbers.dtype)
             results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
@@ -268,7 +274,7 @@ class _Walk:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, numbers, opset_imports=self.opset_ids, ir_version=self.model.ir_version
             )
-        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, KeyError, ValueError, RuntimeError):
+        except _INFERENCE_ERRORS:
             return self._declared(node)
         shapes = []
         for value in node.outputs:

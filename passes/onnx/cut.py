@@ -68,6 +68,12 @@ def _is_literal(value: ir.Value) -> bool:
     return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
 
 
+def _attribute(name: str, value: Any) -> ir.Attr:
+    if isinstance(value, list):
+        return ir.AttrInt64s(name, value)
+    return ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, int(value))
+
+
 class _Cutter:
     def __init__(self, graph: ChannelGraph, removed: Mask) -> None:
         self.graph = graph
@@ -106,8 +112,7 @@ class _Cutter:
                 self._set_input(node, binding.inputs.index(key), new)
                 node.attributes.pop("num_outputs", None)  # Split: either a number of parts or their sizes
             else:
-                is_list = isinstance(new, list)
-                node.attributes[key] = ir.AttrInt64s(key, new) if is_list else ir.AttrInt64(key, int(new))
+                node.attributes[key] = _attribute(key, new)
 
     def _is_attribute(self, node: ir.Node, key: str) -> bool:
         version = self.opsets.get(node.domain) or self.opsets.get("", 1)

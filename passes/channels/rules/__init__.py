@@ -6,9 +6,21 @@ Collected from an explicit tuple, so that reading this file tells what is covere
 from collections.abc import Mapping
 
 from graphprune.passes.channels.analysis import Binding, Rule
-from graphprune.passes.channels.rules import conv, elementwise, indexing, linear, lookup, norm, reduce, reshape, select
+from graphprune.passes.channels.rules import (
+    conv,
+    elementwise,
+    indexing,
+    linear,
+    lookup,
+    norm,
+    quantize,
+    recurrent,
+    reduce,
+    reshape,
+    select,
+)
 
-FAMILIES = (conv, linear, norm, elementwise, reduce, reshape, select, indexing, lookup)
+FAMILIES = (conv, linear, recurrent, norm, elementwise, reduce, reshape, select, indexing, lookup, quantize)
 
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 

@@ -111,6 +111,15 @@ def _last_two(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any
     return {**attrs, "dims": [-1, -2], "keeps_zero": True}
 
 
+def _axis_input(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**attrs, "dims": [int(inputs["axis"].data)], "keeps_zero": not attrs.get("exclusive", 0)}
+
+
+def _sequences(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dims": [attrs.get("batch_axis", 1), attrs.get("time_axis", 0)], "keeps_zero": True}
+
+
+_AXIS_INPUT = Binding(inputs=("input", "axis"), needs=("axis",), read=_axis_input)
 _AXIS = Binding(inputs=("input", "k"), read=_one_dim)
 
 RULES = (
@@ -122,10 +131,28 @@ RULES = (
         aten={
             name: Binding(read=_one_dim) for name in ("sort", "argsort", "topk", "cumsum", "cumprod", "logcumsumexp")
         },
-        onnx=dict.fromkeys(("TopK",), _AXIS),
+        onnx={"TopK": _AXIS, **dict.fromkeys(("CumSum", "CumProd"), _AXIS_INPUT)},
     ),
-    Rule("triangle", along_dims, aten={"tril": Binding(read=_last_two), "triu": Binding(read=_last_two)}),
+    Rule(
+        "triangle",
+        along_dims,
+        aten={"tril": Binding(read=_last_two), "triu": Binding(read=_last_two)},
+        onnx={"Trilu": Binding(inputs=("input", "k"), read=_last_two)},
+    ),
+    Rule(
+        "reversed sequences",
+        along_dims,
+        onnx={"ReverseSequence": Binding(inputs=("input", "lengths"), read=_sequences)},
+    ),
     Rule("index", index, resize_index, aten={"index": Binding()}, moves=True),
     Rule("window", window, aten={"unfold": Binding()}),
-    Rule("gather", gather, aten={"gather": Binding()}, onnx={"GatherElements": Binding(inputs=("input", "index"))}),
+    Rule(
+        "gather",
+        gather,
+        aten={"gather": Binding()},
+        onnx=dict.fromkeys(
+            ("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Scatter"),
+            Binding(inputs=("input", "index", "updates")),
+        ),
+    ),
 )

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+import numpy as np
+
+from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Op, Rule
+from graphprune.passes.channels.rules.reshape import resize_shape
 from graphprune.passes.channels.value import Facet, Value
 
 
@@ -20,6 +23,18 @@ def create(analysis: Analysis, op: Op) -> list[Value]:
         for facet in value.facets:
             analysis.drop(facet.labels)
     return [Value(shape, constant=True) for shape in op.out_shapes]
+
+
+def filled(analysis: Analysis, op: Op) -> list[Value]:
+    """One number everywhere: every dimension can be cut, and the sizes follow."""
+    number = op.attrs.get("value")
+    zero = number is None or not np.any(number)
+    facets = []
+    for dim, size in enumerate(op.shape):
+        if size > 1:
+            labels = analysis.space.fresh(size)
+            facets.append(Axis(labels, np.full(size, zero)).facet(len(op.shape), dim))
+    return [Value(op.shape, tuple(facets), constant=True)]
 
 
 def shape_of(analysis: Analysis, op: Op) -> list[Value]:
@@ -44,7 +59,8 @@ RULES = (
         "literal",
         create,
         aten={name: Binding() for name in _LITERALS},
-        onnx={name: Binding() for name in ("ConstantOfShape", "Range")},
+        onnx={name: Binding() for name in ("Range", "RandomNormal", "RandomUniform")},
     ),
+    Rule("filling", filled, resize_shape, onnx={"ConstantOfShape": Binding(inputs=("shape",))}),
     Rule("shape", shape_of, onnx={"Shape": Binding(inputs=("input",)), "Size": Binding(inputs=("input",))}),
 )
