@@ -24,8 +24,8 @@ REPOSITORY = HERE.parents[1]
 MEGABYTE = 2**20
 
 
-def run_child(arguments: Sequence[str], limit: float, threads: int) -> Row:
-    """The row that `child.py` made of these arguments, or of what it got to in `limit` seconds."""
+def run_child(arguments: Sequence[str], limit: float, threads: int, script: Path = HERE / "child.py") -> Row:
+    """The row that `script` made of these arguments, or of what it got to in `limit` seconds."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
@@ -35,7 +35,7 @@ def run_child(arguments: Sequence[str], limit: float, threads: int) -> Row:
     }
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "row.json"
-        command = [sys.executable, str(HERE / "child.py"), *arguments, "--threads", str(threads), "--row", str(output)]
+        command = [sys.executable, str(script), *arguments, "--threads", str(threads), "--row", str(output)]
         start = time.perf_counter()
         with (Path(folder) / "stderr").open("w+") as stderr:
             child = subprocess.Popen(

@@ -11,88 +11,20 @@ The same run answers one of two questions, told apart only by what `Facet.zero` 
   contraction of its channels meets zeros now.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.passes.channels.labels import PINNED, Labels, LabelSpace, Mask, keep_dims
+from graphprune.passes.channels.operators import Binding as Binding
+from graphprune.passes.channels.operators import Cut as Cut
+from graphprune.passes.channels.operators import Op as Op
+from graphprune.passes.channels.operators import Rule as Rule
+from graphprune.passes.channels.operators import without_zero_points
 from graphprune.passes.channels.value import Facet, Value
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operator of a network, in the words of its rule.
-
-    Attributes:
-        kind: name in its own vocabulary, for messages (`aten.conv2d.default`, `Conv`).
-        name: the node's name in its graph.
-        where: the user's source line, or the node's name where there is none.
-        inputs: values by the rule's argument names; None where an optional one is absent; a list
-            where the operator takes a list (concatenation).
-        attrs: everything that is not a value, by the rule's argument names.
-        out_shapes: sizes of each result.
-    """
-
-    kind: str
-    name: str
-    where: str
-    inputs: Mapping[str, Any]
-    attrs: Mapping[str, Any]
-    out_shapes: tuple[tuple[int, ...], ...]
-
-    def value(self, name: str) -> Value:
-        """The input of that name; it must be there."""
-        found = self.inputs[name]
-        assert isinstance(found, Value), f"{self.kind} {self.name}: {name}"
-        return found
-
-    def optional(self, name: str) -> Value | None:
-        """The input of that name, or None."""
-        found = self.inputs.get(name)
-        return found if isinstance(found, Value) else None
-
-    def values(self) -> list[Value]:
-        """All inputs, lists flattened, in order."""
-        flat: list[Value] = []
-        for item in self.inputs.values():
-            flat.extend(v for v in (item if isinstance(item, list) else [item]) if isinstance(v, Value))
-        return flat
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the first result."""
-        return self.out_shapes[0]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a plan removes around one operator: the view that a rule's `resize` gets.
-
-    Attributes:
-        inputs: for each input by name, per dimension, which positions stay (absent: all).
-        outputs: the same for each result.
-    """
-
-    inputs: Mapping[str, Mapping[int, Mask]]
-    outputs: Sequence[Mapping[int, Mask]]
-
-    def kept(self, name: str, dim: int) -> Mask | None:
-        """Which positions of an input stay along `dim`, or None when all do."""
-        return self.inputs.get(name, {}).get(dim)
-
-
-@dataclass(frozen=True)
-class Narrowed:
-    """What `resize` asks for an argument that no plan can reach: to keep `kept` positions of it along `dim`.
-
-    A literal that the model makes in its own code, for one, as the zero state of a recurrent layer.
-    """
-
-    dim: int
-    kept: Mask
 
 
 def _cut_to(facet: Facet, dims: tuple[int, ...]) -> Facet:
@@ -103,58 +35,6 @@ def _cut_to(facet: Facet, dims: tuple[int, ...]) -> Facet:
 
 
 _ALL_AT_ONCE = "its channels can only go all at once"
-
-Couple = Callable[["Analysis", Op], "list[Value]"]
-Resize = Callable[[Op, Cut], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Binding:
-    """How one vocabulary spells the arguments of a rule.
-
-    Attributes:
-        names: rule's argument name -> the vocabulary's own name (ATen) where they differ.
-        inputs: names of positional inputs (ONNX), in order; a name that ends in `...` takes all the rest.
-        fixed: arguments that the operator's name itself implies.
-        needs: inputs whose numbers the rule reads (ONNX); where they are computed, the operator is unknown.
-        read: turns the vocabulary's attributes into the rule's, given the operator's input values.
-        write: turns what `resize` returned back into the vocabulary's attributes (given the old ones).
-    """
-
-    names: Mapping[str, str] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ()
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    read: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
-    write: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One operator family: its coupling, and how its arguments follow a cut.
-
-    Attributes:
-        name: the family's name.
-        couple: labels in, labels out.
-        resize: new values of the arguments that mirror sizes; None when there are none.
-        aten: ATen operator (`conv2d`, or `max.other` for one overload) -> binding.
-        onnx: ONNX operator type -> binding.
-        sums: for an operator that sums over the channels of its input, the dimension of the result along which
-            the bias lies; over no channels, the bias is the result.
-        pointwise: treats every position alone (a constant map stays one); may depend on the operator's arguments.
-    """
-
-    name: str
-    couple: Couple
-    resize: Resize | None = None
-    aten: Mapping[str, Binding] = field(default_factory=dict)
-    onnx: Mapping[str, Binding] = field(default_factory=dict)
-    sums: "Callable[[Op], int] | None" = None
-    pointwise: "bool | Callable[[Op], bool]" = False
-
-    def is_pointwise(self, op: Op) -> bool:
-        """Does this operator treat every position alone?"""
-        return self.pointwise(op) if callable(self.pointwise) else self.pointwise
 
 
 @dataclass(frozen=True)
@@ -312,6 +192,8 @@ class Analysis:
                 self.freeze_value(value, op, "no rule for this operator")
             constant = all(value.constant for value in op.values())
             return [Value(shape, constant=constant) for shape in op.out_shapes]
+        if not rule.quantized and any(value.zero_point is not None for value in op.values()):
+            op, rule = without_zero_points(op, rule)
         results = [self.normalize(value, op) for value in rule.couple(self, op)]
         results.extend(Value(shape) for shape in op.out_shapes[len(results) :])  # saved statistics and the like
         self._freeze_lost(op, results)
@@ -333,7 +215,7 @@ class Analysis:
             facets.append(cut)
             if not value.constant:
                 self._alive.append((cut.labels.ravel(), op))
-        return Value(value.shape, tuple(facets), value.constant, value.data, value.parameter)
+        return replace(value, facets=tuple(facets))
 
     def _freeze_or_pin(self, facet: Facet, value: Value, op: Op) -> None:
         if value.constant:

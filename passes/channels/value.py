@@ -7,7 +7,7 @@ channels, input channels, kernel). An element belongs to the channels that its f
 when any of them goes. A dimension along which no facet differs cannot be cut.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +58,8 @@ class Value:
         constant: made of parameters, buffers and literals alone.
         data: the numbers, where they are known and needed (ONNX constants; small integer tensors).
         parameter: name of the parameter or buffer that this value is, unchanged.
+        zero_point: of a quantized tensor, what tells its zero point from others, where that is not 0: the facets'
+            `zero` then says that elements stand at the zero point. None where zero is zero.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +67,7 @@ class Value:
     constant: bool = False
     data: NDArray[Any] | None = None
     parameter: str | None = None
+    zero_point: Hashable | None = None
 
     @property
     def rank(self) -> int:

@@ -4,7 +4,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,18 +206,26 @@ class _Walk:
             return
         base = self.storage.get(node.args[0], node.args[0])
         self.storage[node] = base
-        if not alias.is_write or all(facet.zero.all() for value in results for facet in value.facets):
+        if not alias.is_write:
             return
+        zero = all(facet.zero.all() for value in results for facet in value.facets)
+        constant = all(value.constant for value in results)
         for other in (base, *(view for view, root in self.storage.items() if root is base)):
             held = self.env.get(other)
             if isinstance(held, list):
-                self.env[other] = [self._not_zero(value) for value in held]
+                self.env[other] = [self._written(value, zero, constant) for value in held]
             elif isinstance(held, Value):
-                self.env[other] = self._not_zero(held)
+                self.env[other] = self._written(held, zero, constant)
 
-    def _not_zero(self, value: Value) -> Value:
-        """The same value, of which no zero is known; it stays the same to who follows the flow of values."""
-        restated = value.with_facets(tuple(facet.with_zero(False) for facet in value.facets))
+    def _written(self, value: Value, zero: bool, constant: bool) -> Value:
+        """The same value after a change in place: known to be zero or constant only if what was written is.
+
+        It stays the same to who follows the flow of values.
+        """
+        if zero and (constant or not value.constant):
+            return value
+        facets = value.facets if zero else tuple(facet.with_zero(False) for facet in value.facets)
+        restated = replace(value.with_facets(facets), constant=value.constant and constant)
         self.same[id(restated)] = self.same.get(id(value), id(value))
         return restated
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from graphprune.passes.channels.analysis import Cut, Narrowed
+from graphprune.passes.channels.analysis import Cut
 from graphprune.passes.channels.branches import Fate
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
@@ -156,10 +156,10 @@ def _rewrite(module: CapturedModule, node: fx.Node, name: str, value: Any) -> No
             if isinstance(was, fx.Node) and isinstance(new, int):
                 merged.append(_scaled(node, was, new))
             else:
-                merged.append(was if kept else _literal(module, node, f"{name}_{position}", new, was))
+                merged.append(was if kept else _literal(module, node, f"{name}_{position}", new))
         value = merged
     else:
-        value = _literal(module, node, name, value, old)
+        value = _literal(module, node, name, value)
     position = [argument.name for argument in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
     if position < len(node.args):
         node.update_arg(position, value)
@@ -180,16 +180,8 @@ def _scaled(node: fx.Node, size: fx.Node, new: int) -> fx.Node:
     return scaled
 
 
-def _literal(module: CapturedModule, node: fx.Node, name: str, value: Any, old: Any) -> Any:
-    """A new argument in place of `old`, as the graph can hold it: arrays become buffers."""
-    if isinstance(value, Narrowed):
-        kept = _literal(module, node, name, np.flatnonzero(value.kept), old)
-        with module.graph.inserting_before(node):
-            narrowed = module.graph.call_function(torch.ops.aten.index_select.default, (old, value.dim, kept))
-        whole = old.meta["val"]
-        sizes = [len(value.kept.nonzero()[0]) if d == value.dim else n for d, n in enumerate(whole.shape)]
-        narrowed.meta["val"] = whole.new_empty(sizes)
-        return narrowed
+def _literal(module: CapturedModule, node: fx.Node, name: str, value: Any) -> Any:
+    """An argument as the graph can hold it: arrays become buffers."""
     if not isinstance(value, np.ndarray):
         return value
     buffer = f"_{node.name}_{name}"

@@ -16,7 +16,22 @@ from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
-from graphprune.passes.onnx.model import SMALL, attributes, evaluate, load_model, shape_types
+from graphprune.passes.onnx.model import (
+    FEW,
+    SMALL,
+    WEIGHT_TYPES,
+    attributes,
+    evaluate,
+    is_quantized_bias,
+    load_model,
+    shape_types,
+)
+
+_INFERENCE_ERRORS = (
+    *(onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),
+    *(KeyError, ValueError, TypeError, RuntimeError),
+)
+_NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_floats"})
 
 #: What a free size stands for during the analysis: the batch, and any other.
 _BATCH, _FREE = 2, 64
@@ -30,6 +45,7 @@ class OnnxFrontEnd:
         model: the analyzed model.
         ops: node -> rule, binding and operator.
         env: value -> what the analysis knows of it.
+        numbers: value -> its numbers where they are known and may matter: sizes, axes, indices, scales, zero points.
         names: carrier name -> the initializer or constant it stands for.
         nodes: the node of each step of the graph's flow.
     """
@@ -37,6 +53,7 @@ class OnnxFrontEnd:
     model: ir.Model
     ops: Mapping[ir.Node, tuple[Rule, Binding, Op]]
     env: Mapping[ir.Value, Value]
+    numbers: Mapping[ir.Value, NDArray[Any]]
     names: Mapping[str, ir.Value]
     nodes: Sequence[ir.Node]
 
@@ -71,6 +88,7 @@ class _Walk:
         self.sizes = sizes
         self.analysis = Analysis(whole_heads)
         self.env: dict[ir.Value, Value] = {}
+        self.numbers: dict[ir.Value, NDArray[Any]] = {}
         self.unshaped: set[ir.Value] = set()
         self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}
         self.names: dict[str, ir.Value] = {}
@@ -88,11 +106,15 @@ class _Walk:
             if value in constants:
                 continue
             shape = self._input_shape(value)
+            if shape is None:
+                self.unshaped.add(value)
+                continue
             batch = shape[0] if shape and batch == 1 else batch
             self.env[value] = Value(shape)
         for value in graph.initializers.values():
             self._constant(value, value.const_value)
-            if value.is_graph_input():  # may be given another value at run time
+            # May be given another value at run time; before IR version 4 all had to be listed as inputs.
+            if value.is_graph_input() and (self.model.ir_version or 0) >= 4:
                 self._pin(value)
         for node in graph:
             self._visit(node)
@@ -107,43 +129,58 @@ class _Walk:
             inputs=tuple(
                 {"name": v.name, "shape": list(self.env[v].shape), "dtype": str(v.dtype)}
                 for v in graph.inputs
-                if v not in constants
+                if v in self.env and v not in constants
             ),
             unknown=self.unknown,
             steps=self.steps,
             outputs=[self.env[value] for value in graph.outputs if value in self.env],
-            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.names, self.nodes),
+            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.numbers, self.names, self.nodes),
         )
 
     # -- leaves ------------------------------------------------------------------------------------
 
-    def _input_shape(self, value: ir.Value) -> tuple[int, ...]:
+    def _input_shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """Sizes of an input; None for one that is no tensor, or of unknown rank."""
+        if value.shape is None or not isinstance(value.type, ir.TensorType):
+            return None
         shape: list[int] = []
-        for index, dim in enumerate(value.shape or ()):
+        for index, dim in enumerate(value.shape):
             if isinstance(dim, int):
                 shape.append(dim)
-            else:
-                shape.append(self.sizes.setdefault(str(dim.value), _BATCH if index == 0 else _FREE))
+            else:  # sizes without a name have nothing to do with one another
+                symbol = dim.value or f"{value.name}:{index}"
+                shape.append(self.sizes.setdefault(symbol, _BATCH if index == 0 else _FREE))
         return tuple(shape)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+        """A literal. Numbers that weights are made of carry labels; 64-bit integers are sizes and indices."""
         if tensor is None or value.name is None:
             return
         shape = tuple(tensor.shape.numpy())
-        if tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
-            data = tensor.numpy() if self.dead or tensor.size <= 1 else None
+        value.dtype = tensor.dtype
+        few = tensor.size <= FEW and tensor.dtype != ir.DataType.STRING
+        if tensor.dtype in WEIGHT_TYPES or (tensor.dtype == ir.DataType.INT32 and is_quantized_bias(value)):
+            data = tensor.numpy() if self.dead or few else None
+            if few and data is not None:
+                self.numbers[value] = data
             self.env[value] = self.analysis.parameter(value.name, shape, data if self.dead else None)
-            if data is not None and not self.dead:  # scalars: exponents, limits of a clip
+            if data is not None and data.size <= 1 and not self.dead:  # scalars: exponents, limits of a clip
                 self.env[value] = Value(shape, constant=True, data=data)
             self.names[value.name] = value
         else:
             data = tensor.numpy() if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING else None
+            if data is not None:
+                self.numbers[value] = data
             self.env[value] = Value(shape, constant=True, data=data)
 
     def _pin(self, value: ir.Value) -> None:
         known = self.env.get(value)
-        for facet in known.facets if known is not None else ():
+        if known is None:
+            return
+        for facet in known.facets:
             self.analysis.space.freeze(facet.labels, None)
+        self.numbers.pop(value, None)
+        self.env[value] = replace(known, data=None)
 
     # -- nodes ---------------------------------------------------------------------------------------
 
@@ -168,7 +205,10 @@ class _Walk:
         op = self._with_captured(node, op)
         results = self.analysis.run(found[0] if found else None, op)
         if data is not None:
-            results = [Value(r.shape, r.facets, constant=True, data=n) for r, n in zip(results, data, strict=False)]
+            for value, numbers in zip(node.outputs, data, strict=False):
+                self.numbers[value] = numbers
+                value.dtype = value.dtype or ir.DataType.from_numpy(numbers.dtype)
+            results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
 
@@ -190,10 +230,13 @@ class _Walk:
             if name == "value":
                 self._constant(output, attribute.as_tensor())
             else:
-                kind = np.float32 if "float" in name else np.int64
-                self.env[output] = Value(
-                    np.shape(attribute.value), constant=True, data=np.asarray(attribute.value, kind)
-                )
+                kind = ir.DataType.FLOAT if "float" in name else ir.DataType.INT64
+                data = np.asarray(attribute.value, kind.numpy()) if name in _NUMERIC_VALUES else None
+                if data is not None:
+                    output.dtype = kind
+                self.env[output] = Value(np.shape(attribute.value), constant=True, data=data)
+                if data is not None:
+                    self.numbers[output] = data
 
     def _evaluated(self, node: ir.Node) -> list[NDArray[Any]] | None:
         """The numbers of a node's results where they follow from known small integers."""
@@ -206,11 +249,11 @@ class _Walk:
                 return [np.asarray(shape.prod())]
             options = attributes(node)
             return [shape[slice(options.get("start"), options.get("end"))]]
-        inputs = [None if value is None else self.env.get(value) for value in node.inputs]
-        known = [v is None or (v.data is not None and v.data.size <= SMALL and not v.facets) for v in inputs]
+        known = [value is None or value in self.numbers for value in node.inputs]
         if not node.inputs or not all(known) or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return None
-        return evaluate(node, [None if v is None else v.data for v in inputs], self.opsets)
+        found = evaluate(node, [None if v is None else self.numbers[v] for v in node.inputs], self.opsets)
+        return found if found is not None and all(array.size <= SMALL for array in found) else None
 
     def _shapes(self, node: ir.Node, data: list[NDArray[Any]] | None) -> tuple[tuple[int, ...], ...] | None:
         if data is not None:
@@ -225,12 +268,14 @@ class _Walk:
                 if value is None or value.name is None or known is None:
                     continue
                 types[value.name] = shape_types(known.shape, value.dtype)
-                if known.data is not None and known.data.size <= SMALL:
-                    numbers[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(known.data), value.name)
+                if value in self.numbers:
+                    numbers[value.name] = onnx.numpy_helper.from_array(
+                        np.ascontiguousarray(self.numbers[value]), value.name
+                    )
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, numbers, opset_imports=self.opset_ids, ir_version=self.model.ir_version
             )
-        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, KeyError, ValueError, RuntimeError):
+        except _INFERENCE_ERRORS:
             return self._declared(node)
         shapes = []
         for value in node.outputs:
@@ -298,3 +343,9 @@ class _Walk:
         if binding.read is not None:
             attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
         return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)
+
+
+def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:
+    """A computed constant. Numbers of weights stay unsaid: what they are is not what they will be when cut."""
+    known = numbers if numbers.dtype.kind in "iub" or numbers.size <= 1 else None
+    return Value(value.shape, value.facets, constant=True, data=known, zero_point=value.zero_point)

@@ -68,6 +68,12 @@ def _is_literal(value: ir.Value) -> bool:
     return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
 
 
+def _attribute(name: str, value: Any) -> ir.Attr:
+    if isinstance(value, list):
+        return ir.AttrInt64s(name, value)
+    return ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, int(value))
+
+
 class _Cutter:
     def __init__(self, graph: ChannelGraph, removed: Mask) -> None:
         self.graph = graph
@@ -75,6 +81,7 @@ class _Cutter:
         self.front: OnnxFrontEnd = graph.front_end
         self.cuts = {value: graph.cuts(known, removed) for value, known in self.front.env.items()}
         self.opsets = dict(self.front.model.graph.opset_imports)
+        self._after: dict[ir.Value, NDArray[Any] | None] = {}
 
     def run(self) -> None:
         for node in self.front.ops:
@@ -105,54 +112,71 @@ class _Cutter:
                 self._set_input(node, binding.inputs.index(key), new)
                 node.attributes.pop("num_outputs", None)  # Split: either a number of parts or their sizes
             else:
-                is_list = isinstance(new, list)
-                node.attributes[key] = ir.AttrInt64s(key, new) if is_list else ir.AttrInt64(key, int(new))
+                node.attributes[key] = _attribute(key, new)
 
     def _is_attribute(self, node: ir.Node, key: str) -> bool:
         version = self.opsets.get(node.domain) or self.opsets.get("", 1)
         return key in onnx.defs.get_schema(node.op_type, version, node.domain).attributes
 
     def _set_input(self, node: ir.Node, position: int, new: Any) -> None:
-        """Replace an input by a new constant. None inside a list keeps the old entry.
+        """Give an input other numbers. None inside a list keeps the old entry.
 
-        Sizes that the graph computes are left alone where they follow the cut by themselves.
+        1. Numbers that the graph computes are left alone where they follow the cut by themselves.
+        2. Of those that do not, only the wrong ones are replaced: others may depend on free sizes.
+        3. A literal is replaced as a whole.
         """
         old = node.inputs[position] if position < len(node.inputs) else None
-        known = self.front.env.get(old) if old is not None else None
+        before = self.front.numbers.get(old) if old is not None else None
         if isinstance(new, list) and any(item is None for item in new):
-            assert known is not None
-            assert known.data is not None
-            before = known.data.ravel().tolist()
-            new = [was if item is None or was == -1 else item for was, item in zip(before, new, strict=True)]
-            if new == before:
+            assert before is not None
+            rows = before.ravel().tolist()
+            new = [was if item is None or was == -1 else item for was, item in zip(rows, new, strict=True)]
+            if new == rows:
                 return
-        dtype = np.int64 if known is None or known.data is None else known.data.dtype
-        data = np.asarray(new, dtype=dtype)
-        if old is not None and not _is_literal(old):
-            found = self._recomputed(old)
-            if found is not None and np.array_equal(found, data):
-                return
-            data = self._unbaked(node, data)
+        data = np.asarray(new, dtype=np.int64 if before is None else before.dtype)
+        found = None if old is None or _is_literal(old) else self._recomputed(old)
+        if found is not None and np.array_equal(found, data):
+            return  # case 1
         name = f"{node.outputs[0].name}_{position}_slim"
-        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(ir.DataType.from_numpy(data.dtype)))
-        value.const_value = ir.tensor(data, name=name)
-        self.front.model.graph.register_initializer(value)
+        value = self._literal(name, data)
+        if old is not None and found is not None and found.shape == data.shape and data.ndim == 1:  # case 2
+            value = self._patched(node, old, found == data, value)
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
         node.replace_input_with(position, value)
 
+    def _literal(self, name: str, data: NDArray[Any]) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(ir.DataType.from_numpy(data.dtype)))
+        value.const_value = ir.tensor(data, name=name)
+        self.front.model.graph.register_initializer(value)
+        return value
+
+    def _patched(self, node: ir.Node, old: ir.Value, right: NDArray[Any], fixed: ir.Value) -> ir.Value:
+        """`old` where it is right, else `fixed`."""
+        mask = self._literal(f"{fixed.name}_computed", right)
+        choice = ir.node("Where", [mask, old, fixed], name=f"{fixed.name}_choice")
+        (value,) = choice.outputs
+        value.name, value.shape, value.type = f"{fixed.name}_patched", fixed.shape, fixed.type
+        self.front.model.graph.insert_before(node, choice)
+        return value
+
     def _recomputed(self, value: ir.Value) -> NDArray[Any] | None:
-        """What a computed integer tensor holds once the tensors whose sizes it reads are cut; None if unknown."""
-        known = self.front.env.get(value)
-        if known is None or known.data is None:
-            return None
+        """What computed numbers are once the tensors whose sizes they read are cut; None if unknown."""
+        if value not in self._after:
+            self._after[value] = self._recompute(value)
+        return self._after[value]
+
+    def _recompute(self, value: ir.Value) -> NDArray[Any] | None:
+        known = self.front.numbers.get(value)
         producer = value.producer()
-        if _is_literal(value) or producer is None:
-            return known.data
-        if producer.op_type == "Shape" and producer.inputs[0] is not None:
+        if known is None or _is_literal(value) or producer is None:
+            return known
+        if producer.op_type in ("Shape", "Size") and producer.inputs[0] is not None:
             source = producer.inputs[0]
             cuts = self.cuts.get(source, {})
             sizes = [int(cuts[d].sum()) if d in cuts else n for d, n in enumerate(self.front.env[source].shape)]
+            if producer.op_type == "Size":
+                return np.asarray(np.prod(sizes), dtype=np.int64)
             options = attributes(producer)
             return np.asarray(sizes, dtype=np.int64)[slice(options.get("start"), options.get("end"))]
         inputs = [None if item is None else self._recomputed(item) for item in producer.inputs]
@@ -160,11 +184,3 @@ class _Cutter:
             return None
         results = evaluate(producer, inputs, self.opsets)
         return None if results is None else results[list(producer.outputs).index(value)]
-
-    def _unbaked(self, node: ir.Node, sizes: NDArray[Any]) -> NDArray[Any]:
-        """Sizes computed from the batch hold the batch of the analysis: in Reshape, 0 copies it from the input."""
-        source = self.front.env.get(node.inputs[0]) if node.inputs[0] is not None else None
-        if node.op_type == "Reshape" and source is not None and source.rank and sizes[0] == source.shape[0]:
-            sizes = sizes.copy()
-            sizes[0] = 0
-        return sizes

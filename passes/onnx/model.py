@@ -17,6 +17,19 @@ from graphprune.passes.errors import ModelLoadError
 #: Integer tensors up to this size are evaluated: shapes, axes, indices of channels.
 SMALL = 1 << 16
 
+#: Small numbers of other types are known too: scales of a Resize, limits, zero points.
+FEW = 1 << 10
+
+#: Types that weights are stored in. Wider integers are sizes, axes and indices.
+WEIGHT_TYPES = frozenset(
+    kind
+    for kind in ir.DataType
+    if kind.is_floating_point() or kind in (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
+)
+
+#: Inputs that hold a bias in the precision of the sums: 32 bits.
+_QUANTIZED_BIAS = {("QLinearConv", 8), ("DequantizeLinear", 0), ("DequantizeLinear", 2)}
+
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
     """Read an ONNX file; model-local functions are inlined, external data stays on disk until it is needed.
@@ -36,6 +49,11 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if model.functions:
         InlinePass()(model)
     return model
+
+
+def is_quantized_bias(value: ir.Value) -> bool:
+    """Is a 32-bit integer tensor a bias, not sizes or indices?"""
+    return any((use.node.op_type, use.idx) in _QUANTIZED_BIAS for use in value.uses())
 
 
 def _first_line(error: BaseException) -> str:

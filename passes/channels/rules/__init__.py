@@ -13,13 +13,14 @@ from graphprune.passes.channels.rules import (
     linear,
     lookup,
     norm,
+    quantize,
     recurrent,
     reduce,
     reshape,
     select,
 )
 
-FAMILIES = (conv, linear, recurrent, norm, elementwise, reduce, reshape, select, indexing, lookup)
+FAMILIES = (conv, linear, recurrent, norm, elementwise, reduce, reshape, select, indexing, lookup, quantize)
 
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 

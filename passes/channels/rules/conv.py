@@ -162,16 +162,29 @@ def resize_groups(op: Op, cut: Cut) -> dict[str, Any]:
     return {"groups": int(first.reshape(groups, -1).any(axis=1).sum())}
 
 
+def deformable(analysis: Analysis, op: Op) -> list[Value]:
+    """A convolution that reads at computed offsets, which no channel is removed from."""
+    for name in ("offset", "mask"):
+        value = op.optional(name)
+        if value is not None:
+            analysis.freeze_value(value, op, "offsets")
+    if op.attrs.get("offset_group", 1) > 1:
+        analysis.freeze_value(op.value("input"), op, "offsets for parts of the channels")
+    return convolution(analysis, op)
+
+
 _CONV = {"transposed": False}
 _TRANSPOSED = {"transposed": True}
 _ONNX_INPUTS = ("input", "weight", "bias")
 
 
-def _read_group(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+def read_group(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """ONNX's `group` in the words of the rule."""
     return {**attrs, "groups": attrs.get("group", 1)}
 
 
-def _write_group(attrs: dict[str, Any], old: Any) -> dict[str, Any]:
+def write_group(attrs: dict[str, Any], old: Any) -> dict[str, Any]:
+    """The inverse of `read_group`."""
     return {"group": attrs["groups"]} if "groups" in attrs else {}
 
 
@@ -189,9 +202,19 @@ RULES = (
             "convolution": Binding(),
         },
         onnx={
-            "Conv": Binding(inputs=_ONNX_INPUTS, fixed=_CONV, read=_read_group, write=_write_group),
-            "ConvTranspose": Binding(inputs=_ONNX_INPUTS, fixed=_TRANSPOSED, read=_read_group, write=_write_group),
+            "Conv": Binding(inputs=_ONNX_INPUTS, fixed=_CONV, read=read_group, write=write_group),
+            "ConvTranspose": Binding(inputs=_ONNX_INPUTS, fixed=_TRANSPOSED, read=read_group, write=write_group),
         },
         sums=_channel_dim,
+    ),
+    Rule(
+        "deformable convolution",
+        deformable,
+        resize_groups,
+        onnx={
+            "DeformConv": Binding(
+                inputs=("input", "weight", "offset", "bias", "mask"), fixed=_CONV, read=read_group, write=write_group
+            )
+        },
     ),
 )

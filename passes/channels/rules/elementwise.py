@@ -19,7 +19,9 @@ Choose = Callable[[Op], Combine]
 
 def _rule(name: str, choose: Choose, aten: tuple[str, ...], onnx: tuple[str, ...] = (), inputs: Any = None) -> Rule:
     def couple(analysis: Analysis, op: Op) -> list[Value]:
-        return [broadcast(analysis, op, op.values(), choose(op))]
+        result = broadcast(analysis, op, op.values(), choose(op))
+        masks = [shape == op.shape for shape in op.out_shapes[1:]]  # of a dropout
+        return [result, *(replace(result, facets=tuple(f.with_zero(False) for f in result.facets)) for m in masks if m)]
 
     binding = Binding(inputs=inputs or ("input", "other", "third"))
     return Rule(name, couple, aten={key: Binding() for key in aten}, onnx=dict.fromkeys(onnx, binding))
@@ -115,12 +117,12 @@ _LOSES_ZERO = (
 ).split()
 _SINGULAR = ["acosh", "digamma", "lgamma", "log", "log10", "log2", "logit", "reciprocal", "rsqrt"]
 _ONNX_KEEPS_ZERO = (
-    "Abs Asin Asinh Atan Atanh Cast Ceil Celu Dropout Elu Erf Floor Gelu HardSwish LeakyRelu Mish Neg Relu Round "
-    "Selu Shrink Sign Sin Sinh Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+    "Abs Asin Asinh Atan Atanh BitCast BitShift Cast Ceil Celu Dropout Elu Erf Floor Gelu HardSwish LeakyRelu Mish Neg "
+    "Relu Round Selu Shrink Sign Sin Sinh Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 ).split()
 _ONNX_LOSES_ZERO = (
-    "Acos And BitwiseNot Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less LessOrEqual Not "
-    "Or Sigmoid Softplus Xor"
+    "Acos And Bernoulli BitwiseNot BitwiseOr BitwiseXor Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf "
+    "IsNaN Less LessOrEqual Not Or RandomNormalLike RandomUniformLike Sigmoid Softplus Xor"
 ).split()
 
 
@@ -154,8 +156,9 @@ _FAMILY = (
         _identity,
         aten=_bind("alias", "clone", "contiguous", "detach", "lift_fresh_copy"),
         onnx=_bind("Identity", inputs=("input",)),
+        moves=True,
     ),
-    Rule("cast", _cast, aten=_bind("to", "type_as")),
+    Rule("cast", _cast, aten=_bind("to", "type_as"), onnx=_bind("CastLike", inputs=("input", "other"))),
     _rule("copy", _copied, ("copy",)),
     _rule("activation, zero at zero", lambda op: first_zero, tuple(_KEEPS_ZERO), tuple(_ONNX_KEEPS_ZERO)),
     _rule(
@@ -171,7 +174,8 @@ _FAMILY = (
     _rule(
         "maximum", _add, ("maximum", "minimum", "max.other", "min.other", "fmax", "fmin"), ("Max", "Min"), ("input...",)
     ),
-    _rule("product", lambda op: any_zero, ("mul", "logical_and", "bitwise_and"), ("Mul",)),
+    _rule("product", lambda op: any_zero, ("mul", "logical_and", "bitwise_and"), ("Mul", "BitwiseAnd")),
+    _rule("relu with a slope of any shape", lambda op: first_zero, (), ("PRelu",)),
     Rule(
         "quotient",
         _quotient,

@@ -120,6 +120,13 @@ def picked_along(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(shape, result.facets) for shape in op.out_shapes]
 
 
+def picked_anywhere(analysis: Analysis, op: Op) -> list[Value]:
+    """Positions are picked along several dimensions at once: all that take part is frozen."""
+    for value in op.values():
+        analysis.freeze_value(value, op, "every position is picked by itself")
+    return [Value(shape) for shape in op.out_shapes]
+
+
 def _alike(op: Op, values: Sequence[Value]) -> list[Value]:
     return [value for value in values if value.rank == len(op.shape)]
 
@@ -173,13 +180,6 @@ def _as_map(array: Any) -> Any:
     return array[..., None, None]
 
 
-def sample(analysis: Analysis, op: Op) -> list[Value]:
-    """`grid_sample`: channels pass; positions are read wherever the grid says."""
-    x, grid = op.value("input"), op.value("grid")
-    analysis.freeze_value(grid, op, "says where to sample")
-    return [Value(op.shape, freeze_along(analysis, op, x, range(2, x.rank), "is sampled at positions"), x.constant)]
-
-
 def pairs(analysis: Analysis, op: Op) -> list[Value]:
     """Real and imaginary part as a last dimension of two, taken away or added."""
     x = op.value("input")
@@ -215,10 +215,19 @@ def _last_two(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any
     return {**attrs, "dims": [-1, -2], "keeps_zero": True}
 
 
+def _axis_input(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**attrs, "dims": [int(inputs["axis"].data)], "keeps_zero": not attrs.get("exclusive", 0)}
+
+
+def _sequences(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dims": [attrs.get("batch_axis", 1), attrs.get("time_axis", 0)], "keeps_zero": True}
+
+
+_AXIS_INPUT = Binding(inputs=("input", "axis"), needs=("axis",), read=_axis_input)
 _AXIS = Binding(inputs=("input", "k"), read=_one_dim)
 
 RULES = (
-    Rule("flip", flip, aten={"flip": Binding()}),
+    Rule("flip", flip, aten={"flip": Binding()}, moves=True),
     Rule("roll", along_dims, aten={"roll": Binding(read=_roll_dims)}),
     Rule(
         "sorting or accumulation",
@@ -226,10 +235,20 @@ RULES = (
         aten={
             name: Binding(read=_one_dim) for name in ("sort", "argsort", "topk", "cumsum", "cumprod", "logcumsumexp")
         },
-        onnx=dict.fromkeys(("TopK",), _AXIS),
+        onnx={"TopK": _AXIS, **dict.fromkeys(("CumSum", "CumProd"), _AXIS_INPUT)},
     ),
-    Rule("triangle", along_dims, aten={"tril": Binding(read=_last_two), "triu": Binding(read=_last_two)}),
-    Rule("index", index, resize_index, aten={"index": Binding()}),
+    Rule(
+        "triangle",
+        along_dims,
+        aten={"tril": Binding(read=_last_two), "triu": Binding(read=_last_two)},
+        onnx={"Trilu": Binding(inputs=("input", "k"), read=_last_two)},
+    ),
+    Rule(
+        "reversed sequences",
+        along_dims,
+        onnx={"ReverseSequence": Binding(inputs=("input", "lengths"), read=_sequences)},
+    ),
+    Rule("index", index, resize_index, aten={"index": Binding()}, moves=True),
     Rule("window", window, aten={"unfold": Binding()}),
     Rule(
         "picking along a dimension",
@@ -240,7 +259,9 @@ RULES = (
         },
         onnx={
             "GatherElements": Binding(inputs=("input", "index"), read=_first_dim),
-            "ScatterElements": Binding(inputs=("input", "index", "source"), read=_first_dim),
+            **dict.fromkeys(
+                ("ScatterElements", "Scatter"), Binding(inputs=("input", "index", "source"), read=_first_dim)
+            ),
         },
     ),
     Rule(
@@ -256,12 +277,11 @@ RULES = (
     Rule("difference of neighbours", differences, aten={"diff": Binding(read=_one_dim_kept)}),
     Rule("image to columns", columns, aten={"im2col": Binding()}),
     Rule("columns to image", image, aten={"col2im": Binding()}),
-    Rule(
-        "sampling at positions",
-        sample,
-        aten={name: Binding() for name in ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")},
-        onnx={"GridSample": Binding(inputs=("input", "grid"))},
-    ),
     Rule("complex from pairs", pairs, aten={"view_as_complex": Binding()}),
     Rule("pairs from complex", pairs, aten={"view_as_real": Binding()}),
+    Rule(
+        "picking single positions",
+        picked_anywhere,
+        onnx=dict.fromkeys(("GatherND", "ScatterND"), Binding(inputs=("input", "index", "source"))),
+    ),
 )

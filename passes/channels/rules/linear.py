@@ -242,6 +242,22 @@ def _merged_letter(analysis: Analysis, op: Op, found: list[Axis | None], in_resu
     return Axis(present[0].labels, zero)
 
 
+def _read_einsum(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    equation = attrs["equation"]
+    return {"equation": equation.decode() if isinstance(equation, bytes) else equation}
+
+
+def onnx_attention(analysis: Analysis, op: Op) -> list[Value]:
+    """ONNX Attention with heads as a dimension of their own; of another form, all it touches is frozen."""
+    q, k = op.value("query"), op.value("key")
+    cached = op.optional("past_key") is not None or len(op.out_shapes) > 1
+    if q.rank == 4 and q.shape[1] == k.shape[1] and not cached:
+        return attention(analysis, op)
+    for value in op.values():
+        analysis.freeze_value(value, op, "attention of this form has no rule")
+    return [Value(shape) for shape in op.out_shapes]
+
+
 def _last(op: Op) -> int:
     return len(op.shape) - 1
 
@@ -261,6 +277,17 @@ RULES = (
         aten={"addmm": Binding(names={"bias": "self", "input": "mat1", "other": "mat2"})},
     ),
     Rule("general matrix product", gemm, onnx={"Gemm": Binding(inputs=("input", "other", "bias"))}, sums=_last),
-    Rule("einsum", einsum, aten={"einsum": Binding()}),
+    Rule(
+        "einsum",
+        einsum,
+        aten={"einsum": Binding()},
+        onnx={"Einsum": Binding(inputs=("tensors...",), read=_read_einsum)},
+    ),
     Rule("attention", attention, resize_attention, aten={"scaled_dot_product_attention": Binding()}),
+    Rule(
+        "attention with a cache",
+        onnx_attention,
+        resize_attention,
+        onnx={"Attention": Binding(inputs=("query", "key", "value", "attn_mask", "past_key", "past_value"))},
+    ),
 )

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Op, Rule
+from graphprune.passes.channels.rules.reshape import resize_shape
 from graphprune.passes.channels.value import Facet, Value
 
 
@@ -24,11 +25,25 @@ def create(analysis: Analysis, op: Op) -> list[Value]:
     for value in op.values():
         for facet in value.facets:
             analysis.drop(facet.labels)
-    known = np.zeros(()) if op.attrs.get("zeros") else None
-    return [
-        Value(shape, constant=True, data=None if known is None else np.broadcast_to(known, shape))
-        for shape in op.out_shapes
-    ]
+    return [Value(shape, constant=True) for shape in op.out_shapes]
+
+
+def filled(analysis: Analysis, op: Op) -> list[Value]:
+    """One number everywhere: every dimension can be cut, and the sizes follow.
+
+    A tensor whose type or device it takes over has no more to do with it.
+    """
+    for value in op.values():
+        for facet in value.facets:
+            analysis.drop(facet.labels)
+    number = op.attrs.get("value")
+    zero = number is None or not np.any(number)
+    facets = []
+    for dim, size in enumerate(op.shape):
+        if size > 1:
+            labels = analysis.space.fresh(size)
+            facets.append(Axis(labels, np.full(size, zero)).facet(len(op.shape), dim))
+    return [Value(op.shape, tuple(facets), constant=True)]
 
 
 def shape_of(analysis: Analysis, op: Op) -> list[Value]:
@@ -43,18 +58,31 @@ def _known_shape(op: Op) -> Any:
     return op.attrs.get("result")
 
 
-_LITERALS = ("ones full empty arange scalar_tensor eye linspace rand randn new_ones new_full new_empty").split()
+_LITERALS = ("arange", "scalar_tensor", "eye", "linspace", "rand", "randn")
+
+
+def _filling(number: float, **names: str) -> Binding:
+    return Binding(names={"shape": "size", **names}, fixed={"value": number})
+
 
 RULES = (
     Rule("embedding", embedding, aten={"embedding": Binding(), "embedding_bag": Binding()}),
     Rule(
         "literal",
         create,
+        aten={name: Binding() for name in _LITERALS},
+        onnx={name: Binding() for name in ("Range", "RandomNormal", "RandomUniform")},
+    ),
+    Rule(
+        "filling",
+        filled,
+        resize_shape,
         aten={
-            **{name: Binding() for name in _LITERALS},
-            **{name: Binding(fixed={"zeros": True}) for name in ("zeros", "new_zeros")},
+            **{name: _filling(0) for name in ("zeros", "new_zeros")},
+            **{name: _filling(1) for name in ("ones", "new_ones", "empty", "new_empty")},
+            **{name: _filling(1, value="fill_value") for name in ("full", "new_full")},
         },
-        onnx={name: Binding() for name in ("ConstantOfShape", "Range")},
+        onnx={"ConstantOfShape": Binding(inputs=("shape",))},
     ),
     Rule("shape", shape_of, onnx={"Shape": Binding(inputs=("input",)), "Size": Binding(inputs=("input",))}),
 )

@@ -44,6 +44,10 @@ def batch_norm(analysis: Analysis, op: Op) -> list[Value]:
     """Y = (x - mean) / sqrt(var + eps) * weight + bias, per channel of dimension 1."""
     x = op.value("input")
     names = ("weight", "bias", "running_mean", "running_var")
+    if op.attrs.get("training_mode"):
+        for value in op.values():
+            analysis.freeze_value(value, op, "is in training mode")
+        return [Value(shape) for shape in op.out_shapes]
     axis = analysis.axis(x, 1) if x.rank > 1 else None
     if op.optional("running_mean") is None:
         _freeze_positions(analysis, op, x, 0)
@@ -146,9 +150,26 @@ def group_norm(analysis: Analysis, op: Op) -> list[Value]:
     else:
         analysis.unite(rows, rows[:1])
         analysis.inexact(axis.labels, op, "statistics over channels")
+    given = op.optional("weight")
+    if given is not None and given.shape != (x.shape[1],):
+        return [_scaled_by_group(analysis, op, x, axis)]
     weight, bias = _scaled(analysis, op, axis, ("weight", "bias"))
     zero = _zero(bias, op.optional("bias") is None) & (_zero(weight, False) | axis.zero)
     return [Value(op.shape, (Axis(axis.labels, np.broadcast_to(zero, axis.labels.shape)).facet(x.rank, 1),))]
+
+
+def _scaled_by_group(analysis: Analysis, op: Op, x: Value, axis: Axis) -> Value:
+    """ONNX before opset 21: one scale and one shift for each group."""
+    rows = axis.labels.reshape(op.attrs["num_groups"], -1)
+    for name in ("weight", "bias"):
+        own = analysis.axis(op.optional(name), 0)
+        if own is not None and _whole_groups(op):
+            analysis.unite(rows[:, 0], own.labels)
+        elif own is not None:
+            analysis.space.freeze(own.labels, None)
+        elif _whole_groups(op):
+            analysis.freeze(axis.labels, op, f"its {name} cannot be cut")
+    return Value(op.shape, (axis.facet(x.rank, 1).with_zero(False),))
 
 
 def resize_group_norm(op: Op, cut: Cut) -> dict[str, Any]:
@@ -183,6 +204,36 @@ def softmax(analysis: Analysis, op: Op) -> list[Value]:
             analysis.inexact(facet.labels, op, "softmax over channels")
         facets.append(facet.with_zero(never_zero([])))
     return [Value(op.shape, tuple(facets))]
+
+
+def normalize_dims(analysis: Analysis, op: Op) -> list[Value]:
+    """Divided by a statistic over `dims` that sums of powers give (`sums`: zeros add nothing), or others."""
+    x = op.value("input")
+    dims = [dim % x.rank for dim in op.attrs["dims"]]
+    facets = []
+    for facet in x.facets:
+        if any(dim in dims for dim in facet.dims):
+            facet = analysis.settle_facet(facet)
+            if not any(dim in dims for dim in facet.dims):
+                pass
+            elif op.attrs["sums"]:
+                analysis.contract(facet.labels, facet.zero, op)
+            else:
+                analysis.inexact(facet.labels, op, "statistics over channels")
+        facets.append(facet)
+    return [Value(op.shape, tuple(facets), x.constant)]
+
+
+def _read_lp(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    return {"dims": [attrs.get("axis", -1)], "sums": True}
+
+
+def _read_neighbors(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    return {"dims": [1], "sums": False}
+
+
+def _read_mean_variance(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    return {"dims": attrs.get("axes", [0, 2, 3]), "sums": False}
 
 
 _NORM_INPUTS = ("input", "weight", "bias", "running_mean", "running_var")
@@ -235,6 +286,18 @@ RULES = (
         resize_group_norm,
         aten={"group_norm": Binding()},
         onnx={"GroupNormalization": Binding(inputs=_NORM_INPUTS[:3])},
+    ),
+    Rule(
+        "statistics along dimensions",
+        normalize_dims,
+        onnx={
+            name: Binding(inputs=("input",), read=read)
+            for name, read in (
+                ("LpNormalization", _read_lp),
+                ("LRN", _read_neighbors),
+                ("MeanVarianceNormalization", _read_mean_variance),
+            )
+        },
     ),
     Rule("parametric relu", prelu, aten={"prelu": Binding(names={"input": "self"}), "_prelu_kernel": Binding()}),
     Rule(

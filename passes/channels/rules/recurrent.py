@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Narrowed, Op, Rule
+from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.labels import Labels, Mask
 from graphprune.passes.channels.rules.indexing import freeze_along
 from graphprune.passes.channels.rules.linear import contract_pair
@@ -52,13 +52,9 @@ def _input(analysis: Analysis, op: Op, x: Value, weight: Value, dim: int) -> Axi
     return read
 
 
-def _is_zero(state: Value) -> bool:
-    return state.constant and not state.facets and state.data is not None and not state.data.any()
-
-
 def _state(analysis: Analysis, op: Op, state: Value | None, units: Labels) -> Mask | bool:
     """An initial state joins the units; where it is zero."""
-    if state is None or _is_zero(state):
+    if state is None:
         return True
     freeze_along(analysis, op, state, range(state.rank - 1), "is an initial state")
     axis = analysis.axis(state, -1)
@@ -131,19 +127,6 @@ def _results(op: Op, back: Labels, units: Labels, zeros: Sequence[Mask]) -> list
     return [Value(op.shape, (sequence,)), *ends]
 
 
-def resize_recurrent(op: Op, cut: Cut) -> dict[str, Any]:
-    """Initial states that are literal zeros have the sizes of the last states."""
-    given = op.inputs["hx"]
-    states = given if isinstance(given, list) else [given]
-    changes: list[Narrowed | None] = []
-    for state, kept in zip(states, cut.outputs[1:], strict=False):
-        mask = kept.get(state.rank - 1)
-        changes.append(None if mask is None or not _is_zero(state) else Narrowed(state.rank - 1, mask))
-    if not any(changes):
-        return {}
-    return {"hx": changes if isinstance(given, list) else changes[0]}
-
-
 #: Activations f of ONNX's recurrent layers with f(0) = 0 for all of their parameters.
 _ZERO_AT_ZERO = {"tanh", "relu", "leakyrelu", "thresholdedrelu", "scaledtanh", "elu", "softsign"}
 
@@ -195,7 +178,6 @@ RULES = (
     Rule(
         "recurrent layer",
         recurrent,
-        resize_recurrent,
         aten={name: Binding(fixed={"gates": gates}, read=_padded) for name, gates in _ATEN_GATES.items()},
     ),
     Rule(

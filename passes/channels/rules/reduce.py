@@ -3,9 +3,11 @@
 A reduction over channels is a contraction without weights: exact only for sums of zeros.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.coupling import broadcast, first_zero
 from graphprune.passes.channels.labels import keep_dims
 from graphprune.passes.channels.value import Facet, Value
 
@@ -89,6 +91,26 @@ def spatial(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(shape, where if number else tuple(facets)) for number, shape in enumerate(op.out_shapes)]
 
 
+def regions(analysis: Analysis, op: Op) -> list[Value]:
+    """Samples of the positions (N, C, ...) at places that other inputs name; the first dimension may change."""
+    x = op.value("input")
+    facets = []
+    for facet in x.facets:
+        if facet.dims == (1,):
+            facets.append(facet)
+        else:
+            analysis.freeze(facet, op, "mixes positions")
+    return [Value(op.shape, tuple(facets))]
+
+
+def unpool(analysis: Analysis, op: Op) -> list[Value]:
+    """The inverse of a maximum pooling, whose indices go with the channels."""
+    x, indices = op.value("input"), op.value("indices")
+    met = broadcast(analysis, replace(op, out_shapes=(x.shape,)), [x, indices], first_zero)
+    rest = replace(op, inputs={"input": met}, attrs={"spatial": x.rank - 2})
+    return spatial(analysis, rest)
+
+
 def resize_resample(op: Op, cut: Cut) -> dict[str, Any]:
     """ONNX Resize may repeat the size of every dimension."""
     if op.optional("sizes") is None or not cut.outputs[0]:
@@ -170,7 +192,20 @@ RULES = (
         onnx={
             **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _POOL),
             **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _POOL),
+            "Upsample": Binding(inputs=("input", "scales"), read=_onnx_resize),
             "Resize": Binding(inputs=("input", "roi", "scales", "sizes"), read=_onnx_resize),
         },
+        moves=True,
     ),
+    Rule(
+        "sampling of regions",
+        regions,
+        aten={name: Binding() for name in ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")},
+        onnx={
+            "GridSample": Binding(inputs=("input", "grid")),
+            "RoiAlign": Binding(inputs=("input", "rois", "batch_indices")),
+            "MaxRoiPool": Binding(inputs=("input", "rois")),
+        },
+    ),
+    Rule("unpooling", unpool, onnx={"MaxUnpool": Binding(inputs=("input", "indices", "output_shape"))}),
 )

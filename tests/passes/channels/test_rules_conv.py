@@ -113,7 +113,7 @@ def test_grouped_convolution_of_the_input_is_frozen_with_its_reason(sketch):
 def test_kernels_that_are_computed_from_nothing_cannot_be_cut(sketch, groups):
     """A fixed filter written in forward: the channels that it reads stay."""
     x = sketch.conv(sketch.input(1, 3, 4, 4), "stem", 8)
-    weight = sketch.call("ones", (6, 8 // groups, 1, 1))
+    weight = sketch.call("rand", (6, 8 // groups, 1, 1))
     y = sketch.call("conv2d", (1, 6, 4, 4), input=x, weight=weight, groups=groups)
     graph = sketch.graph(y)
     assert graph.n_groups == 0
@@ -122,7 +122,7 @@ def test_kernels_that_are_computed_from_nothing_cannot_be_cut(sketch, groups):
 
 def test_a_bias_that_cannot_be_cut(sketch):
     x, weight = sketch.input(1, 3, 4, 4), sketch.parameter("w", 6, 3, 1, 1)
-    y = sketch.call("conv2d", (1, 6, 4, 4), input=x, weight=weight, bias=sketch.call("zeros", (6,)), groups=1)
+    y = sketch.call("conv2d", (1, 6, 4, 4), input=x, weight=weight, bias=sketch.call("arange", (6,)), groups=1)
     graph = sketch.graph(sketch.conv(y, "head", 2))
     assert graph.n_groups == 0
     assert "its bias cannot be cut: conv2d at line 1" in [f.reason for f in graph.frozen]

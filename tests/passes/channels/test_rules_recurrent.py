@@ -1,18 +1,16 @@
 import numpy as np
 import pytest
 
-from graphprune.passes.channels.value import Value
 
-ZEROS = Value((1, 2, 3), constant=True, data=np.broadcast_to(np.zeros(()), (1, 2, 3)))
-
-
-def lstm(sketch, x, units: int = 3, state=ZEROS, name: str = "l", gates: int = 4, kind: str = "lstm.input"):
+def lstm(sketch, x, units: int = 3, state=None, name: str = "l", gates: int = 4, kind: str = "lstm.input"):
     """One layer of one direction on (batch, steps, inputs)."""
     weights = [
         sketch.parameter(f"{name}.{part}", gates * units, *columns)
         for part, columns in (("w", (x.shape[-1],)), ("r", (units,)), ("bw", ()), ("br", ()))
     ]
     batch, steps, _ = x.shape
+    if state is None:
+        state = sketch.call("zeros", (1, batch, units), shape=[1, batch, units])
     end = (1, batch, units)
     shapes = ((batch, steps, units), end, end)[: 3 if gates == 4 else 2]
     return sketch.call(
@@ -49,15 +47,6 @@ def test_a_state_from_outside_cannot_be_cut(sketch):
     graph = sketch.graph(sketch.linear(y, "head", 2))
     assert {s.name for s in graph.sets} == {"stem"}
     assert any("its initial state cannot be cut" in frozen.reason for frozen in graph.frozen)
-
-
-def test_literal_states_are_narrowed_with_the_units(sketch):
-    y = lstm(sketch, stem(sketch))[0]
-    graph = sketch.graph(sketch.linear(y, "head", 2))
-    first, second = sketch.resized(graph, 1, [3])["hx"]
-    assert first.dim == second.dim == 2
-    assert first.kept.tolist() == second.kept.tolist() == [True, False, True]
-    assert sketch.resized(graph, 1, [0]) == {}
 
 
 def test_steps_are_read_one_after_another(sketch):

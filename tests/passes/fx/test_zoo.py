@@ -41,7 +41,7 @@ GROUPS = {
     "ShuffleModule": "stem.0:4",
     "PixelShuffle": "stem.0:4 body:6",
     "UNet": "enc1.0:4 enc2.0:6 enc3.0:8 up:6 dec2.0:5 dec1.0:4",
-    "CatConstant": "stem.0:6",
+    "CatConstant": "stem.0:6 head:2*",
     "StackMaxout": "a.0:6 maxout:4",
     "SplitAttention": "stem.0:4 body.0:8 fc1:4",
     "Hierarchical": "stem.0:3 stem.0:3 stem.0:3 stem.0:3 convs.2.0:3 body.0:6",
@@ -84,7 +84,7 @@ GROUPS = {
     "Fourier": "stem.0:6 body.0:6",
     "InPlace": "stem:4* body:6 stem:4*",
     "InPlaceNonZero": "stem:6~",
-    "Assigned": "body:6",
+    "Assigned": "left:4* right:4* body:6",
     "Literal": "body:6",
     "Dropouts": "stem.0:6 body.0:8",
     "Windows": "stem:6 fc1:8",
@@ -118,6 +118,8 @@ FIXED_SIZES = {
     "Hierarchical",
     "Conditional",
     "InPlace",
+    "CatConstant",
+    "Assigned",
 }
 
 

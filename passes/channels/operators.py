@@ -1,0 +1,155 @@
+"""Operators in the words of their rules, and rules: what the front ends hand to the analysis."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.value import Value
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.analysis import Analysis
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of a network, in the words of its rule.
+
+    Attributes:
+        kind: name in its own vocabulary, for messages (`aten.conv2d.default`, `Conv`).
+        name: the node's name in its graph.
+        where: the user's source line, or the node's name where there is none.
+        inputs: values by the rule's argument names; None where an optional one is absent; a list
+            where the operator takes a list (concatenation).
+        attrs: everything that is not a value, by the rule's argument names.
+        out_shapes: sizes of each result.
+    """
+
+    kind: str
+    name: str
+    where: str
+    inputs: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+    out_shapes: tuple[tuple[int, ...], ...]
+
+    def value(self, name: str) -> Value:
+        """The input of that name; it must be there."""
+        found = self.inputs[name]
+        assert isinstance(found, Value), f"{self.kind} {self.name}: {name}"
+        return found
+
+    def optional(self, name: str) -> Value | None:
+        """The input of that name, or None."""
+        found = self.inputs.get(name)
+        return found if isinstance(found, Value) else None
+
+    def values(self) -> list[Value]:
+        """All inputs, lists flattened, in order."""
+        flat: list[Value] = []
+        for item in self.inputs.values():
+            flat.extend(v for v in (item if isinstance(item, list) else [item]) if isinstance(v, Value))
+        return flat
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the first result."""
+        return self.out_shapes[0]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a plan removes around one operator: the view that a rule's `resize` gets.
+
+    Attributes:
+        inputs: for each input by name, per dimension, which positions stay (absent: all).
+        outputs: the same for each result.
+    """
+
+    inputs: Mapping[str, Mapping[int, Mask]]
+    outputs: Sequence[Mapping[int, Mask]]
+
+    def kept(self, name: str, dim: int) -> Mask | None:
+        """Which positions of an input stay along `dim`, or None when all do."""
+        return self.inputs.get(name, {}).get(dim)
+
+
+Couple = Callable[["Analysis", Op], "list[Value]"]
+Resize = Callable[[Op, Cut], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How one vocabulary spells the arguments of a rule.
+
+    Attributes:
+        names: rule's argument name -> the vocabulary's own name (ATen) where they differ.
+        inputs: names of positional inputs (ONNX), in order; a name that ends in `...` takes all the rest.
+        fixed: arguments that the operator's name itself implies.
+        needs: inputs whose numbers the rule reads (ONNX); where they are computed, the operator is unknown.
+        read: turns the vocabulary's attributes into the rule's, given the operator's input values.
+        write: turns what `resize` returned back into the vocabulary's attributes (given the old ones).
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    read: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
+    write: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One operator family: its coupling, and how its arguments follow a cut.
+
+    Attributes:
+        name: the family's name.
+        couple: labels in, labels out.
+        resize: new values of the arguments that mirror sizes; None when there are none.
+        aten: ATen operator (`conv2d`, or `max.other` for one overload) -> binding.
+        onnx: ONNX operator type -> binding.
+        sums: for an operator that sums over the channels of its input, the dimension of the result along which
+            the bias lies; over no channels, the bias is the result.
+        pointwise: treats every position alone (a constant map stays one); may depend on the operator's arguments.
+        moves: gives elements of its input as they are, so that the zero point of a quantized tensor stays what it was.
+        quantized: reads and sets zero points itself.
+    """
+
+    name: str
+    couple: Couple
+    resize: Resize | None = None
+    aten: Mapping[str, Binding] = field(default_factory=dict)
+    onnx: Mapping[str, Binding] = field(default_factory=dict)
+    sums: "Callable[[Op], int] | None" = None
+    pointwise: "bool | Callable[[Op], bool]" = False
+    moves: bool = False
+    quantized: bool = False
+
+    def is_pointwise(self, op: Op) -> bool:
+        """Does this operator treat every position alone?"""
+        return self.pointwise(op) if callable(self.pointwise) else self.pointwise
+
+
+def without_zero_points(op: Op, rule: Rule) -> tuple[Op, Rule]:
+    """An operator on quantized tensors that knows nothing of it, in words that it understands.
+
+    1. It moves elements of tensors with one zero point: the results have that one.
+    2. Else an element at the zero point is no zero to it.
+    """
+    points = {value.zero_point for value in op.values() if value.facets}
+    if rule.moves and len(points) == 1:
+        couple, point = rule.couple, points.pop()
+
+        def keeping(analysis: "Analysis", op: Op) -> list[Value]:
+            return [replace(value, zero_point=point) for value in couple(analysis, op)]
+
+        return op, replace(rule, couple=keeping)
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, list):
+            return [plain(one) for one in item]
+        if not isinstance(item, Value) or item.zero_point is None:
+            return item
+        return replace(item, facets=tuple(f.with_zero(False) for f in item.facets), zero_point=None)
+
+    return replace(op, inputs={name: plain(item) for name, item in op.inputs.items()}), rule
