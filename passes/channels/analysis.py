@@ -162,6 +162,14 @@ class Analysis:
         self._make_rectangular(facet.labels)
         return _cut_to(facet, self.space.varies(facet.labels))
 
+    def compress(self, facet: Facet) -> Facet:
+        """The facet at size 1 along the dimensions along which its channels differ no more."""
+        dims = facet.dims
+        if len(dims) < 2:
+            return facet
+        varying = self.space.varies(facet.labels)
+        return facet if varying == dims or not varying else _cut_to(facet, varying)
+
     def axis(self, value: Value | None, dim: int) -> "Axis | None":
         """The channels along one dimension of a value, or None where it cannot be cut.
 

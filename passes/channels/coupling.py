@@ -82,7 +82,7 @@ def broadcast(analysis: Analysis, op: Op, values: Sequence[Value], combine: Comb
     """
     shape = op.shape
     rank = len(shape)
-    aligned = [align(value, rank) for value in values]
+    aligned = [[analysis.compress(facet) for facet in align(value, rank)] for value in values]
     facets = []
     for meeting in _meetings(aligned):
         labels = meeting.facets[0][1].labels

@@ -36,7 +36,7 @@ def trace(model: Any, example_inputs: tuple[Any, ...] | None = None, *, whole_he
     Raises:
         CaptureError: the model cannot be captured.
     """
-    return analyze(capture(model, example_inputs), whole_heads=whole_heads)
+    return analyze(capture(model, example_inputs, share=True), whole_heads=whole_heads)
 
 
 def analyze(module: CapturedModule, *, whole_heads: bool = False) -> ChannelGraph:

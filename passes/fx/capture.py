@@ -130,13 +130,17 @@ def set_training(module: fx.GraphModule, mode: bool) -> None:
 
 
 def capture(
-    model: nn.Module | ExportedProgram | CapturedModule, example_inputs: tuple[Any, ...] | None = None
+    model: nn.Module | ExportedProgram | CapturedModule,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    share: bool = False,
 ) -> CapturedModule:
-    """Capture `model` as a graph; the model itself is not touched, its parameters are copied.
+    """Capture `model` as a graph; the model itself is not touched.
 
     Args:
         model: a module, an exported program, or something captured already (returned as it is).
         example_inputs: a tuple of positional inputs; may be left out for an exported program that carries its own.
+        share: keep the model's own parameters instead of copies, for a graph that is looked at and not trained.
 
     Returns:
         The graph in inference mode, with a batch dimension that varies unless the model forbids it.
@@ -165,7 +169,8 @@ def capture(
         unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
     captured = CapturedModule(unlifted, unlifted.graph)
-    _own_parameters(captured)
+    if not share:
+        _own_parameters(captured)
     captured.meta["example_inputs"] = example_inputs
     captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
     _clean(captured)

@@ -1,5 +1,6 @@
 """Cutting parameters out of modules and captured graphs, with everything that repeats their sizes."""
 
+import copy
 import operator
 from collections.abc import Mapping
 from math import gcd
@@ -28,18 +29,28 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def cut_tensors(module: nn.Module, plan: PruningPlan) -> None:
-    """Slice every planned parameter and buffer of `module` in place; tied tensors stay tied.
-
-    A tied tensor may go by another name in the plan than under the path that is come to first.
-    """
-    planned = {id(tensor): (name, tensor) for name, tensor in named_tensors(module).items() if name in plan.removed}
-    cut = {key: _cut_tensor(tensor, plan, name) for key, (name, tensor) in planned.items()}
+    """Slice every planned parameter and buffer of `module` in place; tied tensors stay tied."""
+    cut = _cut_by_identity(module, plan)
     for owner in module.modules():
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for table in tables:
             for leaf, tensor in table.items():
                 if id(tensor) in cut:
                     table[leaf] = cut[id(tensor)]
+
+
+def cut_copy(module: nn.Module, plan: PruningPlan) -> nn.Module:
+    """A deep copy of `module` with every planned parameter and buffer sliced; what is sliced is never copied whole."""
+    return copy.deepcopy(module, dict(_cut_by_identity(module, plan)))
+
+
+def _cut_by_identity(module: nn.Module, plan: PruningPlan) -> dict[int, torch.Tensor]:
+    """Id of each planned tensor -> what is left of it.
+
+    A tied tensor may go by another name in the plan than under the path that is come to first.
+    """
+    planned = {id(tensor): (name, tensor) for name, tensor in named_tensors(module).items() if name in plan.removed}
+    return {key: _cut_tensor(tensor, plan, name) for key, (name, tensor) in planned.items()}
 
 
 def _cut_tensor(tensor: torch.Tensor, plan: PruningPlan, name: str) -> torch.Tensor:

@@ -22,7 +22,7 @@ from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.compare import compare_outputs, difference, first_difference, run
-from graphprune.passes.fx.cut import cut_graph, cut_tensors, named_tensors
+from graphprune.passes.fx.cut import cut_copy, cut_graph, named_tensors
 from graphprune.passes.fx.mirrors import update_attributes
 from graphprune.passes.fx.plain import plain_copy
 
@@ -84,7 +84,7 @@ def slim(
     """
     inputs = example_inputs if example_inputs is not None else _random_inputs(model, plan)
     if graph is None:
-        graph = analyze(capture(model, inputs), whole_heads=plan.options.get("whole_heads", False))
+        graph = analyze(capture(model, inputs, share=True), whole_heads=plan.options.get("whole_heads", False))
     removed = graph.removed_by(plan)
     modes = _modes(model)
     masked = mask(model, plan).eval()
@@ -140,8 +140,7 @@ def _try_module(
     reference: tuple[nn.Module, list[torch.Tensor]],
     tolerance: float,
 ) -> tuple[nn.Module | None, str]:
-    cut = copy.deepcopy(masked)
-    cut_tensors(cut, plan)
+    cut = cut_copy(masked, plan)
     update_attributes(cut, graph, removed)
     try:
         _check(*reference, cut, inputs, tolerance, "the slim module")

@@ -50,16 +50,23 @@ def batch_norm(analysis: Analysis, op: Op) -> list[Value]:
         return [Value(shape) for shape in op.out_shapes]
     axis = analysis.axis(x, 1) if x.rank > 1 else None
     if op.optional("running_mean") is None:
-        _freeze_positions(analysis, op, x, 0)
+        _position_statistics(analysis, op, x)
     if axis is None:
         _pin_parameters(analysis, op, names)
-        return [Value(op.shape, tuple(f.with_zero(False) for f in x.facets))]
+        return [Value(op.shape, tuple(f.with_zero(False) for f in x.facets), x.constant)]
     weight, bias, mean, _ = _scaled(analysis, op, axis, names)
     scaled_off = _zero(weight, False) | (axis.zero & _zero(mean, True))
     zero = _zero(bias, op.optional("bias") is None) & scaled_off
     rest = tuple(f.with_zero(False) for f in x.facets if 1 not in f.dims)
     channels = Axis(axis.labels, np.broadcast_to(zero, axis.labels.shape)).facet(x.rank, 1)
-    return [Value(op.shape, (channels, *rest))]
+    return [Value(op.shape, (channels, *rest), x.constant)]
+
+
+def _position_statistics(analysis: Analysis, op: Op, x: Value) -> None:
+    """Statistics of this very input (a standardized weight, laid out as a map): what goes along positions is missed."""
+    for facet in x.facets:
+        if 1 not in facet.dims:
+            analysis.inexact(facet.labels, op, "statistics over positions")
 
 
 def _freeze_positions(analysis: Analysis, op: Op, x: Value, first: int) -> None:

@@ -5,11 +5,13 @@ repeat: those of dimensions that got shorter are replaced, all others stay as wr
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from graphprune.passes.channels import movement
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.coupling import broadcast, first_zero
 from graphprune.passes.channels.labels import keep_dims
 from graphprune.passes.channels.value import Value
 
@@ -21,6 +23,16 @@ def reshape(analysis: Analysis, op: Op) -> list[Value]:
         analysis.freeze_value(x, op, "its elements are read in another size")
         return [Value(op.shape, constant=x.constant)]
     return [x.moved(op.shape, movement.reshape(x.shape, op.shape))]
+
+
+def reshape_as(analysis: Analysis, op: Op) -> list[Value]:
+    """The shape of another tensor, whose channels are those of the result."""
+    x, other = op.value("input"), op.value("other")
+    if prod(x.shape) != prod(op.shape) or 0 in op.shape:
+        analysis.freeze_value(x, op, "its elements are read in another size")
+        return [Value(op.shape, constant=x.constant)]
+    moved = x.moved(op.shape, movement.reshape(x.shape, op.shape))
+    return [replace(broadcast(analysis, op, [moved, other], first_zero), constant=x.constant)]
 
 
 def expand(analysis: Analysis, op: Op) -> list[Value]:
@@ -192,6 +204,7 @@ RULES = (
         },
         moves=True,
     ),
+    Rule("reshape to the shape of another", reshape_as, aten={"reshape_as": Binding(), "view_as": Binding()}),
     Rule("unflatten", reshape, resize_unflatten, aten={"unflatten": Binding()}, moves=True),
     Rule(
         "expand",

@@ -33,6 +33,10 @@ def slice_ranges(analysis: Analysis, op: Op) -> list[Value]:
         for facet in x.along(dim):
             if step == 1:
                 analysis.drop(facet.labels)
+            elif 0 <= start < step and stop > x.shape[dim] - step and x.shape[dim] % step == 0:
+                blocks = np.moveaxis(facet.labels, dim, -1)
+                blocks = blocks.reshape(*blocks.shape[:-1], -1, step)
+                analysis.unite(blocks, blocks[..., :1])  # whole steps go, so that the same slice picks what stays
             else:
                 analysis.freeze(facet, op, "a slice with a step over channels")
     return [x.moved(op.shape, movement.slices(ranges))]
@@ -44,7 +48,7 @@ def resize_slice(op: Op, cut: Cut) -> dict[str, Any]:
     changed = False
     for dim, (start, stop, step) in ranges.items():
         kept = cut.kept("input", dim)
-        if kept is not None and (start, stop) != (0, len(kept)):
+        if kept is not None and step == 1 and (start, stop) != (0, len(kept)):
             ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), step)
             changed = True
     return {"ranges": ranges} if changed else {}
