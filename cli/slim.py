@@ -66,7 +66,7 @@ def _render(report: "SlimReport", console: Any = None) -> str:
         for name, text, before, after in pairs
     ]
     notes = [
-        f"{report.removed_channels} channels of convolutions removed, in {report.removed_groups} groups; the largest "
+        f"{report.removed_channels} channels of layers removed, in {report.removed_groups} groups; the largest "
         f"difference of an output is {report.max_error:.1e} of its scale"
         if report.removed_groups
         else "there is nothing to remove: no channel is dead",

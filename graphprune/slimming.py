@@ -20,7 +20,7 @@ from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.model import load_model
-from graphprune.passes.onnx.slim import ChannelRemovalPass, planned_groups
+from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.verify import RTOL, require_equal
 from graphprune.version import __version__
 
@@ -36,7 +36,7 @@ class SlimReport:
 
     Attributes:
         removed_groups: coupled channel groups removed.
-        removed_channels: output channels of convolutions that this is.
+        removed_channels: output channels of layers that this is.
         macs_before: multiply-accumulates of one sample before.
         macs_after: the same after.
         params_before: weights before.
@@ -97,8 +97,7 @@ def slim_onnx(
     if plan is not None and not isinstance(plan, PruningPlan):
         plan = PruningPlan.load(plan)
     model = load_model(source)
-    removal = ChannelRemovalPass(plan)
-    removal(model)
+    removal = slim_model(model, plan)
     ZeroDenormalsPass()(model)
     model.producer_name, model.producer_version = "graphprune", __version__
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
+from graphprune.passes.onnx.contract import is_overridable
 from graphprune.passes.onnx.model import (
     FEW,
     SMALL,
@@ -45,6 +46,7 @@ class OnnxFrontEnd:
         model: the analyzed model.
         ops: node -> rule, binding and operator.
         env: value -> what the analysis knows of it.
+        kinds: value -> its type of numbers, also where the file does not say it.
         numbers: value -> its numbers where they are known and may matter: sizes, axes, indices, scales, zero points.
         names: carrier name -> the initializer or constant it stands for.
         nodes: the node of each step of the graph's flow.
@@ -53,6 +55,7 @@ class OnnxFrontEnd:
     model: ir.Model
     ops: Mapping[ir.Node, tuple[Rule, Binding, Op]]
     env: Mapping[ir.Value, Value]
+    kinds: Mapping[ir.Value, ir.DataType]
     numbers: Mapping[ir.Value, NDArray[Any]]
     names: Mapping[str, ir.Value]
     nodes: Sequence[ir.Node]
@@ -88,6 +91,7 @@ class _Walk:
         self.sizes = sizes
         self.analysis = Analysis(whole_heads)
         self.env: dict[ir.Value, Value] = {}
+        self.kinds: dict[ir.Value, ir.DataType] = {}
         self.numbers: dict[ir.Value, NDArray[Any]] = {}
         self.unshaped: set[ir.Value] = set()
         self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}
@@ -113,8 +117,7 @@ class _Walk:
             self.env[value] = Value(shape)
         for value in graph.initializers.values():
             self._constant(value, value.const_value)
-            # May be given another value at run time; before IR version 4 all had to be listed as inputs.
-            if value.is_graph_input() and (self.model.ir_version or 0) >= 4:
+            if is_overridable(self.model, value):
                 self._pin(value)
         for node in graph:
             self._visit(node)
@@ -134,7 +137,7 @@ class _Walk:
             unknown=self.unknown,
             steps=self.steps,
             outputs=[self.env[value] for value in graph.outputs if value in self.env],
-            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.numbers, self.names, self.nodes),
+            front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.kinds, self.numbers, self.names, self.nodes),
         )
 
     # -- leaves ------------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class _Walk:
         if tensor is None or value.name is None:
             return
         shape = tuple(tensor.shape.numpy())
-        value.dtype = tensor.dtype
+        self.kinds[value] = tensor.dtype
         few = tensor.size <= FEW and tensor.dtype != ir.DataType.STRING
         if tensor.dtype in WEIGHT_TYPES or (tensor.dtype == ir.DataType.INT32 and is_quantized_bias(value)):
             data = tensor.numpy() if self.dead or few else None
@@ -207,7 +210,7 @@ class _Walk:
         if data is not None:
             for value, numbers in zip(node.outputs, data, strict=False):
                 self.numbers[value] = numbers
-                value.dtype = value.dtype or ir.DataType.from_numpy(numbers.dtype)
+                self.kinds[value] = ir.DataType.from_numpy(numbers.dtype)
             results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
@@ -232,11 +235,9 @@ class _Walk:
             else:
                 kind = ir.DataType.FLOAT if "float" in name else ir.DataType.INT64
                 data = np.asarray(attribute.value, kind.numpy()) if name in _NUMERIC_VALUES else None
-                if data is not None:
-                    output.dtype = kind
                 self.env[output] = Value(np.shape(attribute.value), constant=True, data=data)
                 if data is not None:
-                    self.numbers[output] = data
+                    self.numbers[output], self.kinds[output] = data, kind
 
     def _evaluated(self, node: ir.Node) -> list[NDArray[Any]] | None:
         """The numbers of a node's results where they follow from known small integers."""
@@ -267,7 +268,7 @@ class _Walk:
                 known = self.env.get(value) if value is not None else None
                 if value is None or value.name is None or known is None:
                     continue
-                types[value.name] = shape_types(known.shape, value.dtype)
+                types[value.name] = shape_types(known.shape, self.kinds.get(value, value.dtype))
                 if value in self.numbers:
                     numbers[value.name] = onnx.numpy_helper.from_array(
                         np.ascontiguousarray(self.numbers[value]), value.name
@@ -286,8 +287,7 @@ class _Walk:
             if any(not dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim):
                 return self._declared(node)
             shapes.append(tuple(dims))
-            if value.dtype is None:
-                value.dtype = ir.DataType(kind.tensor_type.elem_type)
+            self.kinds[value] = ir.DataType(kind.tensor_type.elem_type)
         return tuple(shapes)
 
     def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:

@@ -3,14 +3,17 @@
 import numpy as np
 import onnx_ir as ir
 
+from graphprune.passes.onnx.contract import GraphPass, is_overridable
+
 #: Weights below this are written as 0: denormal numbers make a convolution 20 times slower.
 SMALLEST_WEIGHT = 1e-30
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+_CHUNK = 1 << 22
 
 
-class ZeroDenormalsPass(ir.passes.InPlacePass):
-    """Set float weights of magnitude below 1e-30 to zero. Running it again changes nothing."""
+class ZeroDenormalsPass(GraphPass):
+    """Set float weights of magnitude below 1e-30 to zero."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass; only tensors that hold such numbers are replaced."""
@@ -20,10 +23,79 @@ class ZeroDenormalsPass(ir.passes.InPlacePass):
             if tensor is None or tensor.dtype not in _FLOATS:
                 continue
             array = tensor.numpy()
-            tiny = (array != 0) & (np.abs(array) < SMALLEST_WEIGHT)
-            if tiny.any():
-                cleaned = array.copy()
-                cleaned[tiny] = 0
-                value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
+            if not _has_tiny(array):
+                continue
+            cleaned = array.copy()
+            cleaned[(array != 0) & (np.abs(array) < SMALLEST_WEIGHT)] = 0
+            value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _has_tiny(array: np.ndarray) -> bool:
+    """Looked at in parts: a copy of a large tensor would cost as much memory again."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        part = np.abs(flat[start : start + _CHUNK])
+        if ((part != 0) & (part < SMALLEST_WEIGHT)).any():
+            return True
+    return False
+
+
+class EliminateIdentityPass(GraphPass):
+    """Remove Identity nodes.
+
+    Cases:
+        1. the result is no output of the graph: who reads it reads the source.
+        2. it is, and the source is computed and no output itself: the source takes its place and name.
+        3. else an output would be an input, a literal, or another output under two names: the node stays.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "Identity" and node.domain == "" and len(node.inputs) == 1:
+                modified = _eliminate(model, node) or modified
+        return ir.passes.PassResult(model, modified)
+
+
+def _eliminate(model: ir.Model, node: ir.Node) -> bool:
+    (source,), (result,) = node.inputs, node.outputs
+    if source is None:
+        return False
+    if result.is_graph_output():
+        if source.producer() is None or source.is_graph_output():
+            return False  # case 3
+        name = result.name
+        result.replace_all_uses_with(source, replace_graph_outputs=True)  # case 2
+        source.shape, source.type = result.shape or source.shape, result.type or source.type
+        model.graph.remove(node, safe=True)
+        source.name = name
+        return True
+    result.replace_all_uses_with(source)  # case 1
+    model.graph.remove(node, safe=True)
+    return True
+
+
+class EliminateDeadCodePass(GraphPass):
+    """Remove nodes that no output needs, and literals that no node reads.
+
+    A literal that the caller may override stays, as it belongs to the model's signature.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        graph, modified = model.graph, False
+        for node in reversed(graph):
+            if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+                graph.remove(node, safe=True)
                 modified = True
+        for name, value in list(graph.initializers.items()):
+            if value.uses() or value.is_graph_output() or is_overridable(model, value):
+                continue
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            del graph.initializers[name]
+            modified = True
         return ir.passes.PassResult(model, modified)

@@ -53,7 +53,7 @@ class _Folder:
             numbers = self._known(given)
             if numbers is not None:
                 return np.broadcast_to(numbers, (size,)).reshape(shape)
-        kind = node.outputs[0].dtype or ir.DataType.FLOAT
+        kind = self.front.kinds.get(node.outputs[0], ir.DataType.FLOAT)
         return np.zeros(shape, dtype=kind.numpy())
 
     def _known(self, value: ir.Value | None) -> NDArray[Any] | None:
@@ -90,7 +90,7 @@ class _Folder:
             known = self.front.model.graph.initializers.get(name)
             if known is None:
                 known = ir.Value(
-                    name=name, shape=ir.Shape(array.shape), type=ir.TensorType(value.dtype or ir.DataType.FLOAT)
+                    name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype))
                 )
                 known.const_value = ir.tensor(array, name=name)
                 self.front.model.graph.register_initializer(known)

@@ -1,46 +1,73 @@
 """Removing channels from ONNX graphs: those that a plan names, or those that are dead already."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError
 from graphprune.passes.onnx.analyze import trace_onnx
+from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentityPass
+from graphprune.passes.onnx.contract import GraphPass
 from graphprune.passes.onnx.cut import remove_groups
+from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
+from graphprune.passes.onnx.zero_adds import eliminate_zero_adds
+
+#: More rounds than any chain of consequences needs; a pass that never ends would be a mistake of ours.
+_ROUNDS = 50
+
+_LAYERS = frozenset(
+    "Conv ConvTranspose ConvInteger DeformConv Gemm MatMul MatMulInteger QLinearConv QLinearMatMul RNN GRU LSTM".split()
+)
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What a removal pass did: groups removed, and how many channels of how many layers that is."""
+    """What was removed.
 
-    groups: int
-    channels: int
-    layers: int
+    Attributes:
+        groups: coupled channel groups.
+        channels: output channels of layers that this is.
+        layers: layers that lost some.
+        missing: tensors that the plan cuts and the model does not have under this name and size.
+    """
+
+    groups: int = 0
+    channels: int = 0
+    layers: int = 0
+    missing: int = 0
+
+    def __add__(self, other: "Removal") -> "Removal":
+        """Both together."""
+        return Removal(
+            self.groups + other.groups,
+            self.channels + other.channels,
+            self.layers + other.layers,
+            self.missing + other.missing,
+        )
 
 
-class ChannelRemovalPass(ir.passes.InPlacePass):
+class ChannelRemovalPass(GraphPass):
     """Remove groups of coupled channels: those of a plan, or without one those that are dead.
 
     Cases:
         1. no plan: a group is dead when every operator that sums over its channels meets zeros, in its weight
-           or in the value. One channel of a layer always stays.
+           or in the value. One channel of a layer always stays. Additions of zero go first, as they free channels.
         2. a plan: the groups that its indices name. Parameters that the exporter renamed or folded are found
            through the ones it did not.
 
     Afterwards initializers are sliced, constants and attributes that repeat sizes rewritten, shapes noted.
-    Running it again changes nothing. `removal` tells what the last run did, `unknown`
-    which operators it has no rule for.
+    `removal` tells what the last run did, `unknown` which operators it has no rule for.
     """
 
     def __init__(self, plan: PruningPlan | None = None) -> None:
         super().__init__()
         self.plan = plan
-        self.removal = Removal(0, 0, 0)
+        self.removal = Removal()
         self.unknown: dict[str, int] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -49,15 +76,52 @@ class ChannelRemovalPass(ir.passes.InPlacePass):
         Raises:
             PlanError: the plan fits none of the model's weights, or cuts coupled channels in part.
         """
-        heads = self.plan is not None and self.plan.options.get("whole_heads", False)
-        graph = trace_onnx(model, dead=self.plan is None, whole_heads=heads)
-        removed = dead_groups(graph) if self.plan is None else planned_groups(graph, self.plan)
-        self.removal, self.unknown = _describe(graph, removed), graph.unknown
+        self.removal = Removal()
+        if self.plan is not None:
+            graph = trace_onnx(model, whole_heads=self.plan.options.get("whole_heads", False))
+            self.unknown = graph.unknown
+            return ir.passes.PassResult(model, self._remove(graph, planned_groups(graph, self.plan)))
+        modified = False
+        for _ in range(_ROUNDS):
+            graph = trace_onnx(model, dead=True)
+            self.unknown = graph.unknown
+            if not (eliminate_zero_adds(graph) or self._remove(graph, dead_groups(graph))):
+                break
+            modified = True
+            EliminateDeadCodePass()(model)
+        return ir.passes.PassResult(model, modified)
+
+    def _remove(self, graph: ChannelGraph, removed: Mask) -> bool:
+        if self.plan is not None:
+            self.removal += Removal(missing=_missing(graph, self.plan))
         if not removed.any():
-            return ir.passes.PassResult(model, modified=False)
+            return False
+        self.removal += _describe(graph, removed)
         remove_groups(graph, removed)
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, modified=True)
+        EliminateDeadCodePass()(graph.front_end.model)
+        return True
+
+
+def slim_model(model: ir.Model, plan: PruningPlan | None = None) -> ChannelRemovalPass:
+    """Remove channels and what became superfluous from a model, in place; the pass that removed the channels.
+
+    A plan is applied as it stands, before anything else. Then the passes run until none of them finds anything: in
+    which order they do makes no difference to the result.
+    """
+    removal = ChannelRemovalPass(plan)
+    if plan is not None:
+        removal(model)
+    total = removal.removal
+    passes: list[ir.passes.PassBase] = [EliminateIdentityPass(), FoldBatchNormPass(), FoldBiasPass()]
+    passes += [EliminateDeadCodePass(), *([removal] if plan is None else [])]
+    unchanged = 0  # passes in a row that found nothing since the last one that did
+    for step in itertools.islice(itertools.cycle(passes), _ROUNDS * len(passes)):
+        if unchanged == len(passes):
+            break
+        unchanged = 0 if step(model).modified else unchanged + 1
+        total += removal.removal if step is removal else Removal()
+    removal.removal = total
+    return removal
 
 
 def dead_groups(graph: ChannelGraph) -> Mask:
@@ -102,15 +166,15 @@ def planned_groups(graph: ChannelGraph, plan: PruningPlan) -> Mask:
     return graph.with_unreached(removed)
 
 
+def _missing(graph: ChannelGraph, plan: PruningPlan) -> int:
+    return sum(graph.shapes.get(name) != tuple(plan.shapes.get(name, ())) for name in plan.removed)
+
+
 def _describe(graph: ChannelGraph, removed: Mask) -> Removal:
     channels = layers = 0
-    for (name, dim), ids in graph.axes.items():
-        if dim == _producing_dim(graph, name):
-            gone = int(((ids >= 0) & removed[ids]).sum())
-            channels += gone
-            layers += gone > 0
+    for node in graph.front_end.ops:
+        found = graph.value_groups.get(node.outputs[0].name) if node.op_type in _LAYERS else None
+        gone = 0 if found is None else int(((found[1] >= 0) & removed[found[1]]).sum())
+        channels += gone
+        layers += gone > 0
     return Removal(int(removed.sum()), channels, layers)
-
-
-def _producing_dim(graph: ChannelGraph, name: str) -> int | None:
-    return 0 if len(graph.shapes[name]) > 2 else None

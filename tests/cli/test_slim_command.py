@@ -35,7 +35,7 @@ def test_dead_or_planned_channels_go(files, tmp_path, capsys, arguments):
     assert main(["slim", source, str(target), *options]) == 0
     out, err = capsys.readouterr()
     assert channels(target) == [4, 4]
-    assert "4 channels of convolutions removed" in out
+    assert "4 channels of layers removed" in out
     assert "-50.0 %" in out
     assert out.rstrip().endswith(str(target))
     assert "error" not in err

@@ -1,0 +1,86 @@
+"""What every pass over an ONNX graph may rely on and has to leave behind."""
+
+import onnx_ir as ir
+
+
+class GraphPass(ir.passes.InPlacePass):
+    """A pass that changes a model in place, between two checks of it.
+
+    A result's `modified` is true to fact: a pass that says no has changed nothing, and running a pass on its own
+    result changes nothing. Bodies of If, Loop and Scan are left as they are.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError unless the graph is whole."""
+        if fault := find_fault(model):
+            raise ir.passes.PreconditionError(f"{type(self).__name__} is given a broken graph: {fault}")
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError unless the graph is whole."""
+        if fault := find_fault(model):
+            raise ir.passes.PostconditionError(f"{type(self).__name__} left a broken graph: {fault}")
+
+
+def find_fault(model: ir.Model) -> str | None:
+    """The first thing that is wrong with a graph, or None.
+
+    1. A node reads a value that nothing before it gives.
+    2. Two values have one name.
+    3. A literal has other sizes than are noted for it, or no numbers.
+    4. An output is given by nothing.
+    """
+    graph = model.graph
+    known: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
+    names = {value.name for value in known}
+    if len(names) != len(known):
+        return "two inputs or literals have one name"
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            return f"literal '{value.name}' has no numbers"
+        noted = value.shape if value.shape is not None else tensor.shape
+        if len(noted) != len(tensor.shape) or any(
+            isinstance(n, int) and n != size for n, size in zip(noted, tensor.shape, strict=True)
+        ):
+            return f"literal '{value.name}' is {tensor.shape}, noted is {value.shape}"
+    for node in graph:
+        for item in node.inputs:
+            if item is not None and item not in known:
+                return f"{node.op_type} '{node.name}' reads '{item.name}', which nothing before it gives"
+        for item in node.outputs:
+            if item.name and item.name in names:
+                return f"two values are called '{item.name}'"
+            known.add(item)
+            names.add(item.name)
+    lost = [value.name for value in graph.outputs if value not in known]
+    return f"nothing gives the output '{lost[0]}'" if lost else None
+
+
+def is_overridable(model: ir.Model, value: ir.Value) -> bool:
+    """May a literal be given another value at run time? Before IR version 4 all had to be listed as inputs."""
+    return value.is_graph_input() and (model.ir_version or 0) >= 4
+
+
+def literal(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a value that is a literal and stays it, stored in the graph or in a Constant node; else None."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if is_overridable(model, value) else value.const_value
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and producer.domain == "":
+        found = producer.attributes.get("value")
+        return None if found is None else found.as_tensor()
+    return None
+
+
+def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new literal; its name gets a number where it is taken."""
+    taken = {value.name for node in model.graph for value in node.outputs}
+    taken |= {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
+    free, count = name, 1
+    while free in taken:
+        free, count = f"{name}_{count}", count + 1
+    value = ir.Value(name=free, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value

@@ -1,0 +1,169 @@
+"""Fold what scales and shifts channels into the layer before it.
+
+    BatchNorm(W x + b) = (s W) x + (s (b - mean) + beta),    s = gamma / sqrt(var + epsilon)
+    (W x + b) + c      = W x + (b + c)
+
+Computed in double precision. Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference", section 3.2.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.passes.onnx.contract import GraphPass, add_literal, literal
+
+_REAL = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+_LAYERS = ("Conv", "ConvTranspose", "Gemm")
+
+
+class FoldBatchNormPass(GraphPass):
+    """Fold batch norms of inference into the Conv, ConvTranspose or Gemm before them.
+
+    Folded are those whose layer is read by nobody else and has weights that are literals of its own.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "BatchNormalization" and node.domain == "":
+                modified = _fold_norm(model, node) or modified
+        return ir.passes.PassResult(model, modified)
+
+
+class FoldBiasPass(GraphPass):
+    """Fold the addition of one literal number a channel into the bias of the layer before it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "Add" and node.domain == "":
+                modified = _fold_addition(model, node) or modified
+        return ir.passes.PassResult(model, modified)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    node: ir.Node
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+    channels: int
+
+    @property
+    def groups(self) -> int:
+        found = self.node.attributes.get("group")
+        return 1 if found is None else found.as_int()
+
+    def scaled(self, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weight with each output channel times its scale."""
+        if self.node.op_type == "Conv":
+            return self.weight * scale.reshape(-1, *(1,) * (self.weight.ndim - 1))
+        if self.node.op_type == "Gemm":
+            transposed = self.node.attributes.get("transB")
+            is_rows = transposed is not None and transposed.as_int() == 1
+            return self.weight * (scale[:, None] if is_rows else scale[None, :])
+        by_group = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])  # (I, O/g) -> (g, I/g, O/g)
+        factors = scale.reshape(self.groups, 1, -1, *(1,) * (self.weight.ndim - 2))
+        return (by_group * factors).reshape(self.weight.shape)
+
+
+def _layer(model: ir.Model, value: ir.Value | None) -> _Layer | None:
+    """The layer that gives `value` to one reader alone, if its weights can be changed."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain != "" or node.op_type not in _LAYERS or value is None:
+        return None
+    if value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    if any(node.attributes[k].as_float() != 1.0 for k in ("alpha", "beta") if k in node.attributes):
+        return None
+    given = [*node.inputs, None][1:3]
+    weight = literal(model, given[0])
+    bias = literal(model, given[1])
+    if weight is None or weight.dtype not in _REAL or (given[1] is not None and bias is None):
+        return None
+    groups = node.attributes.get("group")
+    sizes = tuple(weight.shape.numpy())
+    transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    channels = sizes[0]
+    if node.op_type == "ConvTranspose":
+        channels = sizes[1] * (1 if groups is None else groups.as_int())
+    elif node.op_type == "Gemm" and not transposed:
+        channels = sizes[1]
+    if bias is not None and bias.size not in (1, channels):
+        return None
+    return _Layer(node, weight.numpy(), None if bias is None else bias.numpy().reshape(-1), channels)
+
+
+def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
+    layer = _layer(model, node.inputs[0])
+    found = [literal(model, value) for value in node.inputs[1:5]]
+    training = node.attributes.get("training_mode")
+    used = [output for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
+    if layer is None or used or (training is not None and training.as_int()):
+        return False
+    vectors = [None if tensor is None else tensor.numpy().astype(np.float64) for tensor in found]
+    if any(vector is None or vector.shape != (layer.channels,) for vector in vectors):
+        return False
+    gamma, beta, mean, variance = (np.asarray(vector) for vector in vectors)
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    scale = gamma / np.sqrt(variance + epsilon)
+    bias = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
+    weight, bias = layer.scaled(scale), scale * (bias - mean) + beta
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        return False
+    _set(model, layer.node, 1, weight.astype(layer.weight.dtype))
+    _set(model, layer.node, 2, bias.astype(layer.weight.dtype))
+    _skip(model, node, layer.node.outputs[0])
+    return True
+
+
+def _fold_addition(model: ir.Model, node: ir.Node) -> bool:
+    for at in (0, 1):
+        layer, constant = _layer(model, node.inputs[at]), literal(model, node.inputs[1 - at])
+        if layer is None or constant is None or constant.dtype not in _REAL:
+            continue
+        lead = 1 if layer.node.op_type == "Gemm" else layer.weight.ndim - 1
+        sizes = tuple(constant.shape.numpy())
+        shape = (1,) * (lead + 1 - len(sizes)) + sizes
+        dim = lead if layer.node.op_type == "Gemm" else 1
+        if len(sizes) > lead + 1 or any(n != 1 for d, n in enumerate(shape) if d != dim):
+            continue
+        if shape[dim] not in (1, layer.channels):
+            continue
+        old = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
+        bias = np.broadcast_to(old + constant.numpy().astype(np.float64).reshape(-1), (layer.channels,))
+        _set(model, layer.node, 2, bias.astype(layer.weight.dtype))
+        _skip(model, node, layer.node.outputs[0])
+        return True
+    return False
+
+
+def _set(model: ir.Model, node: ir.Node, position: int, array: NDArray[Any]) -> None:
+    """Give a node another literal, under the old name where nobody else reads it."""
+    old = node.inputs[position] if position < len(node.inputs) else None
+    tensor = ir.tensor(np.ascontiguousarray(array))
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        old.const_value, old.shape = ir.tensor(tensor.numpy(), name=old.name), ir.Shape(array.shape)
+        return
+    weight = node.inputs[1]
+    assert weight is not None
+    name = f"{node.outputs[0].name}_bias" if position == 2 else f"{weight.name}_folded"
+    value = add_literal(model, name, tensor)
+    if position >= len(node.inputs):
+        node.resize_inputs(position + 1)
+    node.replace_input_with(position, value)
+
+
+def _skip(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
+    """Put `source` where the first result of `node` stood, under its name."""
+    result = node.outputs[0]
+    name = result.name
+    result.replace_all_uses_with(source, replace_graph_outputs=True)
+    source.shape, source.type = result.shape or source.shape, result.type or source.type
+    model.graph.remove(node, safe=True)
+    source.name = name
