@@ -9,12 +9,14 @@ counted is named in the result instead of being left out in silence.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import inliner, shape_inference
 
 from graphprune.onnx_session import (
@@ -29,7 +31,8 @@ from graphprune.onnx_session import (
     random_inputs,
     with_outputs,
 )
-from graphprune.passes.errors import GraphPruneError
+from graphprune.passes.errors import GraphPruneError, ModelLoadError
+from graphprune.passes.onnx.wire import outline
 
 __all__ = ["OnnxCost", "onnx_cost"]
 
@@ -96,8 +99,8 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     Raises:
         ModelLoadError: The file is missing or is no ONNX model.
     """
-    model = load_proto(source)
-    size_bytes = _size_bytes(source)
+    model = _outline(source)
+    size_bytes = _size_bytes(source, model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -108,12 +111,22 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     known = _infer_shapes(model, feeds, sizes)
     reason = ""
     if missing := _missing(model.graph.node, known):
-        measured, reason = _measure_shapes(model, label_of(source), missing, sizes)
+        measured, reason = _measure_shapes(load_proto(source), label_of(source), missing, sizes)
         known.update(measured)
     macs, uncounted = _count_macs(model.graph.node, known, reason)
     first = known.get(feeds[0].name, ()) if feeds else ()
     batch = first[0] if len(first) > 1 else 1
     return OnnxCost(macs // batch, _count_weights(model), size_bytes, tuple(uncounted))
+
+
+def _outline(source: OnnxSource) -> onnx.ModelProto:
+    """The model without its large weights, of which only the sizes count."""
+    if isinstance(source, bytes):
+        return load_proto(source)
+    try:
+        return onnx.load_model_from_string(outline(source))
+    except (DecodeError, ValueError, OSError):
+        return load_proto(source)  # which says what is wrong
 
 
 def _infer_shapes(
@@ -255,18 +268,21 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(inner)
 
 
-def _size_bytes(source: OnnxSource) -> int:
+def _size_bytes(source: OnnxSource, model: onnx.ModelProto) -> int:
     if isinstance(source, bytes):
         return len(source)
     path = Path(source)
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in _external_files(path))
+    files = [path, *(path.parent / name for name in _external_files(model) if not os.path.isabs(name))]
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError as error:
+        raise ModelLoadError(f"{path}: its weights cannot be read from {error.filename}") from error
 
 
-def _external_files(path: Path) -> set[str]:
-    outline = onnx.load_model(path, load_external_data=False)
+def _external_files(model: onnx.ModelProto) -> set[str]:
     return {
         entry.value
-        for tensor in outline.graph.initializer
+        for tensor in model.graph.initializer
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"

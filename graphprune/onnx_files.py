@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphprune.files import atomic_write
+from graphprune.passes.onnx import wire
 
 #: Protobuf cannot hold 2 GB; weights of this size and more go into a second file.
 EXTERNAL_DATA_BYTES = (1 << 31) - (1 << 24)
@@ -17,18 +18,23 @@ EXTERNAL_DATA_BYTES = (1 << 31) - (1 << 24)
 def written(model: ir.Model, final: Path) -> Iterator[Path]:
     """Yield a temporary file with the model; it becomes `final` when the block ends well.
 
-    Weights of 2 GB or more go into a second file beside it, `final` with ".data" appended.
+    Weights are streamed, from wherever they are. Those of 2 GB or more go into a second file beside it, `final` with
+    ".data" appended.
     """
-    weights = (value.const_value for value in model.graph.initializers.values())
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) < EXTERNAL_DATA_BYTES:
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    del weights
+    if size < EXTERNAL_DATA_BYTES:
         with atomic_write(final) as temporary:
-            ir.save(model, temporary)
+            wire.write(model, temporary)
+            del model  # so that the caller may let go of the weights
             yield temporary
         return
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{final.stem}.", dir=final.parent) as folder:
         draft = Path(folder) / final.name  # The model refers to its data by name, so the names are the final ones.
         ir.save(model, draft, external_data=f"{final.name}.data")
+        del model
         yield draft
         for part in (draft.with_name(f"{final.name}.data"), draft):
             with atomic_write(final.with_name(part.name)) as temporary:

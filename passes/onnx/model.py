@@ -13,6 +13,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import InlinePass
 
 from graphprune.passes.errors import ModelLoadError
+from graphprune.passes.onnx.contract import find_fault
+from graphprune.passes.onnx.wire import outline
+
+#: What reading a broken file raises.
+_BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RuntimeError, AssertionError)
 
 #: Integer tensors up to this size are evaluated: shapes, axes, indices of channels.
 SMALL = 1 << 16
@@ -32,23 +37,68 @@ _QUANTIZED_BIAS = {("QLinearConv", 8), ("DequantizeLinear", 0), ("DequantizeLine
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX file; model-local functions are inlined, external data stays on disk until it is needed.
+    """Read an ONNX file; weights stay on disk until they are needed, model-local functions are inlined.
 
     Raises:
-        ModelLoadError: the file is missing or is no ONNX model.
+        ModelLoadError: the file is missing, is no ONNX model, or refers to data that is not there.
     """
     source = Path(path)
     if not source.is_file():
         raise ModelLoadError(f"{source}: no such file" if not source.exists() else f"{source}: is a folder, not a file")
     try:
-        model = ir.load(source)
-    except (DecodeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        model = ir.from_proto(onnx.load_model_from_string(outline(source)))
+        _set_base(model, source.resolve())
+    except (DecodeError, *_BROKEN) as error:
         raise ModelLoadError(f"{source}: is not an ONNX model ({_first_line(error)})") from error
     if not len(model.graph) and not model.graph.outputs:
         raise ModelLoadError(f"{source}: is not an ONNX model (it has no graph)")
-    if model.functions:
-        InlinePass()(model)
+    try:
+        if model.functions:
+            InlinePass()(model)
+        fault = find_fault(model) or _find_lost_data(model)
+    except _BROKEN as error:
+        fault = _first_line(error)
+    if fault:
+        raise ModelLoadError(f"{source}: is not a valid ONNX model ({fault})")
     return model
+
+
+def _set_base(model: ir.Model, source: Path) -> None:
+    """Weights that lie in the file itself are views of one mapping of it; others must lie beside it."""
+    ir.external_data.set_base_dir(model.graph, source.parent)
+    inside: NDArray[np.uint8] | None = None
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or os.fspath(tensor.location) != os.fspath(source):
+            continue
+        tensor.base_dir = ""
+        start, end = tensor.offset or 0, (tensor.offset or 0) + tensor.nbytes
+        if tensor.dtype.bitwidth >= 8 and tensor.length == tensor.nbytes:
+            inside = np.memmap(source, dtype=np.uint8, mode="r") if inside is None else inside
+            numbers = inside[start:end].view(np.ndarray).view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+            value.const_value = ir.Tensor(
+                numbers,
+                dtype=tensor.dtype,
+                name=tensor.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
+
+
+def _find_lost_data(model: ir.Model) -> str | None:
+    """The first literal whose numbers are not where the file says, or are not as many, or None."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            path, end = Path(tensor.path), (tensor.offset or 0) + tensor.nbytes
+            if not path.is_file():
+                return f"its weights are in {path.name}, which is not there"
+            if path.stat().st_size < end or (tensor.length or tensor.nbytes) != tensor.nbytes:
+                return f"the numbers of '{value.name}' are not all in {path.name}"
+            tensor.numpy()  # only maps the file, and finds what else is wrong with it
+        elif tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.numpy().shape != tuple(tensor.shape):
+            return f"'{value.name}' has other sizes than numbers"
+    return None
 
 
 def is_quantized_bias(value: ir.Value) -> bool:

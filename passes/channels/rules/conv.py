@@ -26,7 +26,9 @@ def _silent(weight: Value, x_zero: Mask, groups: int, transposed: bool) -> Mask 
     """Per output channel: is it zero for the given weights and dead inputs? None when weights are unknown."""
     if weight.data is None:
         return None
-    loud = np.any(weight.data != 0, axis=tuple(range(2, weight.rank)))
+    loud = weight.data != 0
+    dense = bool(loud.all())
+    loud = np.ones(loud.shape[:2], dtype=np.bool_) if dense else loud.any(axis=tuple(range(2, weight.rank)))
     if transposed:  # (I, O/g) -> (O, I/g)
         inputs, outs = loud.shape
         loud = loud.reshape(groups, inputs // groups, outs).transpose(0, 2, 1).reshape(groups * outs, -1)
