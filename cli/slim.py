@@ -1,4 +1,4 @@
-"""`graphprune slim IN.onnx OUT.onnx`: remove dead or planned channels from an ONNX file."""
+"""`graphprune slim IN.onnx OUT.onnx`: remove dead, planned or unimportant channels from an ONNX file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import force_option, json_option, shape_option
+from graphprune.cli.options import force_option, json_option, seed_option, shape_option
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.tables import render_table
-from graphprune.passes.errors import ModelLoadError
+from graphprune.passes.errors import DataError, ModelLoadError
 
 if TYPE_CHECKING:
     from graphprune.slimming import SlimReport
@@ -19,38 +19,96 @@ __all__ = ["command"]
 SCHEMA = 1
 
 
+class Align(click.ParamType):
+    """A number of channels, or auto."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or "auto"."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of channels nor auto", param, ctx)
+        return int(value)
+
+
+_share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
+
+
 @click.command("slim")
 @click.argument("source", type=click.Path(path_type=Path), metavar="IN.onnx")
 @click.argument("target", type=click.Path(path_type=Path), metavar="OUT.onnx")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Remove these channels (a plan.json).")
+@click.option("--ratio", type=_share, help="Remove at most this share of the channels of every layer.")
+@click.option("--macs", type=_share, help="Leave this share of the multiply-accumulates.")
+@click.option("--params", type=_share, help="Leave this share of the parameters.")
+@click.option("--importance", default="l2", show_default=True, help="Which channels go first: l2, l1 or random.")
+@click.option(
+    "--align", type=Align(), help="Keep multiples of so many channels; auto: of onnxruntime's blocks on this machine."
+)
+@click.option("--allow-inexact", is_flag=True, help="Also remove channels that statistics over channels depend on.")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), help="Arrays by input name (.npz), or of the only input (.npy)."
+)
 @shape_option
+@seed_option
 @force_option
 @json_option
 def command(
     source: Path,
     target: Path,
     plan_file: Path | None,
+    inputs: Path | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
     force: bool,
     as_json: bool,
+    **choice: Any,
 ) -> None:
-    """Remove dead channels from an ONNX file, whatever tool made them zero; or those of a plan.
+    """Remove dead channels from an ONNX file, whatever tool made them zero; or those of a plan, or the least important.
 
     A channel is dead when nothing it carries can reach an output: its weights are zero, or everybody who reads it
-    multiplies by zero. OUT.onnx computes what IN.onnx does, or what it does with the planned channels at zero; this is
-    checked before it is written.
+    multiplies by zero. OUT.onnx computes what IN.onnx does, or what it does with the channels that were chosen at zero;
+    this is checked on random inputs, and on those of --inputs, before it is written. Exit code 4 says that it failed.
+
+    With --ratio, --macs or --params, channels are chosen by their weights alone and nothing is trained afterwards: a
+    first look, or a start for training elsewhere. `graphprune compress` keeps what the model can do.
     """
     from graphprune.slimming import slim_onnx
 
     for path in (source, target):
         if path.suffix.lower() != ".onnx":
             raise ModelLoadError(f"{path}: not an .onnx file; `graphprune compress` takes torch models")
-    report = slim_onnx(source, target, plan_file, shapes=shapes, force=force)
+    arrays = None if inputs is None else _arrays(inputs, source)
+    report = slim_onnx(source, target, plan_file, inputs=arrays, shapes=shapes, force=force, **choice)
     if as_json:
         print_json({"schema": SCHEMA, "output": str(target), **report.to_dict()})
         return
     print_text(_render, report)
     click.echo(f"\n{target}")
+
+
+def _arrays(path: Path, source: Path) -> dict[str, Any]:
+    """The arrays of a file by input name.
+
+    Raises:
+        DataError: the file is missing, or holds no arrays.
+    """
+    import numpy as np
+
+    from graphprune.onnx_session import input_specs, open_session
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: no arrays can be read from it ({error})") from error
+    if isinstance(found, np.ndarray):
+        names = [spec.name for spec in input_specs(open_session(source, optimize=False), str(source))]
+        if len(names) != 1:
+            raise DataError(f"{path}: the model has {len(names)} inputs; give an .npz file with an array for each")
+        return {names[0]: found}
+    with found:
+        return {name: found[name] for name in found.files}
 
 
 def _render(report: "SlimReport", console: Any = None) -> str:
@@ -72,6 +130,11 @@ def _render(report: "SlimReport", console: Any = None) -> str:
         else "there is nothing to remove: no channel is dead",
         *(f"no rule for {name} ({times} times): its channels stay" for name, times in report.unknown_operators.items()),
     ]
+    if report.missing_tensors:
+        notes.append(
+            f"{report.missing_tensors} tensors that the plan cuts are not in this file under their name and size; "
+            "channels that they alone name have stayed"
+        )
     text = render_table(("", "before", "after", "change"), rows, console)
     if console is not None:
         for note in notes:

@@ -127,8 +127,11 @@ def _parameters(graph: ChannelGraph) -> dict[str, nn.Parameter]:
     front = graph.front_end
     if hasattr(front, "module"):
         return dict(front.module.named_parameters())
-    arrays = {name: front.names[name].const_value.numpy() for name in {name for name, _ in graph.axes}}
-    return {name: nn.Parameter(torch.tensor(array), requires_grad=False) for name, array in sorted(arrays.items())}
+    from graphprune.passes.onnx.quantized import is_setting, real
+
+    literals = {name: front.names[name] for name in sorted({name for name, _ in graph.axes})}
+    arrays = {name: real(value) for name, value in literals.items() if not is_setting(value)}
+    return {name: nn.Parameter(torch.tensor(array), requires_grad=False) for name, array in arrays.items()}
 
 
 def _frozen(graph: ChannelGraph, patterns: Sequence[str]) -> np.ndarray:

@@ -25,11 +25,11 @@ from graphprune.onnx_session import (
     random_inputs,
 )
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import DataError, ModelLoadError, VerificationError
+from graphprune.passes.errors import DataError, ModelLoadError, UsageError, VerificationError
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.cut import mask_groups
-from graphprune.passes.onnx.model import load_model
+from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
 from graphprune.verify import ATOL, RTOL, first_difference
@@ -84,21 +84,36 @@ def slim_onnx(
     target: str | os.PathLike[str],
     plan: PruningPlan | str | os.PathLike[str] | None = None,
     *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    importance: str = "l2",
+    align: int | str | None = None,
+    allow_inexact: bool = False,
+    seed: int = 0,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     tolerance: float = RTOL,
     force: bool = False,
 ) -> SlimReport:
-    """Remove channels from an ONNX file: those of a plan, or without one those that are dead.
+    """Remove channels from an ONNX file: those that are dead, those of a plan, or the least important ones.
 
-    Both files are run in onnxruntime before anything is written. With a plan, the reference is the file
-    with the planned channels set to zero.
+    Both files are run in onnxruntime before anything is written. With a plan, `ratio`, `macs` or `params`, the
+    reference is the file with the planned channels set to zero: how good the slim model is, is not looked at.
 
     Args:
         source: file to read.
         target: file to write.
-        plan: a plan or its file; None removes what adds nothing to the outputs.
-        inputs: arrays by input name to check with; without them, random ones at several batch sizes.
+        plan: a plan or its file; without it, and without the next three, dead channels go: those that add nothing to
+            the outputs.
+        ratio: share of the channels of each set of coupled ones to remove, at most.
+        macs: share of the multiply-accumulates that may be left.
+        params: share of the parameters that may be left.
+        importance: criterion of the weights alone by which the last three choose ("l2", "l1", "random").
+        align: kept channels of every set are a multiple of this; "auto": of onnxruntime's blocks on this machine.
+        allow_inexact: also choose channels whose removal changes a statistic (LayerNorm, GroupNorm).
+        seed: of the criterion "random".
+        inputs: arrays by input name to check with, besides random ones at several batch sizes.
         shapes: sizes of inputs that the file leaves free (beyond the batch).
         tolerance: largest difference relative to the largest value of an output.
         force: overwrite `target`.
@@ -106,18 +121,26 @@ def slim_onnx(
     Raises:
         ModelLoadError: `source` cannot be read or run.
         OutputExistsError: `target` exists.
+        UsageError: an argument is out of range, or more than one way to choose is asked for.
         PlanError: the plan does not fit the file.
+        BudgetError: `macs` or `params` cannot be reached.
         VerificationError: the slim file differs; names the first value that does. Nothing is written.
     """
     refuse_overwrite(target, force)
+    goals = {name: share for name, share in (("ratio", ratio), ("macs", macs), ("params", params)) if share is not None}
+    if plan is not None and goals:
+        raise UsageError(f"a plan says what goes: leave out {next(iter(goals))}")
     if plan is not None and not isinstance(plan, PruningPlan):
         plan = PruningPlan.load(plan)
+    if goals:
+        options = {"importance": importance, "align": _channels_of(align), "allow_inexact": allow_inexact, "seed": seed}
+        plan = _one_shot(source, goals, shapes, options)
     with tempfile.TemporaryDirectory() as folder:
-        reference = Path(source) if plan is None else _masked(source, plan, Path(folder))
+        reference = Path(source) if plan is None else _masked(source, plan, shapes, Path(folder))
         proof = _proof(reference, inputs, shapes, Path(source).name)
         give_back_memory()
         model = load_model(source)
-        removal = slim_model(model, plan)
+        removal = slim_model(model, plan, free_sizes(model, shapes))
         ZeroDenormalsPass()(model)
         model.producer_name, model.producer_version = "graphprune", __version__
         with written(model, Path(target)) as draft:
@@ -125,6 +148,7 @@ def slim_onnx(
             give_back_memory()
             _check(draft, Path(target).name)
             error = _compare(proof, draft, tolerance)
+            give_back_memory()
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
     return SlimReport(
         removed_groups=removal.removal.groups,
@@ -141,9 +165,34 @@ def slim_onnx(
     )
 
 
-def _masked(source: str | os.PathLike[str], plan: PruningPlan, folder: Path) -> Path:
+def _channels_of(align: int | str | None) -> int | None:
+    if align == "auto":
+        return machine_facts().conv_block
+    if isinstance(align, str):
+        raise UsageError(f"align must be a number of channels or auto, not {align!r}")
+    return align
+
+
+def _one_shot(
+    source: str | os.PathLike[str],
+    goals: Mapping[str, float],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    options: Mapping[str, Any],
+) -> PruningPlan:
+    """The plan that removes what the weights alone say is least important."""
+    from graphprune.api import plan as make_plan  # needs torch, which nothing else here does
+
+    model = load_model(source)
+    return make_plan(trace_onnx(model, sizes=free_sizes(model, shapes)), **goals, **options)
+
+
+def _masked(
+    source: str | os.PathLike[str], plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]] | None, folder: Path
+) -> Path:
     """The file with the planned channels set to zero, which the slim one must equal."""
-    graph = trace_onnx(load_model(source), whole_heads=plan.options.get("whole_heads", False))
+    model = load_model(source)
+    heads = plan.options.get("whole_heads", False)
+    graph = trace_onnx(model, whole_heads=heads, sizes=free_sizes(model, shapes))
     mask_groups(graph, planned_groups(graph, plan))
     path = folder / "masked.onnx"
     with written(graph.front_end.model, path):

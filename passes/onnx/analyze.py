@@ -23,6 +23,7 @@ from graphprune.passes.onnx.model import (
     WEIGHT_TYPES,
     attributes,
     evaluate,
+    free_name,
     is_quantized_bias,
     load_model,
     shape_types,
@@ -150,9 +151,8 @@ class _Walk:
         for index, dim in enumerate(value.shape):
             if isinstance(dim, int):
                 shape.append(dim)
-            else:  # sizes without a name have nothing to do with one another
-                symbol = dim.value or f"{value.name}:{index}"
-                shape.append(self.sizes.setdefault(symbol, _BATCH if index == 0 else _FREE))
+            else:
+                shape.append(self.sizes.setdefault(free_name(value, index, dim), _BATCH if index == 0 else _FREE))
         return tuple(shape)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:

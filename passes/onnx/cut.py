@@ -15,14 +15,18 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
 from graphprune.passes.onnx.fold import fold_branches
 from graphprune.passes.onnx.model import attributes, evaluate
+from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
 
 def mask_groups(graph: ChannelGraph, removed: Mask) -> None:
     """Set the weights of the removed groups to zero and keep all shapes; changes the analyzed model."""
     for value, gone in _hit(graph, removed):
-        array = _numbers(value).copy()
+        if is_setting(value):
+            continue
+        array = stored(value).copy()
+        zero = np.broadcast_to(np.asarray(zero_of(value), dtype=array.dtype), array.shape)
         for dim, mask in gone.items():
-            np.moveaxis(array, dim, 0)[mask] = 0
+            np.moveaxis(array, dim, 0)[mask] = np.moveaxis(zero, dim, 0)[mask]
         _replace_tensor(value, array)
 
 
@@ -45,16 +49,8 @@ def _hit(graph: ChannelGraph, removed: Mask) -> Iterator[tuple[ir.Value, dict[in
             yield value, gone
 
 
-def _numbers(value: ir.Value) -> NDArray[Any]:
-    producer = value.producer()
-    if producer is not None:
-        return producer.attributes["value"].as_tensor().numpy()
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
 def _replace_tensor(value: ir.Value, array: NDArray[Any]) -> None:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
     producer = value.producer()
     if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
@@ -87,7 +83,7 @@ class _Cutter:
         for node in self.front.ops:
             self._arguments(node)
         for value, gone in _hit(self.graph, self.removed):
-            array = _numbers(value)
+            array = stored(value)
             for dim, mask in gone.items():
                 array = np.compress(~mask, array, axis=dim)
             _replace_tensor(value, array)

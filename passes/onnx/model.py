@@ -1,6 +1,7 @@
 """Reading and writing ONNX models as onnx_ir graphs, and evaluating small integer tensors of them."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def is_quantized_bias(value: ir.Value) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def free_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
+    """What the names of free sizes stand for when inputs have these shapes (the key "" stands for the only input)."""
+    found: dict[str, int] = {}
+    for value in model.graph.inputs:
+        shape = (shapes or {}).get(value.name or "", (shapes or {}).get("", ()) if len(model.graph.inputs) == 1 else ())
+        for index, (dim, size) in enumerate(zip(value.shape or (), shape, strict=False)):
+            if index > 0 and not isinstance(dim, int):  # the batch stays what it is for all
+                found[free_name(value, index, dim)] = size
+    return found
+
+
+def free_name(value: ir.Value, index: int, dim: ir.SymbolicDim) -> str:
+    """What a free size is called; sizes without a name have nothing to do with one another."""
+    return dim.value or f"{value.name}:{index}"
 
 
 def shape_types(shape: tuple[int, ...], dtype: ir.DataType | None) -> onnx.TypeProto:

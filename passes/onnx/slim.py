@@ -1,6 +1,7 @@
 """Removing channels from ONNX graphs: those that a plan names, or those that are dead already."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +65,10 @@ class ChannelRemovalPass(GraphPass):
     `removal` tells what the last run did, `unknown` which operators it has no rule for.
     """
 
-    def __init__(self, plan: PruningPlan | None = None) -> None:
+    def __init__(self, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None) -> None:
+        """`sizes`: what free sizes of the inputs stand for during the analysis, by name."""
         super().__init__()
+        self.sizes = sizes
         self.plan = plan
         self.removal = Removal()
         self.unknown: dict[str, int] = {}
@@ -78,12 +81,12 @@ class ChannelRemovalPass(GraphPass):
         """
         self.removal = Removal()
         if self.plan is not None:
-            graph = trace_onnx(model, whole_heads=self.plan.options.get("whole_heads", False))
+            graph = trace_onnx(model, whole_heads=self.plan.options.get("whole_heads", False), sizes=self.sizes)
             self.unknown = graph.unknown
             return ir.passes.PassResult(model, self._remove(graph, planned_groups(graph, self.plan)))
         modified = False
         for _ in range(_ROUNDS):
-            graph = trace_onnx(model, dead=True)
+            graph = trace_onnx(model, dead=True, sizes=self.sizes)
             self.unknown = graph.unknown
             if not (eliminate_zero_adds(graph) or self._remove(graph, dead_groups(graph))):
                 break
@@ -102,13 +105,15 @@ class ChannelRemovalPass(GraphPass):
         return True
 
 
-def slim_model(model: ir.Model, plan: PruningPlan | None = None) -> ChannelRemovalPass:
+def slim_model(
+    model: ir.Model, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None
+) -> ChannelRemovalPass:
     """Remove channels and what became superfluous from a model, in place; the pass that removed the channels.
 
     A plan is applied as it stands, before anything else. Then the passes run until none of them finds anything: in
     which order they do makes no difference to the result.
     """
-    removal = ChannelRemovalPass(plan)
+    removal = ChannelRemovalPass(plan, sizes)
     if plan is not None:
         removal(model)
     total = removal.removal
@@ -167,7 +172,9 @@ def planned_groups(graph: ChannelGraph, plan: PruningPlan) -> Mask:
 
 
 def _missing(graph: ChannelGraph, plan: PruningPlan) -> int:
-    return sum(graph.shapes.get(name) != tuple(plan.shapes.get(name, ())) for name in plan.removed)
+    """Vectors do not count: exporters fold those of batch norms away, and what they name others name too."""
+    shapes = {name: tuple(plan.shapes.get(name, ())) for name in plan.removed}
+    return sum(len(shape) > 1 and graph.shapes.get(name) != shape for name, shape in shapes.items())
 
 
 def _describe(graph: ChannelGraph, removed: Mask) -> Removal:
