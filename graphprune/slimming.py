@@ -1,5 +1,6 @@
 """ONNX in, slimmer ONNX out: channels removed, the result proven equal before it is written. Needs no torch."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ from graphprune.verify import ATOL, RTOL, first_difference
 from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]
+
+logger = logging.getLogger("graphprune")
 
 #: Batch sizes that the result is checked at, where the batch is free.
 _BATCHES = (1, 2)
@@ -146,7 +149,7 @@ def slim_onnx(
         with written(model, Path(target)) as draft:
             del model  # and with it the weights, before onnxruntime loads them
             give_back_memory()
-            _check(draft, Path(target).name)
+            _check(draft, Path(source), Path(target).name)
             error = _compare(proof, draft, tolerance)
             give_back_memory()
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
@@ -200,16 +203,25 @@ def _masked(
     return path
 
 
-def _check(path: Path, name: str) -> None:
-    """Check the file with onnx, without its weights in memory: an outline beside it refers to them."""
-    beside = path.with_name(f"{path.stem}.outline")
-    try:
-        beside.write_bytes(outline(path, location=path.name))
-        onnx.checker.check_model(os.fspath(beside), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f"{name}: the slim file would be no valid ONNX: {one_line(error)}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+def _check(draft: Path, source: Path, name: str) -> None:
+    """Raise VerificationError unless the file is valid ONNX, or the one that it comes from is not either."""
+    problem = _invalidity(draft)
+    if problem and not _invalidity(source):
+        raise VerificationError(f"{name}: the slim file would be no valid ONNX: {problem}")
+    if problem:
+        logger.warning("%s is not valid ONNX, and so is what is made of it: %s", source, problem)
+
+
+def _invalidity(path: Path) -> str:
+    """What onnx finds wrong with a file; looked at without its weights in memory, by an outline that refers to them."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=".outline") as beside:
+        beside.write(outline(path, location=path.name))
+        beside.flush()
+        try:
+            onnx.checker.check_model(beside.name, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            return one_line(error)
+    return ""
 
 
 @dataclass(frozen=True)

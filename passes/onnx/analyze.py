@@ -196,7 +196,7 @@ class _Walk:
         data = self._evaluated(node)
         shapes = self._shapes(node, data)
         if shapes is None or any(value in self.unshaped for value in node.inputs if value is not None):
-            self._give_up(node, op_name)
+            self._give_up(node, op_name if found is None else f"{op_name} of unknown sizes")
             return
         if found is not None and self._computed(node, found[1]):
             found = None

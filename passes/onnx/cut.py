@@ -64,6 +64,12 @@ def _is_literal(value: ir.Value) -> bool:
     return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
 
 
+#: Inputs by which a rule's operator is told sizes and places: they follow the cut, by themselves or by `resize`.
+_SIZES = frozenset(
+    "shape sizes split starts ends axes steps pads repeats axis scales output_shape lengths index".split()
+)
+
+
 def _attribute(name: str, value: Any) -> ir.Attr:
     if isinstance(value, list):
         return ir.AttrInt64s(name, value)
@@ -80,6 +86,8 @@ class _Cutter:
         self._after: dict[ir.Value, NDArray[Any] | None] = {}
 
     def run(self) -> None:
+        for node in self.front.nodes:
+            self._keep_numbers(node)
         for node in self.front.ops:
             self._arguments(node)
         for value, gone in _hit(self.graph, self.removed):
@@ -109,6 +117,21 @@ class _Cutter:
                 node.attributes.pop("num_outputs", None)  # Split: either a number of parts or their sizes
             else:
                 node.attributes[key] = _attribute(key, new)
+
+    def _keep_numbers(self, node: ir.Node) -> None:
+        """Sizes that are computed with, as in 1 / sqrt(channels of a head), stay what they were."""
+        if all(value in self.front.numbers for value in node.outputs):
+            return
+        names = self.front.ops[node][1].inputs if node in self.front.ops else ()
+        for position, value in enumerate(node.inputs):
+            is_size = position < len(names) and names[position] in _SIZES
+            before = None if value is None or is_size or _is_literal(value) else self.front.numbers.get(value)
+            if value is None or before is None:
+                continue
+            after = self._recomputed(value)
+            if after is not None and not np.array_equal(before, after):
+                name = f"{node.outputs[0].name}_{position}_kept"
+                node.replace_input_with(position, self._literal(name, np.asarray(before)))
 
     def _is_attribute(self, node: ir.Node, key: str) -> bool:
         version = self.opsets.get(node.domain) or self.opsets.get("", 1)
