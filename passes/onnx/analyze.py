@@ -306,7 +306,7 @@ class _Walk:
         """Results of unknown size: nothing that reaches this node can be cut."""
         self.unknown[op_name] += 1
         where = f"{op_name} ({node.name})"
-        for value in node.inputs:
+        for value in (*node.inputs, *_captured(node)):
             known = self.env.get(value) if value is not None else None
             for facet in known.facets if known is not None else ():
                 if known is not None and known.constant:
@@ -314,14 +314,13 @@ class _Walk:
                 else:
                     self.analysis.freeze(facet, where, "its sizes cannot be told")
         self.unshaped.update(node.outputs)
-        inputs = [self.env[value] for value in node.inputs if value is not None and value in self.env]
+        read = (*node.inputs, *_captured(node))
+        inputs = [self.env[value] for value in read if value is not None and value in self.env]
         self._note_step(node, Op(op_name, node.name or "", where, {"input": inputs}, {}, ()), None, ())
 
     def _with_captured(self, node: ir.Node, op: Op) -> Op:
         """The operator with the values that bodies of If, Loop and Scan read from outside among its inputs."""
-        graphs = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-        read = [value for graph in graphs for inner in graph.all_nodes() for value in inner.inputs]
-        captured = [self.env[value] for value in read if value is not None and value in self.env]
+        captured = [self.env[value] for value in _captured(node) if value in self.env]
         for value in captured:
             self.analysis.freeze_value(value, op, "is read inside a sub-graph")
         return replace(op, inputs={**op.inputs, "captured": captured}) if captured else op
@@ -343,6 +342,28 @@ class _Walk:
         if binding.read is not None:
             attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
         return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Values that the bodies of a node name, as inputs of their nodes or as results."""
+    graphs = [graph for a in node.attributes.values() for graph in _graphs(a)]
+    inner = [value for graph in graphs for step in graph.all_nodes() for value in step.inputs]
+    results = [value for graph in graphs for value in graph.outputs]
+    results += [
+        v
+        for graph in graphs
+        for step in graph.all_nodes()
+        for a in step.attributes.values()
+        for g in _graphs(a)
+        for v in g.outputs
+    ]
+    return [value for value in (*inner, *results) if value is not None]
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:
