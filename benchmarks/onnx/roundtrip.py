@@ -1,4 +1,4 @@
-"""One ONNX file: through `slim` unchanged, with half of its channels zeroed beforehand, and by the torch path's plan."""
+"""One ONNX file through `slim`: unchanged, with half of its channels zeroed beforehand, by the torch path's plan."""
 
 import argparse
 import json

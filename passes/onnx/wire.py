@@ -133,8 +133,9 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
         graph.initializers.update(stored)
     content = message.graph.SerializeToString()
     message.ClearField("graph")
-    tensors = [value.const_value for value in stored.values() if value.const_value is not None]
-    heads = [_head(tensor) for tensor in tensors]
+    named = [(name, value.const_value) for name, value in stored.items() if value.const_value is not None]
+    tensors = [tensor for _, tensor in named]
+    heads = [_head(name, tensor) for name, tensor in named]
     sizes = [_tensor_size(head, tensor) for head, tensor in zip(heads, tensors, strict=True)]
     total = len(content) + sum(size + len(_prefix(_INITIALIZER, size)) for size in sizes)
     with Path(path).open("wb") as file:
@@ -153,14 +154,16 @@ def _is_streamed(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype != ir.DataType.STRING and tensor.nbytes >= LARGE
 
 
-def _head(tensor: ir.TensorProtocol) -> bytes:
-    """A tensor's message; without its numbers where they are streamed."""
+def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """A tensor's message under the name of its value; without its numbers where they are streamed."""
     if not _is_streamed(tensor):
         if isinstance(tensor, ir.ExternalTensor):  # small, and at home in another file
-            tensor = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
-        return ir.to_proto(tensor).SerializeToString()
+            tensor = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name, doc_string=tensor.doc_string)
+        message = ir.to_proto(tensor)
+        message.name = name
+        return message.SerializeToString()
     head = onnx.TensorProto(
-        name=tensor.name or "", data_type=int(tensor.dtype), dims=tensor.shape.numpy(), doc_string=tensor.doc_string
+        name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy(), doc_string=tensor.doc_string
     )
     for key, value in tensor.metadata_props.items():
         head.metadata_props.add(key=key, value=value)
