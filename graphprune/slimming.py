@@ -178,7 +178,7 @@ def _channels_of(align: int | str | None) -> int | None:
 
 def _one_shot(
     source: str | os.PathLike[str],
-    goals: Mapping[str, float],
+    goals: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]] | None,
     options: Mapping[str, Any],
 ) -> PruningPlan:

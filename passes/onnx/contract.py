@@ -81,6 +81,8 @@ def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Val
     free, count = name, 1
     while free in taken:
         free, count = f"{name}_{count}", count + 1
-    value = ir.Value(name=free, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=free, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     model.graph.register_initializer(value)
     return value

@@ -177,6 +177,9 @@ def _tensor_size(head: bytes, tensor: ir.TensorProtocol) -> int:
 
 def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     before = file.tell()
-    tensor.tofile(file)
+    if isinstance(tensor, ir.TensorBase):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
     if file.tell() - before != tensor.nbytes:
         raise ValueError(f"tensor '{tensor.name}' has {file.tell() - before} bytes, its sizes say {tensor.nbytes}")
