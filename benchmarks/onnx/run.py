@@ -22,11 +22,10 @@ from results import surroundings  # noqa: E402
 
 from graphprune.files import atomic_write_text  # noqa: E402
 
-
 NOTES = """\
 With the torch path's plan `efficientnet_v2_s` by TorchScript is refused: most weights lost their names, the plan cuts
 only a part, and the random network that is left is chaotic (noise of 1e-6 on the input changes the masked file's own
-output by 0.75 of its scale). `vgg11_bn` by dynamo, half a gigabyte, ran out of its time limit.
+output by 0.75 of its scale).
 """
 
 

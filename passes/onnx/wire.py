@@ -177,8 +177,9 @@ def _tensor_size(head: bytes, tensor: ir.TensorProtocol) -> int:
 
 def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     before = file.tell()
-    if isinstance(tensor, ir.TensorBase):
-        tensor.tofile(file)
+    stream = getattr(tensor, "tofile", None)  # not every kind of tensor has it
+    if stream is not None:
+        stream(file)
     else:
         file.write(tensor.tobytes())
     if file.tell() - before != tensor.nbytes:
