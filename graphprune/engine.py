@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphprune.allocation import Limits, check_reachable
 from graphprune.batchnorm import reestimate_batch_norm
@@ -45,6 +45,11 @@ _log = logging.getLogger("graphprune")
 
 _MOST_HELD_OUT = 0.1  # share of the images
 _EVALUATION_BATCH = 256
+_LOOKED_AT = 256  # images
+
+
+Observer = Callable[[nn.Module], Mapping[str, float]]
+"""Looks at a student in inference mode and returns numbers for its history; nothing is decided by them."""
 
 
 class Progress(Protocol):
@@ -59,6 +64,7 @@ class StudentResult:
     """What became of one student.
 
     Attributes:
+        number: which of the students it was.
         state_dict: parameters and buffers, dense shapes, removed groups exactly zero.
         removed: (n_groups,) mask of the removed groups.
         plan: the same as a plan.
@@ -67,6 +73,7 @@ class StudentResult:
         history: one record per measurement: step, epoch, phase, losses, agreement, cost.
     """
 
+    number: int
     state_dict: dict[str, Tensor]
     removed: np.ndarray
     plan: "PruningPlan"
@@ -85,6 +92,7 @@ class Engine:
         config: settings, with at least one budget per student.
         checkpoint: file to keep the state of the run in; `None` keeps none.
         progress: told about every step.
+        observer: adds to each measurement of a student, for the record alone.
 
     Raises:
         UsageError: no budget, or a run too short to reach it.
@@ -101,7 +109,9 @@ class Engine:
         *,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
+        observer: Observer | None = None,
     ) -> None:
+        self.observer = observer
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
@@ -111,14 +121,17 @@ class Engine:
         self.progress = progress
         self.schedule = Schedule.of(config, self.batches.steps_per_epoch)
         self.digest = model_digest(teacher)
-        self.taps = find_taps(teacher.graph)
+        self.taps = find_taps(teacher.graph) if config.lambda_feature else []
         _refuse_fixed_batch(teacher, self.batches.batch_size)
         self.teacher = copy.deepcopy(teacher).eval()  # its memory layout changes
+        self.precision = Precision()
+        self._dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         self._teacher_tapped = self.teacher.with_taps(self.taps)
         self._teacher_tapped.eval()
-        self.students = [Student(teacher, graph, config, n, self.taps) for n in range(config.n_students)]
+        self.students = [Student(teacher, graph, config, n, self.taps, self._look) for n in range(config.n_students)]
         self._check_budgets()
         self.done = 0  # steps
+        self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
         self._losses: list[dict[str, float]] = []
@@ -128,23 +141,35 @@ class Engine:
 
     def _check_budgets(self) -> None:
         for student in self.students:
-            limits = self.config.budget(student.number).limits()
+            limits = student.set.limits
             if not limits:
                 raise UsageError("no budget given: say how small the model must become with --macs or --params")
             check_reachable(
                 self.graph.cost,
-                {unit: share * student.dense[unit] for unit, share in limits.items()},
+                {unit: share * student.set.dense[unit] for unit, share in limits.items()},
                 self.graph.sets,
-                student.removable,
+                student.set.removable,
                 Limits(self.config.min_channels, self.config.align),
             )
 
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
-        outputs = flatten_outputs(self.teacher(self.batches.batch(0, 0)))
+        outputs = flatten_outputs(self.teacher(self._batch(0, 0)))
         if not outputs:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
         return OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+
+    def _batch(self, epoch: int, step: int) -> Tensor:
+        return self._prepared(self.batches.batch(epoch, step))
+
+    def _prepared(self, batch: Tensor) -> Tensor:
+        """A batch in the number format of the model and the memory layout of the run."""
+        return self.precision.images(batch.to(self._dtype))
+
+    def _look(self) -> Iterator[Tensor]:
+        """Images for a sensitivity that looks at activations: always the same."""
+        for step in range(min(self.batches.steps_per_epoch, math.ceil(_LOOKED_AT / self.batches.batch_size))):
+            yield self._batch(0, step)
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -174,8 +199,9 @@ class Engine:
     def _train(self, interrupt: Interrupt) -> None:
         saved_at = time.monotonic()
         while self.done < self.schedule.total:
-            step = self.done
-            loss = self._train_step(step, self.batches.batch(*divmod(step, self.batches.steps_per_epoch)))
+            step, worked = self.done, time.process_time()
+            loss = self._train_step(step, self._batch(*divmod(step, self.batches.steps_per_epoch)))
+            self.step_seconds += time.process_time() - worked
             self.done = step + 1
             if self.done % self.schedule.eval_every == 0 or self.done == self.schedule.total:
                 self._measure()
@@ -191,11 +217,10 @@ class Engine:
                 raise KeyboardInterrupt
 
     def _train_step(self, step: int, batch: Tensor) -> float:
-        batch = self.precision.images(batch)
         with torch.no_grad(), self.precision.autocast():
             target, target_features = self._teacher_tapped(batch)
         with self.precision.autocast():
-            answers = [student.tapped(batch) for student in self.students]
+            answers = [student(batch) for student in self.students]
         total, self._losses = self._loss(flatten_outputs(target), target_features, answers)
         value = float(total.detach()) / len(self.students)
         if not math.isfinite(value):
@@ -208,7 +233,7 @@ class Engine:
         return value
 
     def _loss(
-        self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor]]]
+        self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor | None]]]
     ) -> tuple[Tensor, list[dict[str, float]]]:
         """The sum of the students' losses, and the terms of each."""
         config = self.config
@@ -217,8 +242,9 @@ class Engine:
         for student, (_, features) in zip(self.students, answers, strict=True):
             terms = {
                 "out": config.lambda_out * self.loss(target, outputs[student.number]),
-                "feature": config.lambda_feature * student.features(target_features, features),
             }
+            if config.lambda_feature:
+                terms["feature"] = config.lambda_feature * student.features(target_features, features)
             if len(self.students) > 1:
                 terms["mutual"] = config.lambda_mutual * mutual_loss(self.loss, outputs, student.number)
             totals.append(torch.stack(list(terms.values())).sum())
@@ -238,7 +264,7 @@ class Engine:
         student.train()
         precision.convert_(student)
         with precision.autocast():
-            outputs = flatten_outputs(student(precision.images(self.batches.batch(0, 0))))
+            outputs = flatten_outputs(student(precision.images(self._batch(0, 0))))
         torch.autograd.backward(torch.stack([output.float().square().mean() for output in outputs]).sum())
 
     # -- measuring ---------------------------------------------------------------------------------------------
@@ -253,8 +279,12 @@ class Engine:
                 **{f"loss_{name}": value for name, value in losses.items()},
                 "agreement": self._agreement(student),
                 **student.shares(),
-                "zero_groups": int(student.dead.sum()),
+                "zero_groups": int(student.set.dead.sum()),
             }
+            if self.observer is not None:
+                student.module.eval()
+                record.update(self.observer(student.module))
+                student.module.train()
             history.append(record)
             _log.info(
                 "step %d/%d %s: student %d loss %.4f agreement %.4f macs %.3f params %.3f",
@@ -273,7 +303,7 @@ class Engine:
         student.tapped.eval()
         shares, sizes = [], []
         for number, batch in enumerate(evaluation_batches(self.held_out, _EVALUATION_BATCH)):
-            batch = self.precision.images(batch)
+            batch = self._prepared(batch)
             output = flatten_outputs(student.tapped(batch)[0])
             shares.append(self.loss.agreement(self._held_out_target(number, batch), output))
             sizes.append(len(batch))
@@ -299,17 +329,18 @@ class Engine:
         count = math.ceil(self.config.calibration_images / self.batches.batch_size)
         for number in range(count):
             step = number % self.batches.steps_per_epoch
-            yield self.precision.images(self.batches.batch(epoch + number // self.batches.steps_per_epoch, step))
+            yield self._batch(epoch + number // self.batches.steps_per_epoch, step)
 
     @torch.no_grad()
     def _finish(self, student: Student) -> StudentResult:
         reestimate_batch_norm(student.module, student.tapped, self._calibration())
         student.module.eval()
-        assert torch.equal(student.dead, student.expected), "a group of the final set is not zero"
-        removed = student.removed.copy()
+        assert torch.equal(student.set.dead, student.set.expected), "a group of the final set is not zero"
+        removed = student.removed()
         cost = student.shares()
         return StudentResult(
-            state_dict={k: v.detach().clone().contiguous() for k, v in student.module.state_dict().items()},
+            number=student.number,
+            state_dict=student.dense_state(),
             removed=removed,
             plan=self.graph.plan(removed),
             cost=cost,
@@ -327,8 +358,9 @@ class Engine:
 
     def _use(self, precision: Precision) -> None:
         self.precision = precision
-        for module in (self.teacher, *(s.module for s in self.students)):
-            precision.convert_(module)
+        precision.convert_(self.teacher)
+        for student in self.students:
+            student.use(precision)
 
     def _save(self) -> None:
         if self.checkpoint is None:
@@ -346,6 +378,7 @@ class Engine:
                 "model": self.digest,
                 "precision": self.precision.to_dict(),
                 "step": self.done,
+                "step_seconds": self.step_seconds,
                 "images": self.batches.state_dict(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
@@ -362,6 +395,7 @@ class Engine:
         for student, saved in zip(self.students, state["students"], strict=True):
             student.load_state(saved)
         self.done = state["step"]
+        self.step_seconds = state["step_seconds"]
         self.history = state["history"]
         torch.set_rng_state(state["random"])
 

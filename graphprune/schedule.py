@@ -5,6 +5,9 @@
                from there on the set is final and its last groups fade to exactly zero
     settle     the set is fixed at zero
 
+Two other courses, to compare with: "static" draws the set once, at the beginning of the sparsify phase and for the
+target, and lets it fade through that phase; "one-shot" sets it to zero in one step, and settles for the rest.
+
 Source: cubic budget, Zhu & Gupta 2017, "To prune, or not to prune", eq. 1; sigmoid ramp of the proximal step,
 Ruan et al. 2021 (DPFPS), section 3.3.
 """
@@ -47,7 +50,9 @@ class Schedule:
             )
         start = round(config.warmup * total)
         settle = min(total - 1, max(start + 4, round((config.warmup + config.sparsify) * total)))
-        fade = max(1, round(config.fade * (settle - start)))
+        if config.course == "one-shot":
+            settle = start + 1
+        fade = max(1, round(config.fade * (settle - start))) if config.course == "dynamic" else settle - start
         return cls(
             total=total,
             sparsify_from=start,

@@ -172,7 +172,7 @@ def test_bad_input_is_one_line_and_writes_nothing(work, tmp_path):
         ([good, *arch, *data, "--eval-data", str(tmp_path / "empty")], 1, "no image"),
         ([good, *arch, *data, "--macs", "0"], 2, "--macs must be between 0 and 1"),
         ([good, *arch, *data, "--macs", "2"], 2, "--macs must be between 0 and 1"),
-        ([good, *arch, *data, "--macs", "half"], 2, "not a valid float"),
+        ([good, *arch, *data, "--macs", "half"], 2, "no share like 0.5"),
         ([good, *arch, *data, "--macs", "0.0001"], 5, "cannot be reached"),
         ([good, *arch, *data, "--channels", "3"], 1, "does not take images of 3x16x16"),
         ([good, *arch, *data, "--epochs", "0.1"], 2, "at least 10 are needed"),
