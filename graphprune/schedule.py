@@ -48,6 +48,13 @@ class Schedule:
                 f"--epochs {config.epochs:g} gives {total} steps of {config.batch_size} images; at least {_MIN_STEPS} "
                 "are needed: raise --epochs, lower --batch-size or give more images"
             )
+        return cls.of_steps(config, total)
+
+    @classmethod
+    def of_steps(cls, config: CompressConfig, total: int) -> "Schedule":
+        """The schedule of `config` for so many steps."""
+        if total < _MIN_STEPS:
+            raise UsageError(f"steps must be at least {_MIN_STEPS}, not {total}")
         start = round(config.warmup * total)
         settle = min(total - 1, max(start + 4, round((config.warmup + config.sparsify) * total)))
         if config.course == "one-shot":
