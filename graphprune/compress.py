@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,13 @@ from graphprune.engine import Engine, Observer, StudentResult
 from graphprune.files import atomic_write_json
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
 from graphprune.loading import load_model
-from graphprune.output_folder import OutputFolder
+from graphprune.output_folder import CHECKPOINT, OutputFolder
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule
+from graphprune.processes import Processes
 from graphprune.report import count, render_metrics
 from graphprune.results import BenchmarkOptions, measure
 
@@ -126,6 +128,9 @@ def compress(
         VerificationError: masked model, slim model and ONNX file do not compute the same; no result is written.
     """
     settings = _settings(config or CompressConfig(), macs, params)
+    processes = Processes.join()
+    if not processes.is_first:
+        return _help(model, images, example_inputs, settings, data or DataOptions(), output, processes)
     folder = OutputFolder(None if output is None else Path(output), resume=resume, force=force)
     clock = _Clock(reporter)
     if settings.threads:
@@ -135,14 +140,24 @@ def compress(
         with clock("reading images"):
             source, judges = _read(loaded, images, eval_images, data or DataOptions(), reporter)
         with clock("capturing the model"):
-            engine = _engine(loaded, source, example_inputs, settings, folder, reporter, observer)
+            engine = _engine(
+                loaded,
+                source,
+                example_inputs,
+                settings,
+                folder.checkpoint,
+                folder.resume,
+                progress=None if reporter is None else reporter.step,
+                observer=observer,
+                processes=processes,
+            )
         folder.begin({"preprocessing": source.preprocess.to_dict()})
         _log_model(engine.graph)
         delivery = Delivery(engine, staging)
         with clock("rehearsing"):
             delivery.rehearse()
         with clock("training"), _saying_how_to_go_on(folder):
-            results = engine.run(folder.resume)
+            results = engine.run(processes.first(folder.resume))
         with clock("removing channels"):
             for result, name in _delivered(results, settings):
                 delivery.cut(result, name)
@@ -244,9 +259,9 @@ def _engine(
     source: ImageSource,
     example_inputs: tuple[Any, ...] | None,
     config: CompressConfig,
-    folder: OutputFolder,
-    reporter: Reporter | None,
-    observer: Observer | None,
+    checkpoint: Path | None,
+    resume: bool,
+    **options: Any,
 ) -> Engine:
     """Capture and analyze the model; refuses a budget out of reach, and a checkpoint of another run."""
     teacher = capture_on(model, source, example_inputs)
@@ -254,19 +269,37 @@ def _engine(
     for operator, times in graph.unknown.items():
         logger.warning("operator %s is unknown (used %d times): nothing that it touches is removed", operator, times)
     # A copy, because the engine brings weights into the memory layout that is fastest here; the graph keeps its own.
-    engine = Engine(
-        copy.deepcopy(teacher),
-        graph,
-        source,
-        config,
-        checkpoint=folder.checkpoint,
-        progress=None if reporter is None else reporter.step,
-        observer=observer,
-    )
-    if folder.resume and engine.checkpoint is not None:
+    engine = Engine(copy.deepcopy(teacher), graph, source, config, checkpoint=checkpoint, **options)
+    if resume and engine.checkpoint is not None:
         state = load_checkpoint(engine.checkpoint, config, engine.digest)
         engine.batches.load_state_dict(state["images"])  # refuses other images
     return engine
+
+
+def _help(
+    model: str | os.PathLike[str] | nn.Module | ExportedProgram,
+    images: Images,
+    example_inputs: tuple[Any, ...] | None,
+    config: CompressConfig,
+    options: DataOptions,
+    output: str | os.PathLike[str] | None,
+    processes: Processes,
+) -> CompressResult:
+    """What a process does that is not the first: train along, and write nothing."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    loaded = load_model(Path(model)) if isinstance(model, str | os.PathLike) else model
+    source = read_images(images, options, loaded)
+    checkpoint = None if output is None else Path(output) / CHECKPOINT
+    engine = _engine(loaded, source, example_inputs, config, checkpoint, False, processes=processes)
+    results = engine.run(processes.first(False))
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as scratch:
+        delivery = Delivery(engine, Path(scratch))
+        family = {name: delivery.cut(result, name) for result, name in _delivered(results, config)}
+    first = next(iter(family.values()))
+    return CompressResult(
+        first.model, first.result.plan, {}, None, {name: member.model for name, member in family.items()}
+    )
 
 
 def _log_model(graph: ChannelGraph) -> None:

@@ -11,6 +11,7 @@ Notation as in docs/algorithm.md: T the teacher, S_1..S_N the students, p = soft
 All in float32 at least, whatever the precision of the networks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -72,6 +73,14 @@ class OutputLoss:
         distance = self._divergence if self.kind != "values" else _relative_error
         losses = [distance(in_full(t.detach()), in_full(s)) for t, s in zip(target, outputs, strict=True)]
         return torch.stack(losses).mean()
+
+    def of_ignorance(self, target: Sequence[Tensor]) -> float:
+        """The loss of a network that gives the same answer to everything.
+
+        Values: relative squared error 1, by definition. Classes: tau^2 log(classes), the divergence of uniform answers
+        from certain ones.
+        """
+        return 1.0 if self.kind == "values" else self.temperature**2 * math.log(target[0].shape[1])
 
     def _divergence(self, target: Tensor, output: Tensor) -> Tensor:
         log_p = torch.log_softmax(self._logits(target) / self.temperature, dim=1)

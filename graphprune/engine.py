@@ -32,6 +32,7 @@ from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_
 from graphprune.interrupt import Interrupt
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision
+from graphprune.processes import Processes
 from graphprune.schedule import Schedule
 from graphprune.student import Student
 from graphprune.taps import find_taps
@@ -46,6 +47,8 @@ _log = logging.getLogger("graphprune")
 _MOST_HELD_OUT = 0.1  # share of the images
 _EVALUATION_BATCH = 256
 _LOOKED_AT = 256  # images
+_DIVERGED = 10.0  # times the loss of a network that knows nothing
+_FORGETTING = 0.02  # a step
 
 
 Observer = Callable[[nn.Module], Mapping[str, float]]
@@ -93,6 +96,7 @@ class Engine:
         checkpoint: file to keep the state of the run in; `None` keeps none.
         progress: told about every step.
         observer: adds to each measurement of a student, for the record alone.
+        processes: this process among those of the run. Each takes `batch_size` images of a step.
 
     Raises:
         UsageError: no budget, or a run too short to reach it.
@@ -110,13 +114,21 @@ class Engine:
         checkpoint: Path | None = None,
         progress: Progress | None = None,
         observer: Observer | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.observer = observer
+        self.processes = processes or Processes()
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
         augmentation = Augmentation(crop=config.crop, flip=config.flip)
-        self.batches = TrainingBatches(rest, config.batch_size, seed=config.seed, augmentation=augmentation)
+        whole_batch = config.batch_size * self.processes.world
+        if self.processes.world > 1 and len(rest) < whole_batch:
+            raise UsageError(
+                f"{len(rest)} images are fewer than a batch of {config.batch_size} for each of {self.processes.world} "
+                "processes: lower --batch-size or start fewer processes"
+            )
+        self.batches = TrainingBatches(rest, whole_batch, seed=config.seed, augmentation=augmentation)
         self.checkpoint = checkpoint
         self.progress = progress
         self.schedule = Schedule.of(config, self.batches.steps_per_epoch)
@@ -128,9 +140,12 @@ class Engine:
         self._dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         self._teacher_tapped = self.teacher.with_taps(self.taps)
         self._teacher_tapped.eval()
-        self.students = [Student(teacher, graph, config, n, self.taps, self._look) for n in range(config.n_students)]
+        self.students = [
+            Student(teacher, graph, config, n, self.taps, self._look, self.processes) for n in range(config.n_students)
+        ]
         self._check_budgets()
         self.done = 0  # steps
+        self._worst = 0.0  # running mean of the worst student's loss on outputs
         self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
@@ -154,13 +169,19 @@ class Engine:
 
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
-        outputs = flatten_outputs(self.teacher(self._batch(0, 0)))
+        outputs = flatten_outputs(self.teacher(self._whole_batch(0, 0)))
         if not outputs:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
-        return OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+        loss = OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+        self._ignorance = loss.of_ignorance(outputs)
+        return loss
+
+    def _whole_batch(self, epoch: int, step: int) -> Tensor:
+        return self._prepared(self.batches.batch(epoch, step))
 
     def _batch(self, epoch: int, step: int) -> Tensor:
-        return self._prepared(self.batches.batch(epoch, step))
+        """This process's part of a batch."""
+        return self.processes.part(self._whole_batch(epoch, step))
 
     def _prepared(self, batch: Tensor) -> Tensor:
         """A batch in the number format of the model and the memory layout of the run."""
@@ -169,7 +190,7 @@ class Engine:
     def _look(self) -> Iterator[Tensor]:
         """Images for a sensitivity that looks at activations: always the same."""
         for step in range(min(self.batches.steps_per_epoch, math.ceil(_LOOKED_AT / self.batches.batch_size))):
-            yield self._batch(0, step)
+            yield self._whole_batch(0, step)
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -180,12 +201,13 @@ class Engine:
             resume: continue from the checkpoint file instead of starting afresh.
 
         Raises:
-            TrainingError: the loss is not finite any more; the last checkpoint is kept.
+            TrainingError: the loss is not finite any more, or students know less than nothing; the last checkpoint is
+                kept.
             KeyboardInterrupt: after the state has been written, if there is a checkpoint file.
         """
         with _threads(self.config.threads), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            if self.checkpoint is not None:
+            if self.checkpoint is not None and self.processes.is_first:
                 remove_partial_checkpoints(self.checkpoint)
             if resume:
                 self._load()
@@ -210,10 +232,13 @@ class Engine:
                     self.done, self.schedule.total, loss, self.students[0].shares(), self.schedule.phase(step)
                 )
             last = self.done == self.schedule.total
-            if last or interrupt.asked or self._is_save_due(time.monotonic() - saved_at):
+            (asked,) = self.processes.mean(
+                float(interrupt.asked)
+            )  # one that stops alone would leave the others waiting
+            if last or asked or self._is_save_due(time.monotonic() - saved_at):
                 self._save()
                 saved_at = time.monotonic()
-            if interrupt.asked:
+            if asked:
                 raise KeyboardInterrupt
 
     def _train_step(self, step: int, batch: Tensor) -> float:
@@ -222,15 +247,27 @@ class Engine:
         with self.precision.autocast():
             answers = [student(batch) for student in self.students]
         total, self._losses = self._loss(flatten_outputs(target), target_features, answers)
-        value = float(total.detach()) / len(self.students)
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step + 1}; lower --lr (now {self.config.lr:g})")
+        (value,) = self.processes.mean(float(total.detach()) / len(self.students))
+        self._refuse_divergence(step, value)
         for student in self.students:
             student.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         for student in self.students:
+            self.processes.mean_gradients_(student.module.parameters())
             student.step(step, self.schedule)
         return value
+
+    def _refuse_divergence(self, step: int, value: float) -> None:
+        """Stop when the loss is not finite, or answers have long been worse than one answer to everything."""
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss is {value} at step {step + 1}; lower --lr (now {self.config.lr:g})")
+        (found,) = self.processes.mean(max(losses["out"] for losses in self._losses))
+        self._worst += _FORGETTING * (found - self._worst)
+        if self._worst > _DIVERGED * self.config.lambda_out * self._ignorance:
+            raise TrainingError(
+                f"the training has diverged by step {step + 1}: for some time the answers have been much further from "
+                f"the model's own than one answer to all images; lower --lr (now {self.config.lr:g})"
+            )
 
     def _loss(
         self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor | None]]]
@@ -256,7 +293,7 @@ class Engine:
         precision, seconds = choose_precision(self.config.precision, self._trial_step)
         measured = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
         _log.info("precision: %s (seconds a step: %s)", precision, measured or "not measured")
-        self._use(precision)
+        self._use(Precision(**self.processes.first(precision.to_dict())))
 
     def _trial_step(self, precision: Precision) -> None:
         """One training step without a trace, for measuring how long it takes."""
@@ -363,7 +400,7 @@ class Engine:
             student.use(precision)
 
     def _save(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.processes.is_first:
             return
         for student in self.students:
             for name, tensor in student.module.state_dict().items():
@@ -379,6 +416,7 @@ class Engine:
                 "precision": self.precision.to_dict(),
                 "step": self.done,
                 "step_seconds": self.step_seconds,
+                "worst": self._worst,
                 "images": self.batches.state_dict(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
@@ -396,6 +434,7 @@ class Engine:
             student.load_state(saved)
         self.done = state["step"]
         self.step_seconds = state["step_seconds"]
+        self._worst = state["worst"]
         self.history = state["history"]
         torch.set_rng_state(state["random"])
 

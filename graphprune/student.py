@@ -17,6 +17,7 @@ from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.precision import Precision
+from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
 from graphprune.schedule import Schedule
 from graphprune.sparse_set import SparseSet
@@ -48,6 +49,7 @@ class Student:
         number: int,
         taps: list[str],
         look: Callable[[], Iterable[Tensor]] = tuple,
+        processes: Processes | None = None,
     ) -> None:
         """Begin as the teacher.
 
@@ -58,6 +60,7 @@ class Student:
             number: which of the students this is.
             taps: nodes at which features are compared.
             look: gives images, for a sensitivity that looks at activations.
+            processes: this process among those of the run.
         """
         self.graph = graph
         self.config = config
@@ -66,6 +69,7 @@ class Student:
         self.precision = Precision()
         self._taps = taps
         self._look = look
+        self._is_alone = processes is None or processes.world == 1
         self._scales = scale_parameters(graph.front_end.ops)
         self.features = FeatureLoss([graph.value_groups.get(name) for name in taps], graph.n_groups)
         self.present = graph.all_kept()
@@ -81,6 +85,8 @@ class Student:
         self.precision.convert_(module)
         self._tapped_at = self._removal.taps_left(self.present)
         self.tapped = module.with_taps([name for name in self._tapped_at if name is not None])
+        if not self._is_alone:
+            synchronize_batch_norm(self.tapped.inner)
         self.tapped.train()
         self.optimizer = _optimizer(module, self.config)
         parameters = dict(module.named_parameters(remove_duplicate=False))
