@@ -109,6 +109,8 @@ def command(
     channels: str | None,
     arch: str | None,
     trust_pickle: bool,
+    macs: float | tuple[float, ...] | None,
+    params: float | tuple[float, ...] | None,
     output: Path,
     benchmark_seconds: float,
     benchmark_threads: int,
@@ -128,13 +130,20 @@ def command(
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.loading import load_model
+    from graphprune.processes import Processes
     from graphprune.report import render_metrics
 
+    processes = Processes.join()
+    if not processes.is_first:
+        ctx.ensure_object(RunState).quiet = True
+        ctx.ensure_object(RunState).set_up_log()
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle)
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
         result = compress(
             loaded,
             data,
+            macs=macs,
+            params=params,
             output=output,
             config=config,
             data=DataOptions(
@@ -147,6 +156,8 @@ def command(
             reporter=reporter,
             record={"model": str(model), "arch": arch, "data": str(data), "eval_data": eval_data and str(eval_data)},
         )
+    if not processes.is_first:
+        return
     if as_json:
         print_json(result.metrics)
     else:

@@ -92,7 +92,7 @@ class Training:
                 loss = cross_entropy(logits, labels, label_smoothing=self.arguments.label_smoothing)
                 torch.autograd.backward(loss)
                 self.optimizer.step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
                 right += int((logits.argmax(1) == labels).sum())
                 if not math.isfinite(losses[-1]):
                     raise GraphPruneError(f"the loss is {losses[-1]} in epoch {self.epoch + 1}: lower --lr")

@@ -56,6 +56,8 @@ class CompressConfig:
         output_loss: "kl" for class logits, "mse" for anything else, "auto" decides by the output's shape.
         sensitivity: what orders the groups, a name in `graphprune.importance.CRITERIA`.
         sensitivity_decay: decay per step of the running sensitivity (rho).
+        diversity: spread (standard deviation of the logarithm) of the factors that sensitivities of further students of
+            one budget are multiplied with; without it, students that start alike would stay alike.
         redraw_every: steps between two draws of the expected-sparse set; 0 = about 40 draws in a run.
         course: how channels leave: "dynamic" draws the set anew as the budget falls; "static" draws it once, at the
             full budget, and lets it fade; "one-shot" sets it to zero at once and learns for the rest of the run.
@@ -99,6 +101,7 @@ class CompressConfig:
     output_loss: OutputLoss = "auto"
     sensitivity: str = "taylor"
     sensitivity_decay: float = 0.98
+    diversity: float = 0.2
     redraw_every: int = 0
     course: Course = "dynamic"
     warmup: float = 0.05
@@ -187,6 +190,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "lambda_sparsity": (0, math.inf, True, False),
     "temperature": (0, math.inf, False, False),
     "sensitivity_decay": (0, 1, True, False),
+    "diversity": (0, math.inf, True, False),
     "redraw_every": (0, math.inf, True, False),
     "warmup": (0, 1, True, False),
     "sparsify": (0, 1, False, False),

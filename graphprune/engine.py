@@ -265,7 +265,7 @@ class Engine:
         self._worst += _FORGETTING * (found - self._worst)
         if self._worst > _DIVERGED * self.config.lambda_out * self._ignorance:
             raise TrainingError(
-                f"the training has diverged by step {step + 1}: for some time the answers have been much further from "
+                f"the training has diverged by step {step + 1}: the answers have come to be much further from "
                 f"the model's own than one answer to all images; lower --lr (now {self.config.lr:g})"
             )
 

@@ -42,14 +42,22 @@ class SparseSet:
         dense: cost of the dense model, by unit.
     """
 
-    def __init__(self, graph: "ChannelGraph", config: CompressConfig, limits: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self,
+        graph: "ChannelGraph",
+        config: CompressConfig,
+        limits: Mapping[str, float],
+        seed: int,
+        diversity: float = 0.0,
+    ) -> None:
         """Start with nothing expected to go.
 
         Args:
             graph: the channel groups.
             config: settings of the run.
             limits: budgets as shares of the dense cost, by unit.
-            seed: of a criterion that draws lots.
+            seed: of a criterion that draws lots, and of the factors of `diversity`.
+            diversity: spread of the factors that scores are multiplied with, which stay the same all along.
         """
         self.graph = graph
         self.config = config
@@ -61,6 +69,7 @@ class SparseSet:
         self.sensitivity = torch.zeros(graph.n_groups)
         self.expected = torch.zeros(graph.n_groups, dtype=torch.bool)
         self._seed = seed
+        self._factors = np.exp(diversity * np.random.default_rng(seed).standard_normal(graph.n_groups))
         self._line = torch.full((graph.n_groups,), torch.inf)  # norm that a fading group may have
         self._left = torch.zeros(graph.n_groups, dtype=torch.long)  # steps until it must be zero
 
@@ -103,7 +112,7 @@ class SparseSet:
         """The groups to remove; sets are emptied only where all of them can be done without at once."""
         removable = self.removable.copy()
         dead = self.dead.numpy()
-        scores = self.sensitivity.double().numpy()
+        scores = self.sensitivity.double().numpy() * self._factors
         limits = Limits(self.config.min_channels, self.config.align)
         while True:
             chosen = select(scores, self.graph.cost, budgets, self.graph.sets, removable, limits=limits, forced=dead)

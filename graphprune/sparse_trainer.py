@@ -22,7 +22,7 @@ from torch import nn
 from graphprune.allocation import Limits, check_reachable
 from graphprune.config import CompressConfig
 from graphprune.importance import Evidence, scale_parameters
-from graphprune.passes.errors import TrainingError, UsageError
+from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.slim import slim
@@ -96,9 +96,14 @@ class SparseTrainer:
         self._examples = example_inputs
         self._optimizer = optimizer
         self._scales = scale_parameters(self.graph.front_end.ops)
-        self._index = GroupIndex(
-            dict(model.named_parameters(remove_duplicate=False)), self.graph.axes, self.graph.n_groups
-        )
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        missing = sorted({name for name, _ in self.graph.axes} & self.graph.parameters - parameters.keys())
+        if missing:
+            raise UnsupportedModelError(
+                f"{missing[0]} of the captured graph is no parameter of the model: a weight that is computed from "
+                "others (parametrization) cannot be made sparse in your own loop"
+            )
+        self._index = GroupIndex(parameters, self.graph.axes, self.graph.n_groups)
         self.set = SparseSet(self.graph, self.config, limits, self.config.seed)
         if self.set.criterion.needs == "activations":
             raise UsageError(f"sensitivity {sensitivity!r} looks at activations, which your own loop keeps to itself")

@@ -65,7 +65,9 @@ class Student:
         self.graph = graph
         self.config = config
         self.number = number
-        self.set = SparseSet(graph, config, config.budget(number).limits(), config.seed + number)
+        has_twin = config.budget(number) in [config.budget(earlier) for earlier in range(number)]
+        diversity = config.diversity if has_twin else 0.0
+        self.set = SparseSet(graph, config, config.budget(number).limits(), config.seed + number, diversity)
         self.precision = Precision()
         self._taps = taps
         self._look = look

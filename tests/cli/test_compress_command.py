@@ -198,6 +198,17 @@ def test_a_budget_is_needed(work, tmp_path):
     assert "no budget given" in stderr
 
 
+def test_a_family_is_made_by_one_command(work, tmp_path):
+    arguments = [*command(work, tmp_path / "out", "--freeze", "conv1", "--course", "static"), "--macs", "0.7,0.5"]
+    code, stdout, stderr = run(arguments)
+    assert code == 0, stderr
+    assert "slim-macs0.7" in stdout.splitlines()[0]
+    for name in ("slim-macs0.7.onnx", "slim-macs0.5.onnx", "slim-macs0.5.pt2", "dense.onnx", "metrics.json"):
+        assert any(line.startswith(str(tmp_path / "out" / name)) for line in stdout.splitlines()), name
+    config = json.loads((tmp_path / "out" / "metrics.json").read_text())["config"]
+    assert (config["n_students"], config["freeze"], config["course"]) == (2, ["conv1"], "static")
+
+
 def start(arguments, folder):
     return subprocess.Popen(
         [sys.executable, "-c", "from graphprune.cli import main; raise SystemExit(main())", *arguments],
