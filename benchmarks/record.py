@@ -10,11 +10,16 @@ from pathlib import Path
 _FOLDERS = re.compile(r"(?<![\w.])(?:/[\w.+-]+)+/(?=[\w.+-])")
 
 
+def without_folders(text: str) -> str:
+    """The text with the names of files alone, without the folders that they lie in."""
+    return _FOLDERS.sub("", text)
+
+
 def main(run: Path, target: Path) -> None:
     """Copy `metrics.json` and `compress.log` of a run."""
     target.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.json", "compress.log"):
-        (target / name).write_text(_FOLDERS.sub("", (run / name).read_text()))
+        (target / name).write_text(without_folders((run / name).read_text()))
         print(f"wrote {target / name}")
 
 

@@ -1,11 +1,12 @@
 """`graphprune compress MODEL --data DIR --macs 0.5 -o OUT/`: the main job."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from graphprune.cli.options import RunState, arch_options, data_options, force_option, json_option, seed_option
+from graphprune.cli.options import RunState, Shares, arch_options, data_options, force_option, json_option, seed_option
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.progress import progress
 from graphprune.config import CompressConfig
@@ -30,8 +31,13 @@ _FILES = {
 @click.option("--limit", type=click.IntRange(min=2), help="Learn from so many of the images. Default: all.")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Gray or color. Default: what the model takes.")
 @arch_options
-@click.option("--macs", type=float, metavar="SHARE", help="Share of the multiply-accumulates that may be left: 0.5.")
-@click.option("--params", type=float, metavar="SHARE", help="Share of the parameters that may be left.")
+@click.option(
+    "--macs",
+    type=Shares(),
+    metavar="SHARE[,...]",
+    help="Share of the multiply-accumulates that may be left: 0.5. Several, as in 0.66,0.5,0.33, make a family.",
+)
+@click.option("--params", type=Shares(), metavar="SHARE[,...]", help="Share of the parameters that may be left.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Folder for the results."
 )
@@ -39,6 +45,35 @@ _FILES = {
 @click.option("--batch-size", type=int, help=f"Images a step. Default: {_DEFAULT.batch_size}.")
 @click.option("--lr", type=float, help=f"Peak learning rate. Default: {_DEFAULT.lr:g}.")
 @click.option("--align", type=int, help=f"Keep multiples of so many channels in a layer. Default: {_DEFAULT.align}.")
+@click.option(
+    "--freeze", multiple=True, metavar="GLOB", help="Layers that keep all their channels: layer1.*. Can be repeated."
+)
+@click.option(
+    "--students",
+    "n_students",
+    type=click.IntRange(min=1),
+    help="Students that learn side by side for one budget; the best on images held out is delivered. Default: 1.",
+)
+@click.option(
+    "--sensitivity",
+    type=click.Choice(["taylor", "l2", "l1", "bn_scale", "fpgm", "apoz", "entropy", "hrank", "random"]),
+    help=f"What tells which channels matter least. Default: {_DEFAULT.sensitivity}.",
+)
+@click.option(
+    "--course",
+    type=click.Choice(["dynamic", "static", "one-shot"]),
+    help="Channels to go are chosen anew all along, chosen once and faded out, or cut at once. Default: dynamic.",
+)
+@click.option(
+    "--lambda-feature",
+    type=float,
+    help=f"Weight of the loss on features; 0 leaves it out. Default: {_DEFAULT.lambda_feature:g}.",
+)
+@click.option(
+    "--shrink/--no-shrink",
+    default=None,
+    help="Remove channels during the training, which makes it faster. Default: on.",
+)
 @click.option(
     "--flip/--no-flip", default=None, help="Mirror images at random; not for digits and letters. Default: on."
 )
@@ -74,6 +109,8 @@ def command(
     channels: str | None,
     arch: str | None,
     trust_pickle: bool,
+    macs: float | tuple[float, ...] | None,
+    params: float | tuple[float, ...] | None,
     output: Path,
     benchmark_seconds: float,
     benchmark_threads: int,
@@ -93,13 +130,20 @@ def command(
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.loading import load_model
+    from graphprune.processes import Processes
     from graphprune.report import render_metrics
 
+    processes = Processes.join()
+    if not processes.is_first:
+        ctx.ensure_object(RunState).quiet = True
+        ctx.ensure_object(RunState).set_up_log()
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle)
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
         result = compress(
             loaded,
             data,
+            macs=macs,
+            params=params,
             output=output,
             config=config,
             data=DataOptions(
@@ -112,16 +156,28 @@ def command(
             reporter=reporter,
             record={"model": str(model), "arch": arch, "data": str(data), "eval_data": eval_data and str(eval_data)},
         )
+    if not processes.is_first:
+        return
     if as_json:
         print_json(result.metrics)
     else:
         print_text(render_metrics, result.metrics)
-        say_files(output)
+        say_files(output, list(result.family))
 
 
-def say_files(folder: Path) -> None:
-    """Say where the results are."""
-    width = max(len(str(folder / name)) for name in _FILES)
+def say_files(folder: Path, family: Sequence[str] = ("slim",)) -> None:
+    """Say where the results are.
+
+    Args:
+        folder: the output folder.
+        family: names of the slim models in it.
+    """
+    files = dict(_FILES)
+    if list(family) != ["slim"]:
+        files = {name: text for name, text in files.items() if name in ("dense.onnx", "metrics.json")}
+        slim = [{f"{n}.onnx": _FILES["slim.onnx"], f"{n}.pt2": _FILES["slim.pt2"]} for n in family]
+        files = {name: text for found in [*slim, files] for name, text in found.items()}
+    width = max(len(str(folder / name)) for name in files)
     click.echo()
-    for name, text in _FILES.items():
+    for name, text in files.items():
         click.echo(f"{folder / name!s:{width}}  {text.format(folder / name)}")

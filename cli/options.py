@@ -127,6 +127,24 @@ class FloatList(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
 
 
+class Shares(click.ParamType):
+    """One share, or several separated by commas: 0.5, or 0.66,0.5,0.33."""
+
+    name = "shares"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | tuple[float, ...]:
+        """Return the share, or all of several."""
+        if isinstance(value, float | tuple):
+            return value
+        try:
+            found = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no share like 0.5, and no list like 0.66,0.5,0.33", param, ctx)
+        return found[0] if len(found) == 1 else found
+
+
 class ImageSize(click.ParamType):
     """A side of a square, or height x width: 32, 480x640."""
 

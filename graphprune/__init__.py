@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from graphprune.passes.fx.slim import mask, slim
     from graphprune.saving import load, save
     from graphprune.slimming import SlimReport, slim_onnx
+    from graphprune.sparse_trainer import SparseTrainer
 
 __all__ = [
     "BenchmarkOptions",
@@ -67,6 +68,7 @@ __all__ = [
     "PlanError",
     "PruningPlan",
     "SlimReport",
+    "SparseTrainer",
     "TrainingError",
     "UnsupportedModelError",
     "UsageError",
@@ -93,6 +95,7 @@ _HOMES = {
     "CompressResult": "compress",
     "DataOptions": "compress",
     "ImageSource": "data",
+    "SparseTrainer": "sparse_trainer",
     "PruningPlan": "passes.channels.plan",
     "SlimReport": "slimming",
     "benchmark": "benchmark",

@@ -1,27 +1,26 @@
 """The first two steps of the Python interface: what is coupled (`trace`), and what to remove at once (`plan`).
 
-A one-shot plan looks at the weights alone. It is for a first look, for models that are trained further elsewhere,
-and for tests; `compress` decides from what the model computes on images.
+A one-shot plan looks at the weights, or at a few images. It is for a first look, for models that are trained further
+elsewhere, and for tests; `compress` decides all along a training.
 """
 
 import os
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from graphprune.allocation import Limits, removable_groups, select, select_ratio
-from graphprune.importance import CRITERIA, Evidence, criterion, needs_gradient
+from graphprune.freezing import frozen_groups
+from graphprune.inputs import Images
 from graphprune.loading import load_model
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, UsageError
 from graphprune.passes.fx import analyze
-from graphprune.sparsity import GroupIndex
+from graphprune.scoring import score_groups
 
 __all__ = ["plan", "trace"]
 
@@ -56,12 +55,13 @@ def plan(
     macs: float | None = None,
     params: float | None = None,
     importance: str | Scores = "l2",
+    images: Images | None = None,
     freeze: Sequence[str] = (),
     align: int | None = None,
     allow_inexact: bool = False,
     seed: int = 0,
 ) -> PruningPlan:
-    """Return the plan that removes the channels worth least, without any image.
+    """Return the plan that removes the channels worth least, without any training.
 
     Give either `ratio`, which takes the same share of channels from every set of coupled ones, or budgets, which
     take the least important channels for what they cost wherever they are.
@@ -71,7 +71,9 @@ def plan(
         ratio: share of the channels of each set to remove, at most.
         macs: share of the multiply-accumulates that may be left.
         params: share of the parameters that may be left.
-        importance: name of a criterion that needs no image ("l2", "l1", "random"), or one score a group.
+        importance: name of a criterion, or one score a group. "random", "l1", "l2", "bn_scale" and "fpgm" look at the
+            weights; "taylor", "apoz", "entropy" and "hrank" need images.
+        images: for criteria that need them: a path, what `load_images` returned, or an array of network inputs.
         freeze: patterns (`layer1.*`) of modules or parameters that keep all their output channels.
         align: kept channels of every set are a multiple of this.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
@@ -84,8 +86,8 @@ def plan(
     """
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     _check_targets(ratio, budgets, align)
-    scores = _scores(graph, importance, seed)
-    removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~_frozen(graph, freeze)
+    scores = _scores(graph, importance, images, seed)
+    removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)
     limits = Limits(align=align or 1)
     if ratio is not None:
         removed = select_ratio(scores, ratio, graph.sets, removable, limits)
@@ -108,62 +110,10 @@ def _check_targets(ratio: float | None, budgets: dict[str, float], align: int | 
         raise UsageError(f"align must be at least 1, not {align}")
 
 
-def _scores(graph: ChannelGraph, importance: str | Scores, seed: int) -> np.ndarray:
+def _scores(graph: ChannelGraph, importance: str | Scores, images: Images | None, seed: int) -> np.ndarray:
     if not isinstance(importance, str):
         scores = np.asarray(importance, dtype=np.float64)
         if scores.shape != (graph.n_groups,) or not np.isfinite(scores).all():
             raise PlanError(f"importance must be {graph.n_groups} finite numbers, one a group; got {scores.shape}")
         return scores - min(0.0, float(scores.min(initial=0.0)))
-    score = criterion(importance)
-    if needs_gradient(importance):
-        known = ", ".join(name for name in CRITERIA if not needs_gradient(name))
-        raise UsageError(f"importance {importance!r} needs images, a one-shot plan has none; known here: {known}")
-    index = GroupIndex(_parameters(graph), graph.axes, graph.n_groups)
-    return score(Evidence(index, torch.Generator().manual_seed(seed))).double().numpy()
-
-
-def _parameters(graph: ChannelGraph) -> dict[str, nn.Parameter]:
-    """The weights that the groups run through, of a torch graph or of an ONNX one."""
-    front = graph.front_end
-    if hasattr(front, "module"):
-        return dict(front.module.named_parameters())
-    from graphprune.passes.onnx.quantized import is_setting, real
-
-    literals = {name: front.names[name] for name in sorted({name for name, _ in graph.axes})}
-    arrays = {name: real(value) for name, value in literals.items() if not is_setting(value)}
-    return {name: nn.Parameter(torch.tensor(array), requires_grad=False) for name, array in arrays.items()}
-
-
-def _frozen(graph: ChannelGraph, patterns: Sequence[str]) -> np.ndarray:
-    """(n_groups,) mask of the groups that are output channels of a module or parameter so named."""
-    mask = np.zeros(graph.n_groups, dtype=bool)
-    produced = _output_groups(graph) if patterns else {}
-    for pattern in patterns:
-        names = [name for name in graph.shapes if any(fnmatchcase(path, pattern) for path in _paths(name))]
-        if not names:
-            raise PlanError(f"freeze: nothing is named {pattern!r}; see `graphprune inspect` for the names of layers")
-        for name in names:
-            # What is computed from the parameter in a way that hides its output channels keeps all it touches.
-            touched = [ids for (other, _), ids in graph.axes.items() if other == name]
-            for ids in produced.get(name, touched):
-                mask[ids[ids >= 0]] = True
-    return mask
-
-
-def _paths(name: str) -> list[str]:
-    """A parameter's name and those of all modules around it."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-
-
-def _output_groups(graph: ChannelGraph) -> dict[str, list[np.ndarray]]:
-    """Parameter -> group of each channel of the values that are computed with it at once."""
-    found: dict[str, list[np.ndarray]] = {}
-    for node, (_, _, op) in graph.front_end.ops.items():
-        result = node if isinstance(node, str) else node.outputs[0].name
-        if result not in graph.value_groups:
-            continue
-        for value in op.values():
-            if value.parameter is not None:
-                found.setdefault(value.parameter, []).append(graph.value_groups[result][1])
-    return found
+    return score_groups(graph, importance, images, seed)

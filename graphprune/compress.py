@@ -11,8 +11,9 @@ import dataclasses
 import logging
 import math
 import os
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,18 @@ from torch.export import ExportedProgram
 from graphprune.checkpoint import load_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
-from graphprune.delivery import Delivery
-from graphprune.engine import Engine
+from graphprune.delivery import Delivery, member_names
+from graphprune.engine import Engine, Observer, StudentResult
 from graphprune.files import atomic_write_json
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
 from graphprune.loading import load_model
-from graphprune.output_folder import OutputFolder
+from graphprune.output_folder import CHECKPOINT, OutputFolder
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule
+from graphprune.processes import Processes
 from graphprune.report import count, render_metrics
 from graphprune.results import BenchmarkOptions, measure
 
@@ -62,16 +64,18 @@ class CompressResult:
     """A compressed model.
 
     Attributes:
-        model: the slim model, in inference mode.
-        plan: which channels went.
+        model: the slim model, in inference mode; of a family, that of the first budget.
+        plan: which channels went from it.
         metrics: everything measured, as in metrics.json.
         output: the folder with the files, if there is one.
+        family: all slim models by name ("slim" if there is one, "slim-macs0.5" and so on if each has its budget).
     """
 
     model: CapturedModule
     plan: PruningPlan
     metrics: dict[str, Any]
     output: Path | None
+    family: Mapping[str, CapturedModule]
 
     def __str__(self) -> str:
         return render_metrics(self.metrics)
@@ -82,8 +86,8 @@ def compress(
     images: Images,
     example_inputs: tuple[Any, ...] | None = None,
     *,
-    macs: float | None = None,
-    params: float | None = None,
+    macs: float | Sequence[float] | None = None,
+    params: float | Sequence[float] | None = None,
     output: str | os.PathLike[str] | None = None,
     config: CompressConfig | None = None,
     data: DataOptions | None = None,
@@ -92,6 +96,7 @@ def compress(
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
+    observer: Observer | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> CompressResult:
     """Compress a trained model to a budget, from unlabelled images alone; the model itself is not touched.
@@ -100,7 +105,8 @@ def compress(
         model: a module, an exported program, a captured module, or the path of a .pt2 file.
         images: what to learn from: a path, what `load_images` returned, or an array of network inputs.
         example_inputs: the arguments of one call, to capture the model with; by default a few of the images.
-        macs: share of the multiply-accumulates that may be left; goes before the one in `config`.
+        macs: share of the multiply-accumulates that may be left; goes before the one in `config`. Several make a
+            family: as many students learn from one teacher and from each other, and each is delivered.
         params: likewise, of the parameters.
         output: folder for the files; without it they are measured and thrown away, and the model is returned.
         config: settings of the training.
@@ -110,6 +116,7 @@ def compress(
         resume: go on with the run in `output`.
         force: replace an earlier result in `output`.
         reporter: told how it goes.
+        observer: adds to each measurement during the training, for the record alone.
         record: facts to keep in metrics.json beside the results, such as the command.
 
     Raises:
@@ -121,6 +128,9 @@ def compress(
         VerificationError: masked model, slim model and ONNX file do not compute the same; no result is written.
     """
     settings = _settings(config or CompressConfig(), macs, params)
+    processes = Processes.join()
+    if not processes.is_first:
+        return _help(model, images, example_inputs, settings, data or DataOptions(), output, processes)
     folder = OutputFolder(None if output is None else Path(output), resume=resume, force=force)
     clock = _Clock(reporter)
     if settings.threads:
@@ -130,25 +140,65 @@ def compress(
         with clock("reading images"):
             source, judges = _read(loaded, images, eval_images, data or DataOptions(), reporter)
         with clock("capturing the model"):
-            engine = _engine(loaded, source, example_inputs, settings, folder, reporter)
+            engine = _engine(
+                loaded,
+                source,
+                example_inputs,
+                settings,
+                folder.checkpoint,
+                folder.resume,
+                progress=None if reporter is None else reporter.step,
+                observer=observer,
+                processes=processes,
+            )
         folder.begin({"preprocessing": source.preprocess.to_dict()})
         _log_model(engine.graph)
         delivery = Delivery(engine, staging)
         with clock("rehearsing"):
             delivery.rehearse()
         with clock("training"), _saying_how_to_go_on(folder):
-            (result,) = engine.run(folder.resume)
+            results = engine.run(processes.first(folder.resume))
         with clock("removing channels"):
-            slim_model = delivery.cut(result)
+            for result, name in _delivered(results, settings):
+                delivery.cut(result, name)
         with clock("verifying"):
-            delivery.verify()
+            for member in delivery.members:
+                member.verify()
         with clock("measuring"):
-            metrics = measure(delivery, result, source, judges, benchmark or BenchmarkOptions())
-        metrics = _finite({**metrics, "record": dict(record or {}), "seconds": clock.seconds})
+            metrics = measure(delivery, source, judges, benchmark or BenchmarkOptions())
+        facts = {"record": dict(record or {}), "students": _students(results), **clock.to_dict()}
+        facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
+        metrics = _finite({**metrics, **facts})
         atomic_write_json(staging / "metrics.json", metrics)
         folder.commit(staging)
-        logger.info("done: %s", ", ".join(f"{unit} {share:.4f} of the dense" for unit, share in result.cost.items()))
-    return CompressResult(slim_model, result.plan, metrics, folder.path)
+        for member in delivery.members:
+            shares = ", ".join(f"{unit} {share:.4f} of the dense" for unit, share in member.result.cost.items())
+            logger.info("done: %s, %s", member.name, shares)
+    first = delivery.members[0]
+    family = {member.name: member.model for member in delivery.members}
+    return CompressResult(first.model, first.result.plan, metrics, folder.path, family)
+
+
+def _delivered(results: Sequence[StudentResult], config: CompressConfig) -> list[tuple[StudentResult, str]]:
+    """The students to deliver, with their names: all of a family; of several with one budget, the best."""
+    names = member_names(config)
+    if len(results) == 1 or len(set(names)) > 1:
+        return list(zip(results, names, strict=True))
+    best = max(results, key=lambda result: result.agreement)
+    logger.info(
+        "of %d students the one that agrees best with the dense model on the images held out is delivered: "
+        "student %d, agreement %.4f (the others: %s)",
+        *(len(results), best.number, best.agreement),
+        ", ".join(f"{result.agreement:.4f}" for result in results if result is not best),
+    )
+    return [(best, names[0])]
+
+
+def _students(results: Sequence[StudentResult]) -> list[dict[str, Any]]:
+    """All students of a run, delivered or not."""
+    return [
+        {"number": r.number, "held_out_agreement": r.agreement, "cost": r.cost} for r in results if len(results) > 1
+    ]
 
 
 class _Clock:
@@ -156,24 +206,33 @@ class _Clock:
 
     def __init__(self, reporter: Reporter | None) -> None:
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
         self._reporter = reporter
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if self._reporter is not None:
             self._reporter.stage(name)
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
+        self.cpu_seconds[name] = round(time.process_time() - worked, 2)
         logger.debug("%s: %.2f s", name, self.seconds[name])
 
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Plain data for JSON."""
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
-def _settings(config: CompressConfig, macs: float | None, params: float | None) -> CompressConfig:
-    config = dataclasses.replace(
-        config, macs=config.macs if macs is None else macs, params=config.params if params is None else params
+
+def _settings(
+    config: CompressConfig, macs: float | Sequence[float] | None, params: float | Sequence[float] | None
+) -> CompressConfig:
+    macs, params = (
+        tuple(value) if isinstance(value, Sequence) else value
+        for value in (config.macs if macs is None else macs, config.params if params is None else params)
     )
-    if config.n_students != 1:
-        raise UsageError("one compression gives one slim model: n_students must be 1")
+    students = max([config.n_students, *(len(value) for value in (macs, params) if isinstance(value, tuple))])
+    config = dataclasses.replace(config, n_students=students, macs=macs, params=params)
     if not config.budget(0).limits():
         raise UsageError("no budget given: say how small the model must become with --macs or --params")
     return config
@@ -200,8 +259,9 @@ def _engine(
     source: ImageSource,
     example_inputs: tuple[Any, ...] | None,
     config: CompressConfig,
-    folder: OutputFolder,
-    reporter: Reporter | None,
+    checkpoint: Path | None,
+    resume: bool,
+    **options: Any,
 ) -> Engine:
     """Capture and analyze the model; refuses a budget out of reach, and a checkpoint of another run."""
     teacher = capture_on(model, source, example_inputs)
@@ -209,18 +269,37 @@ def _engine(
     for operator, times in graph.unknown.items():
         logger.warning("operator %s is unknown (used %d times): nothing that it touches is removed", operator, times)
     # A copy, because the engine brings weights into the memory layout that is fastest here; the graph keeps its own.
-    engine = Engine(
-        copy.deepcopy(teacher),
-        graph,
-        source,
-        config,
-        checkpoint=folder.checkpoint,
-        progress=None if reporter is None else reporter.step,
-    )
-    if folder.resume and engine.checkpoint is not None:
+    engine = Engine(copy.deepcopy(teacher), graph, source, config, checkpoint=checkpoint, **options)
+    if resume and engine.checkpoint is not None:
         state = load_checkpoint(engine.checkpoint, config, engine.digest)
         engine.batches.load_state_dict(state["images"])  # refuses other images
     return engine
+
+
+def _help(
+    model: str | os.PathLike[str] | nn.Module | ExportedProgram,
+    images: Images,
+    example_inputs: tuple[Any, ...] | None,
+    config: CompressConfig,
+    options: DataOptions,
+    output: str | os.PathLike[str] | None,
+    processes: Processes,
+) -> CompressResult:
+    """What a process does that is not the first: train along, and write nothing."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    loaded = load_model(Path(model)) if isinstance(model, str | os.PathLike) else model
+    source = read_images(images, options, loaded)
+    checkpoint = None if output is None else Path(output) / CHECKPOINT
+    engine = _engine(loaded, source, example_inputs, config, checkpoint, False, processes=processes)
+    results = engine.run(processes.first(False))
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as scratch:
+        delivery = Delivery(engine, Path(scratch))
+        family = {name: delivery.cut(result, name) for result, name in _delivered(results, config)}
+    first = next(iter(family.values()))
+    return CompressResult(
+        first.model, first.result.plan, {}, None, {name: member.model for name, member in family.items()}
+    )
 
 
 def _log_model(graph: ChannelGraph) -> None:

@@ -14,6 +14,7 @@ from graphprune.passes.errors import UsageError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OutputLoss = Literal["auto", "kl", "mse"]
+Course = Literal["dynamic", "static", "one-shot"]
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
 _FREE_ON_RESUME = frozenset({"threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
@@ -53,14 +54,21 @@ class CompressConfig:
         lambda_sparsity: weight of the group sparsity term.
         temperature: softmax temperature of the loss on outputs.
         output_loss: "kl" for class logits, "mse" for anything else, "auto" decides by the output's shape.
-        criterion: sensitivity that orders the groups, a name in `graphprune.importance.CRITERIA`.
+        sensitivity: what orders the groups, a name in `graphprune.importance.CRITERIA`.
         sensitivity_decay: decay per step of the running sensitivity (rho).
+        diversity: spread (standard deviation of the logarithm) of the factors that sensitivities of further students of
+            one budget are multiplied with; without it, students that start alike would stay alike.
         redraw_every: steps between two draws of the expected-sparse set; 0 = about 40 draws in a run.
+        course: how channels leave: "dynamic" draws the set anew as the budget falls; "static" draws it once, at the
+            full budget, and lets it fade; "one-shot" sets it to zero at once and learns for the rest of the run.
         warmup: share of the run before anything is made sparse.
         sparsify: share of the run in which the budget is approached; what is left of the run settles.
         fade: share of the sparsify phase over which one group goes to exactly zero.
         min_channels: groups that every set keeps, unless it can be bypassed as a whole.
         align: kept groups of a set are a multiple of this.
+        freeze: patterns (`layer1.*`) of layers that keep all their output channels.
+        shrink: remove dead groups from the students while they learn, which makes steps cheaper and changes nothing
+            else.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
         precision: "auto" takes bfloat16 autocast only if a short measurement finds it clearly faster.
         threads: CPU threads of torch; 0 = leave as it is.
@@ -91,14 +99,18 @@ class CompressConfig:
     lambda_sparsity: float = 1e-3
     temperature: float = 2.0
     output_loss: OutputLoss = "auto"
-    criterion: str = "taylor"
+    sensitivity: str = "taylor"
     sensitivity_decay: float = 0.98
+    diversity: float = 0.2
     redraw_every: int = 0
+    course: Course = "dynamic"
     warmup: float = 0.05
     sparsify: float = 0.45
     fade: float = 0.2
     min_channels: int = 1
     align: int = 1
+    freeze: tuple[str, ...] = ()
+    shrink: bool = True
     allow_inexact: bool = False
     precision: Precision = "auto"
     threads: int = 0
@@ -178,6 +190,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "lambda_sparsity": (0, math.inf, True, False),
     "temperature": (0, math.inf, False, False),
     "sensitivity_decay": (0, 1, True, False),
+    "diversity": (0, math.inf, True, False),
     "redraw_every": (0, math.inf, True, False),
     "warmup": (0, 1, True, False),
     "sparsify": (0, 1, False, False),
@@ -196,13 +209,17 @@ _WHOLE = frozenset(
     field.name for field in dataclasses.fields(CompressConfig) if field.type is int and field.name in _RANGES
 )
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "criterion": ("random", "l1", "l2", "taylor"),
+    "sensitivity": ("random", "l1", "l2", "taylor", "bn_scale", "fpgm", "apoz", "entropy", "hrank"),
+    "course": ("dynamic", "static", "one-shot"),
     "precision": ("auto", "float32", "bfloat16"),
     "output_loss": ("auto", "kl", "mse"),
 }
 
 
 def _flag(name: str) -> str:
+    """The option of the command line."""
+    if name == "n_students":
+        return "--students"
     return "--" + name.replace("_", "-")
 
 

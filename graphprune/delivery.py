@@ -8,6 +8,7 @@ and the multiply-accumulates counted in the ONNX files are those that the cost m
 import copy
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from graphprune.api import plan
+from graphprune.config import CompressConfig
 from graphprune.engine import Engine, StudentResult
 from graphprune.export import export_onnx
 from graphprune.onnx_cost import onnx_cost
@@ -26,7 +28,7 @@ from graphprune.saving import load, save
 from graphprune.verify import Comparison, require_equal
 from graphprune.version import __version__
 
-__all__ = ["Delivery", "count_parameters"]
+__all__ = ["Delivery", "Member", "count_parameters", "member_names"]
 
 logger = logging.getLogger("graphprune")
 
@@ -41,9 +43,9 @@ class Delivery:
         engine: the run.
         graph: channel groups of the model.
         dense: the captured model as it came.
-        slim_model: what is left of the student, once it is cut.
         folder: where the files are written.
-        files: the ONNX files, "dense" and "slim".
+        files: the ONNX files by name: "dense", and those of the members.
+        members: the slim models that were made, in the order they were asked for.
         comparisons: by the name of what was compared with what came before it.
     """
 
@@ -52,7 +54,8 @@ class Delivery:
         self.graph = engine.graph
         self.folder = folder
         self.comparisons: dict[str, Comparison] = {}
-        self.files = {name: folder / f"{name}.onnx" for name in ("dense", "slim")}
+        self.files = {"dense": folder / "dense.onnx"}
+        self.members: list[Member] = []
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         source = engine.held_out
@@ -71,57 +74,50 @@ class Delivery:
             VerificationError: the dense file, its cost, or a cut of the size asked for is wrong.
         """
         export_onnx(self.dense, self._example, self.files["dense"], metadata=self._metadata)
-        self._compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
-        _check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
+        self.compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
+        check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
         config = self.engine.config
-        limits = config.budget(0).limits()
-        trial = plan(
-            self.graph,
-            macs=limits.get("macs"),
-            params=limits.get("params"),
-            align=config.align,
-            allow_inexact=config.allow_inexact,
-        )
-        slim(self.dense, trial, self._example, graph=self.graph)
+        for budget in dict.fromkeys(config.budget(number) for number in range(config.n_students)):
+            trial = plan(
+                self.graph,
+                macs=budget.macs,
+                params=budget.params,
+                align=config.align,
+                allow_inexact=config.allow_inexact,
+                freeze=config.freeze,
+            )
+            slim(self.dense, trial, self._example, graph=self.graph)
 
-    def cut(self, result: StudentResult) -> CapturedModule:
-        """Remove the planned channels of the student, and write it in every form.
+    def cut(self, result: StudentResult, name: str = "slim") -> "Member":
+        """Remove the planned channels of a student, and write it in every form.
+
+        Args:
+            result: the student.
+            name: of its files: NAME.onnx, NAME.pt2 and NAME.plan.json (plan.json for "slim").
 
         Raises:
             VerificationError: the slim model does not compute what the masked one does.
         """
-        self._student = copy.deepcopy(self.dense)
-        self._student.load_state_dict(result.state_dict)
-        self._masked = mask(self._student, result.plan)
-        self._removed = result.removed
-        slim_model = slim(self._student, result.plan, self._example, graph=self.graph)
+        student = copy.deepcopy(self.dense)
+        student.load_state_dict(result.state_dict)
+        slim_model = slim(student, result.plan, self._example, graph=self.graph)
         assert isinstance(slim_model, CapturedModule)
-        self.slim_model = slim_model
-        export_onnx(slim_model, self._example, self.files["slim"], metadata=self._metadata)
-        save(slim_model, self.folder / "slim.pt2")
-        result.plan.save(self.folder / "plan.json")
-        return slim_model
+        member = Member(self, name, result, student, slim_model)
+        self.files[name] = member.file
+        export_onnx(slim_model, self._example, member.file, metadata=self._metadata)
+        save(slim_model, member.archive)
+        result.plan.save(member.plan)
+        self.members.append(member)
+        return member
 
-    def verify(self) -> None:
-        """Compare student, masked model, slim model and both files on real images.
+    def compare(
+        self, reference: nn.Module, candidate: nn.Module | Path, labels: tuple[str, str], *, unoptimized: bool = False
+    ) -> Comparison:
+        """Compare two forms of a model on real images, and keep what was found.
 
         Raises:
-            VerificationError: two of them differ, or a file does not have the cost that was counted.
+            VerificationError: they differ.
         """
-        file = self.files["slim"]
-        self._compare(self._student, self._masked, ("the trained model", "the masked model"))
-        reference, name = self._masked, "the masked model"
-        if (self._removed & ~self.graph.exact).any():  # the masked model has other statistics, as `slim` has said
-            reference, name = self.slim_model, "the slim model"
-        else:
-            self._compare(reference, self.slim_model, (name, "the slim model"))
-        self._compare(reference, file, (name, "slim.onnx"), unoptimized=True)
-        self._compare(reference, load(self.folder / "slim.pt2"), (name, "slim.pt2"))
-        _check_cost(self, ~self._removed, self.slim_model, file)
-
-    def _compare(
-        self, reference: nn.Module, candidate: nn.Module | Path, labels: tuple[str, str], *, unoptimized: bool = False
-    ) -> None:
         comparison = require_equal(reference, candidate, self._images, labels=labels, unoptimized=unoptimized)
         self.comparisons[f"{labels[1]} against {labels[0]}"] = comparison
         logger.info(
@@ -131,6 +127,72 @@ class Delivery:
             comparison.samples,
             comparison.worst.error,
         )
+        return comparison
+
+
+@dataclass(frozen=True)
+class Member:
+    """A slim model of a run, and its files.
+
+    Attributes:
+        delivery: the run.
+        name: what its files are called.
+        result: the student it came from.
+        student: the trained model, its removed channels at zero.
+        model: what is left of it.
+    """
+
+    delivery: Delivery
+    name: str
+    result: StudentResult
+    student: CapturedModule
+    model: CapturedModule
+
+    @property
+    def file(self) -> Path:
+        """The ONNX file."""
+        return self.delivery.folder / f"{self.name}.onnx"
+
+    @property
+    def archive(self) -> Path:
+        """The torch.export archive."""
+        return self.delivery.folder / f"{self.name}.pt2"
+
+    @property
+    def plan(self) -> Path:
+        """The file with the channels that went."""
+        return self.delivery.folder / ("plan.json" if self.name == "slim" else f"{self.name}.plan.json")
+
+    def verify(self) -> None:
+        """Compare student, masked model, slim model and both files on real images.
+
+        Raises:
+            VerificationError: two of them differ, or a file does not have the cost that was counted.
+        """
+        masked = mask(self.student, self.result.plan)
+        compare, name = self.delivery.compare, self.name
+        of = "" if name == "slim" else f" {name}"
+        compare(self.student, masked, (f"the trained model{of}", f"the masked model{of}"))
+        reference, label = masked, f"the masked model{of}"
+        if (self.result.removed & ~self.delivery.graph.exact).any():
+            # The masked model has other statistics, as `slim` has said.
+            reference, label = self.model, f"the slim model{of}"
+        else:
+            compare(reference, self.model, (label, f"the slim model{of}"))
+        compare(reference, self.file, (label, self.file.name), unoptimized=True)
+        compare(reference, load(self.archive), (label, self.archive.name))
+        check_cost(self.delivery, ~self.result.removed, self.model, self.file)
+
+
+def member_names(config: CompressConfig) -> list[str]:
+    """Names for the students of a run, by their budgets: "slim" for one, "slim-macs0.5" in a family."""
+    limits = [config.budget(number).limits() for number in range(config.n_students)]
+    if len({tuple(found.items()) for found in limits}) == 1:
+        return ["slim"] * len(limits)
+    names = ["-".join(["slim", *(f"{unit}{share:g}" for unit, share in found.items())]) for found in limits]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
+    ]
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -138,7 +200,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _check_cost(delivery: Delivery, kept: Mask, module: nn.Module, file: Path) -> None:
+def check_cost(delivery: Delivery, kept: Mask, module: nn.Module, file: Path) -> None:
     """The cost model decided what to remove: what it counted must be what was made."""
     counted, cost = onnx_cost(file), delivery.graph.cost
     if counted.uncounted:

@@ -8,9 +8,10 @@ Notation as in docs/algorithm.md: T the teacher, S_1..S_N the students, p = soft
              over the channels the student still has
     L_mut  = mean over m != n of tau^2 KL(sg(p_m) || p_n)
 
-All in float32, whatever the precision of the networks.
+All in float32 at least, whatever the precision of the networks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,11 @@ from torch import Tensor
 OutputKind = Literal["logits", "probabilities", "values"]
 
 _EPS = 1e-12
+
+
+def in_full(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if that is what it comes in."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def flatten_outputs(output: Any) -> list[Tensor]:
@@ -65,8 +71,16 @@ class OutputLoss:
     def __call__(self, target: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """Distance of a student's outputs to a target's; no gradient flows into the target."""
         distance = self._divergence if self.kind != "values" else _relative_error
-        losses = [distance(t.detach().float(), s.float()) for t, s in zip(target, outputs, strict=True)]
+        losses = [distance(in_full(t.detach()), in_full(s)) for t, s in zip(target, outputs, strict=True)]
         return torch.stack(losses).mean()
+
+    def of_ignorance(self, target: Sequence[Tensor]) -> float:
+        """The loss of a network that gives the same answer to everything.
+
+        Values: relative squared error 1, by definition. Classes: tau^2 log(classes), the divergence of uniform answers
+        from certain ones.
+        """
+        return 1.0 if self.kind == "values" else self.temperature**2 * math.log(target[0].shape[1])
 
     def _divergence(self, target: Tensor, output: Tensor) -> Tensor:
         log_p = torch.log_softmax(self._logits(target) / self.temperature, dim=1)
@@ -100,29 +114,54 @@ class FeatureLoss:
     def __init__(self, channels: Sequence[tuple[int, np.ndarray] | None], n_groups: int) -> None:
         self._dims = [1 if c is None else c[0] for c in channels]
         self._ids = [None if c is None else torch.from_numpy(np.where(c[1] < 0, n_groups, c[1])) for c in channels]
-        self._masks: list[Tensor | None] = [None] * len(channels)
+        self._kept = torch.ones(n_groups + 1, dtype=torch.bool)  # the last is that of channels without a group
+        self._present = self._kept.clone()
+        self._prepare()
 
     def keep(self, kept: Tensor) -> None:
         """Compare from now on only channels whose group is in the mask `kept` of shape (n_groups,)."""
-        padded = torch.cat([kept.float(), torch.ones(1)])
-        self._masks = [None if ids is None else padded[ids] for ids in self._ids]
+        self._kept[:-1] = kept
+        self._prepare()
 
-    def __call__(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-        """Mean over taps and samples. Shapes: features are (batch, ...) with the channels in any dimension."""
+    def reduce_to(self, present: Tensor) -> None:
+        """The student has from now on only channels whose group is in the mask `present` of shape (n_groups,)."""
+        self._present[:-1] = present
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Per tap: which of the teacher's channels the student has (None: all), and which of those are compared."""
+        self._chosen: list[Tensor | None] = []
+        self._masks: list[Tensor | None] = []
+        for ids in self._ids:
+            has = None if ids is None else self._present[ids]
+            self._chosen.append(None if has is None or bool(has.all()) else torch.nonzero(has).flatten())
+            self._masks.append(None if ids is None or has is None else self._kept[ids[has]])
+
+    def __call__(self, teacher: Sequence[Tensor], student: Sequence[Tensor | None]) -> Tensor:
+        """Mean over taps and samples. Shapes: features are (batch, ...) with the channels in any dimension.
+
+        Args:
+            teacher: features at all taps.
+            student: the same; None where all channels of the tap are removed.
+        """
         losses = [
-            self._distance(t.detach(), s, dim, mask)
-            for t, s, dim, mask in zip(teacher, student, self._dims, self._masks, strict=True)
+            t.new_zeros(()) if s is None else self._distance(self._reduced(t.detach(), i), s, self._dims[i], mask)
+            for i, (t, s, mask) in enumerate(zip(teacher, student, self._masks, strict=True))
         ]
         return torch.stack(losses).mean() if losses else torch.zeros(())
+
+    def _reduced(self, features: Tensor, tap: int) -> Tensor:
+        chosen = self._chosen[tap]
+        return features if chosen is None else features.index_select(self._dims[tap], chosen)
 
     @staticmethod
     def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:
         other = [d for d in range(1, teacher.ndim) if d != dim]
 
         def product(a: Tensor, b: Tensor) -> Tensor:
-            per_channel = (a * b).float()
+            per_channel = in_full(a * b)
             per_channel = per_channel.sum(dim=other) if other else per_channel
-            return per_channel.sum(1) if mask is None else per_channel @ mask
+            return per_channel.sum(1) if mask is None else per_channel @ mask.to(per_channel.dtype)
 
         norm = product(teacher, teacher) * product(student, student)
         cosine = product(teacher, student) / norm.clamp_min(_EPS).sqrt()

@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphprune.allocation import Limits, check_reachable
 from graphprune.batchnorm import reestimate_batch_norm
@@ -32,6 +32,7 @@ from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_
 from graphprune.interrupt import Interrupt
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision
+from graphprune.processes import Processes
 from graphprune.schedule import Schedule
 from graphprune.student import Student
 from graphprune.taps import find_taps
@@ -45,6 +46,13 @@ _log = logging.getLogger("graphprune")
 
 _MOST_HELD_OUT = 0.1  # share of the images
 _EVALUATION_BATCH = 256
+_LOOKED_AT = 256  # images
+_DIVERGED = 10.0  # times the loss of a network that knows nothing
+_FORGETTING = 0.02  # a step
+
+
+Observer = Callable[[nn.Module], Mapping[str, float]]
+"""Looks at a student in inference mode and returns numbers for its history; nothing is decided by them."""
 
 
 class Progress(Protocol):
@@ -59,6 +67,7 @@ class StudentResult:
     """What became of one student.
 
     Attributes:
+        number: which of the students it was.
         state_dict: parameters and buffers, dense shapes, removed groups exactly zero.
         removed: (n_groups,) mask of the removed groups.
         plan: the same as a plan.
@@ -67,6 +76,7 @@ class StudentResult:
         history: one record per measurement: step, epoch, phase, losses, agreement, cost.
     """
 
+    number: int
     state_dict: dict[str, Tensor]
     removed: np.ndarray
     plan: "PruningPlan"
@@ -85,6 +95,8 @@ class Engine:
         config: settings, with at least one budget per student.
         checkpoint: file to keep the state of the run in; `None` keeps none.
         progress: told about every step.
+        observer: adds to each measurement of a student, for the record alone.
+        processes: this process among those of the run. Each takes `batch_size` images of a step.
 
     Raises:
         UsageError: no budget, or a run too short to reach it.
@@ -101,24 +113,40 @@ class Engine:
         *,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
+        observer: Observer | None = None,
+        processes: Processes | None = None,
     ) -> None:
+        self.observer = observer
+        self.processes = processes or Processes()
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
         augmentation = Augmentation(crop=config.crop, flip=config.flip)
-        self.batches = TrainingBatches(rest, config.batch_size, seed=config.seed, augmentation=augmentation)
+        whole_batch = config.batch_size * self.processes.world
+        if self.processes.world > 1 and len(rest) < whole_batch:
+            raise UsageError(
+                f"{len(rest)} images are fewer than a batch of {config.batch_size} for each of {self.processes.world} "
+                "processes: lower --batch-size or start fewer processes"
+            )
+        self.batches = TrainingBatches(rest, whole_batch, seed=config.seed, augmentation=augmentation)
         self.checkpoint = checkpoint
         self.progress = progress
         self.schedule = Schedule.of(config, self.batches.steps_per_epoch)
         self.digest = model_digest(teacher)
-        self.taps = find_taps(teacher.graph)
+        self.taps = find_taps(teacher.graph) if config.lambda_feature else []
         _refuse_fixed_batch(teacher, self.batches.batch_size)
         self.teacher = copy.deepcopy(teacher).eval()  # its memory layout changes
+        self.precision = Precision()
+        self._dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         self._teacher_tapped = self.teacher.with_taps(self.taps)
         self._teacher_tapped.eval()
-        self.students = [Student(teacher, graph, config, n, self.taps) for n in range(config.n_students)]
+        self.students = [
+            Student(teacher, graph, config, n, self.taps, self._look, self.processes) for n in range(config.n_students)
+        ]
         self._check_budgets()
         self.done = 0  # steps
+        self._worst = 0.0  # running mean of the worst student's loss on outputs
+        self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
         self._losses: list[dict[str, float]] = []
@@ -128,23 +156,41 @@ class Engine:
 
     def _check_budgets(self) -> None:
         for student in self.students:
-            limits = self.config.budget(student.number).limits()
+            limits = student.set.limits
             if not limits:
                 raise UsageError("no budget given: say how small the model must become with --macs or --params")
             check_reachable(
                 self.graph.cost,
-                {unit: share * student.dense[unit] for unit, share in limits.items()},
+                {unit: share * student.set.dense[unit] for unit, share in limits.items()},
                 self.graph.sets,
-                student.removable,
+                student.set.removable,
                 Limits(self.config.min_channels, self.config.align),
             )
 
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
-        outputs = flatten_outputs(self.teacher(self.batches.batch(0, 0)))
+        outputs = flatten_outputs(self.teacher(self._whole_batch(0, 0)))
         if not outputs:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
-        return OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+        loss = OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+        self._ignorance = loss.of_ignorance(outputs)
+        return loss
+
+    def _whole_batch(self, epoch: int, step: int) -> Tensor:
+        return self._prepared(self.batches.batch(epoch, step))
+
+    def _batch(self, epoch: int, step: int) -> Tensor:
+        """This process's part of a batch."""
+        return self.processes.part(self._whole_batch(epoch, step))
+
+    def _prepared(self, batch: Tensor) -> Tensor:
+        """A batch in the number format of the model and the memory layout of the run."""
+        return self.precision.images(batch.to(self._dtype))
+
+    def _look(self) -> Iterator[Tensor]:
+        """Images for a sensitivity that looks at activations: always the same."""
+        for step in range(min(self.batches.steps_per_epoch, math.ceil(_LOOKED_AT / self.batches.batch_size))):
+            yield self._whole_batch(0, step)
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -155,12 +201,13 @@ class Engine:
             resume: continue from the checkpoint file instead of starting afresh.
 
         Raises:
-            TrainingError: the loss is not finite any more; the last checkpoint is kept.
+            TrainingError: the loss is not finite any more, or students know less than nothing; the last checkpoint is
+                kept.
             KeyboardInterrupt: after the state has been written, if there is a checkpoint file.
         """
         with _threads(self.config.threads), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            if self.checkpoint is not None:
+            if self.checkpoint is not None and self.processes.is_first:
                 remove_partial_checkpoints(self.checkpoint)
             if resume:
                 self._load()
@@ -174,8 +221,9 @@ class Engine:
     def _train(self, interrupt: Interrupt) -> None:
         saved_at = time.monotonic()
         while self.done < self.schedule.total:
-            step = self.done
-            loss = self._train_step(step, self.batches.batch(*divmod(step, self.batches.steps_per_epoch)))
+            step, worked = self.done, time.process_time()
+            loss = self._train_step(step, self._batch(*divmod(step, self.batches.steps_per_epoch)))
+            self.step_seconds += time.process_time() - worked
             self.done = step + 1
             if self.done % self.schedule.eval_every == 0 or self.done == self.schedule.total:
                 self._measure()
@@ -184,31 +232,45 @@ class Engine:
                     self.done, self.schedule.total, loss, self.students[0].shares(), self.schedule.phase(step)
                 )
             last = self.done == self.schedule.total
-            if last or interrupt.asked or self._is_save_due(time.monotonic() - saved_at):
+            (asked,) = self.processes.mean(
+                float(interrupt.asked)
+            )  # one that stops alone would leave the others waiting
+            if last or asked or self._is_save_due(time.monotonic() - saved_at):
                 self._save()
                 saved_at = time.monotonic()
-            if interrupt.asked:
+            if asked:
                 raise KeyboardInterrupt
 
     def _train_step(self, step: int, batch: Tensor) -> float:
-        batch = self.precision.images(batch)
         with torch.no_grad(), self.precision.autocast():
             target, target_features = self._teacher_tapped(batch)
         with self.precision.autocast():
-            answers = [student.tapped(batch) for student in self.students]
+            answers = [student(batch) for student in self.students]
         total, self._losses = self._loss(flatten_outputs(target), target_features, answers)
-        value = float(total.detach()) / len(self.students)
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step + 1}; lower --lr (now {self.config.lr:g})")
+        (value,) = self.processes.mean(float(total.detach()) / len(self.students))
+        self._refuse_divergence(step, value)
         for student in self.students:
             student.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         for student in self.students:
+            self.processes.mean_gradients_(student.module.parameters())
             student.step(step, self.schedule)
         return value
 
+    def _refuse_divergence(self, step: int, value: float) -> None:
+        """Stop when the loss is not finite, or answers have long been worse than one answer to everything."""
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss is {value} at step {step + 1}; lower --lr (now {self.config.lr:g})")
+        (found,) = self.processes.mean(max(losses["out"] for losses in self._losses))
+        self._worst += _FORGETTING * (found - self._worst)
+        if self._worst > _DIVERGED * self.config.lambda_out * self._ignorance:
+            raise TrainingError(
+                f"the training has diverged by step {step + 1}: the answers have come to be much further from "
+                f"the model's own than one answer to all images; lower --lr (now {self.config.lr:g})"
+            )
+
     def _loss(
-        self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor]]]
+        self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor | None]]]
     ) -> tuple[Tensor, list[dict[str, float]]]:
         """The sum of the students' losses, and the terms of each."""
         config = self.config
@@ -217,8 +279,9 @@ class Engine:
         for student, (_, features) in zip(self.students, answers, strict=True):
             terms = {
                 "out": config.lambda_out * self.loss(target, outputs[student.number]),
-                "feature": config.lambda_feature * student.features(target_features, features),
             }
+            if config.lambda_feature:
+                terms["feature"] = config.lambda_feature * student.features(target_features, features)
             if len(self.students) > 1:
                 terms["mutual"] = config.lambda_mutual * mutual_loss(self.loss, outputs, student.number)
             totals.append(torch.stack(list(terms.values())).sum())
@@ -230,7 +293,7 @@ class Engine:
         precision, seconds = choose_precision(self.config.precision, self._trial_step)
         measured = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
         _log.info("precision: %s (seconds a step: %s)", precision, measured or "not measured")
-        self._use(precision)
+        self._use(Precision(**self.processes.first(precision.to_dict())))
 
     def _trial_step(self, precision: Precision) -> None:
         """One training step without a trace, for measuring how long it takes."""
@@ -238,7 +301,7 @@ class Engine:
         student.train()
         precision.convert_(student)
         with precision.autocast():
-            outputs = flatten_outputs(student(precision.images(self.batches.batch(0, 0))))
+            outputs = flatten_outputs(student(precision.images(self._batch(0, 0))))
         torch.autograd.backward(torch.stack([output.float().square().mean() for output in outputs]).sum())
 
     # -- measuring ---------------------------------------------------------------------------------------------
@@ -253,8 +316,12 @@ class Engine:
                 **{f"loss_{name}": value for name, value in losses.items()},
                 "agreement": self._agreement(student),
                 **student.shares(),
-                "zero_groups": int(student.dead.sum()),
+                "zero_groups": int(student.set.dead.sum()),
             }
+            if self.observer is not None:
+                student.module.eval()
+                record.update(self.observer(student.module))
+                student.module.train()
             history.append(record)
             _log.info(
                 "step %d/%d %s: student %d loss %.4f agreement %.4f macs %.3f params %.3f",
@@ -273,7 +340,7 @@ class Engine:
         student.tapped.eval()
         shares, sizes = [], []
         for number, batch in enumerate(evaluation_batches(self.held_out, _EVALUATION_BATCH)):
-            batch = self.precision.images(batch)
+            batch = self._prepared(batch)
             output = flatten_outputs(student.tapped(batch)[0])
             shares.append(self.loss.agreement(self._held_out_target(number, batch), output))
             sizes.append(len(batch))
@@ -299,17 +366,18 @@ class Engine:
         count = math.ceil(self.config.calibration_images / self.batches.batch_size)
         for number in range(count):
             step = number % self.batches.steps_per_epoch
-            yield self.precision.images(self.batches.batch(epoch + number // self.batches.steps_per_epoch, step))
+            yield self._batch(epoch + number // self.batches.steps_per_epoch, step)
 
     @torch.no_grad()
     def _finish(self, student: Student) -> StudentResult:
         reestimate_batch_norm(student.module, student.tapped, self._calibration())
         student.module.eval()
-        assert torch.equal(student.dead, student.expected), "a group of the final set is not zero"
-        removed = student.removed.copy()
+        assert torch.equal(student.set.dead, student.set.expected), "a group of the final set is not zero"
+        removed = student.removed()
         cost = student.shares()
         return StudentResult(
-            state_dict={k: v.detach().clone().contiguous() for k, v in student.module.state_dict().items()},
+            number=student.number,
+            state_dict=student.dense_state(),
             removed=removed,
             plan=self.graph.plan(removed),
             cost=cost,
@@ -327,11 +395,12 @@ class Engine:
 
     def _use(self, precision: Precision) -> None:
         self.precision = precision
-        for module in (self.teacher, *(s.module for s in self.students)):
-            precision.convert_(module)
+        precision.convert_(self.teacher)
+        for student in self.students:
+            student.use(precision)
 
     def _save(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.processes.is_first:
             return
         for student in self.students:
             for name, tensor in student.module.state_dict().items():
@@ -346,6 +415,8 @@ class Engine:
                 "model": self.digest,
                 "precision": self.precision.to_dict(),
                 "step": self.done,
+                "step_seconds": self.step_seconds,
+                "worst": self._worst,
                 "images": self.batches.state_dict(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
@@ -362,6 +433,8 @@ class Engine:
         for student, saved in zip(self.students, state["students"], strict=True):
             student.load_state(saved)
         self.done = state["step"]
+        self.step_seconds = state["step_seconds"]
+        self._worst = state["worst"]
         self.history = state["history"]
         torch.set_rng_state(state["random"])
 

@@ -3,6 +3,7 @@
     OUT/.staging/                                                    files of a run that is not done
     OUT/checkpoint.pt  compress.log  settings.json                   from the start of the training on
     OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
+    OUT/slim-macs0.5.onnx  .pt2  .plan.json  and so on               likewise, where several budgets make a family
 
 So a result under its final name is whole, and where metrics.json stands, all of them are of one run. A run that
 fails before its training leaves nothing, and what an earlier run left is replaced only when the training begins.
@@ -24,6 +25,7 @@ from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExis
 __all__ = ["OutputFolder"]
 
 RESULTS = ("dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json")
+_FAMILY = ("slim-*.onnx", "slim-*.pt2", "slim-*.plan.json")
 CHECKPOINT, LOG, SETTINGS, STAGING = "checkpoint.pt", "compress.log", "settings.json", ".staging"
 # What a run that was killed before its first checkpoint leaves behind; nothing is lost with it.
 _LEFTOVERS = frozenset({LOG, SETTINGS, STAGING})
@@ -102,7 +104,8 @@ class OutputFolder:
             _check_settings(self.path / SETTINGS, settings)
         else:
             # metrics.json goes first: it says that the others are whole and belong together.
-            for name in (*reversed(RESULTS), CHECKPOINT, LOG):
+            family = [file.name for pattern in _FAMILY for file in sorted(self.path.glob(pattern))]
+            for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG):
                 (self.path / name).unlink(missing_ok=True)
             atomic_write_json(self.path / SETTINGS, settings)
         handler = logging.FileHandler(self.path / LOG, encoding="utf-8")

@@ -9,8 +9,7 @@ import torch
 from graphprune.accuracy import Quality, measure_quality
 from graphprune.benchmark import NOT_FASTER, BenchmarkReport, benchmark
 from graphprune.data import ImageSource
-from graphprune.delivery import Delivery, count_parameters
-from graphprune.engine import StudentResult
+from graphprune.delivery import Delivery, Member, count_parameters
 from graphprune.machine import machine_facts
 from graphprune.passes.errors import UsageError
 from graphprune.report import collect_metrics
@@ -42,7 +41,6 @@ class BenchmarkOptions:
 
 def measure(
     delivery: Delivery,
-    result: StudentResult,
     source: ImageSource,
     judged_on: ImageSource | None,
     options: BenchmarkOptions,
@@ -50,35 +48,37 @@ def measure(
     """Return the metrics of the files that `delivery` has written.
 
     Args:
-        delivery: the dense and the slim file.
-        result: the student they came from.
+        delivery: the dense file and those of the slim models.
         source: all images of the run.
         judged_on: images for agreement and, if they are labelled, accuracy; by default those never trained on.
         options: of the latency.
     """
     judged_on = judged_on or delivery.engine.held_out
     timing = _latency(delivery, options) if options.seconds else None
-    quality = measure_quality(delivery.files["dense"], delivery.files["slim"], judged_on)
-    _warn_of_bad_start(quality, judged_on)
-    agreement = {} if quality.agreement is None else {"slim": quality.agreement}
-    metrics = collect_metrics(delivery.files, benchmark=timing, agreement=agreement, accuracy=quality.accuracy)
-    graph, config = delivery.graph, delivery.engine.config
-    for entry, model in zip(metrics["models"], (delivery.dense, delivery.slim_model), strict=True):
+    qualities = {
+        member.name: measure_quality(delivery.files["dense"], member.file, judged_on) for member in delivery.members
+    }
+    first = next(iter(qualities.values()))
+    _warn_of_bad_start(first, judged_on)
+    agreement = {name: quality.agreement for name, quality in qualities.items() if quality.agreement is not None}
+    accuracy = {name: quality.accuracy["slim"] for name, quality in qualities.items() if quality.accuracy}
+    if first.accuracy:
+        accuracy["dense"] = first.accuracy["dense"]
+    metrics = collect_metrics(delivery.files, benchmark=timing, agreement=agreement, accuracy=accuracy)
+    models = [delivery.dense, *(member.model for member in delivery.members)]
+    for entry, model in zip(metrics["models"], models, strict=True):
         # The budget is one of the model's parameters; the files hold fewer, with normalization folded in.
         entry["stored_weights"] = entry["params"]
         entry["params"] = count_parameters(model)
+    members = [_about(member, qualities[member.name]) for member in delivery.members]
     return {
         **metrics,
         "graphprune": __version__,
         "machine": machine_facts().to_dict(),
-        "budget": config.budget(0).limits(),
-        "reached": {unit: result.cost[unit] for unit in config.budget(0).limits()},
-        "quality": {**quality.to_dict(), "held_out_agreement": result.agreement},
+        **({key: value for key, value in members[0].items() if key != "name"} if len(members) == 1 else {}),
+        "members": members if len(members) > 1 else [],
         "verification": {name: found.to_dict() for name, found in delivery.comparisons.items()},
-        "channels": [
-            {"set": s.name, "dense": len(s.groups), "slim": int((~result.removed[s.groups]).sum())} for s in graph.sets
-        ],
-        "config": config.to_dict(),
+        "config": delivery.engine.config.to_dict(),
         "torch_threads": torch.get_num_threads(),
         "preprocessing": source.preprocess.to_dict(),
         "data": {
@@ -88,6 +88,23 @@ def measure(
             "held_out": len(delivery.engine.held_out),
             "judged_on": judged_on.name,
         },
+    }
+
+
+def _about(member: Member, quality: Quality) -> dict[str, Any]:
+    """What a slim model has reached, and how."""
+    result, delivery = member.result, member.delivery
+    limits = delivery.engine.config.budget(result.number).limits()
+    return {
+        "name": member.name,
+        "student": result.number,
+        "budget": limits,
+        "reached": {unit: result.cost[unit] for unit in limits},
+        "quality": {**quality.to_dict(), "held_out_agreement": result.agreement},
+        "channels": [
+            {"set": s.name, "dense": len(s.groups), "slim": int((~result.removed[s.groups]).sum())}
+            for s in delivery.graph.sets
+        ],
         "history": result.history,
     }
 
@@ -101,12 +118,13 @@ def _latency(delivery: Delivery, options: BenchmarkOptions) -> BenchmarkReport:
         min_seconds=options.seconds,
     )
     block = report.machine.conv_block
-    if report["slim"].verdict == NOT_FASTER and block > delivery.engine.config.align:
-        logger.warning(
-            "the slim model is not faster on this machine: onnxruntime works on blocks of %d channels here, and other "
-            "widths cost time; try --align %d",
-            *(block, block),
-        )
+    for member in delivery.members:
+        if report[member.name].verdict == NOT_FASTER and block > delivery.engine.config.align:
+            logger.warning(
+                "%s is not faster on this machine: onnxruntime works on blocks of %d channels here, and other widths "
+                "cost time; try --align %d",
+                *(member.file.name, block, block),
+            )
     return report
 
 

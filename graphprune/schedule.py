@@ -5,6 +5,9 @@
                from there on the set is final and its last groups fade to exactly zero
     settle     the set is fixed at zero
 
+Two other courses, to compare with: "static" draws the set once, at the beginning of the sparsify phase and for the
+target, and lets it fade through that phase; "one-shot" sets it to zero in one step, and settles for the rest.
+
 Source: cubic budget, Zhu & Gupta 2017, "To prune, or not to prune", eq. 1; sigmoid ramp of the proximal step,
 Ruan et al. 2021 (DPFPS), section 3.3.
 """
@@ -45,9 +48,18 @@ class Schedule:
                 f"--epochs {config.epochs:g} gives {total} steps of {config.batch_size} images; at least {_MIN_STEPS} "
                 "are needed: raise --epochs, lower --batch-size or give more images"
             )
+        return cls.of_steps(config, total)
+
+    @classmethod
+    def of_steps(cls, config: CompressConfig, total: int) -> "Schedule":
+        """The schedule of `config` for so many steps."""
+        if total < _MIN_STEPS:
+            raise UsageError(f"steps must be at least {_MIN_STEPS}, not {total}")
         start = round(config.warmup * total)
         settle = min(total - 1, max(start + 4, round((config.warmup + config.sparsify) * total)))
-        fade = max(1, round(config.fade * (settle - start)))
+        if config.course == "one-shot":
+            settle = start + 1
+        fade = max(1, round(config.fade * (settle - start))) if config.course == "dynamic" else settle - start
         return cls(
             total=total,
             sparsify_from=start,

@@ -30,13 +30,25 @@ class _Member:
 class GroupIndex:
     """Maps the parameters of a model to its coupled channel groups.
 
-    Shapes: sums and norms are (n_groups,), float32. Tensors handed in are listed as `names`.
+    Shapes: sums and norms are (n_groups,), float32 or the parameters' own precision if that is higher. Tensors handed
+    in are listed as `names`.
+
+    Args:
+        parameters: by name.
+        axes: (name, dimension) -> group of each index, -1 where there is none.
+        n_groups: number of groups.
+        sizes: elements of each group; by default those that are in the parameters.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], axes: Mapping[tuple[str, int], np.ndarray], n_groups: int
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        axes: Mapping[tuple[str, int], np.ndarray],
+        n_groups: int,
+        sizes: Tensor | None = None,
     ) -> None:
         self.n_groups = n_groups
+        self._dtype = torch.float32
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
         self._members: list[_Member] = []
@@ -48,9 +60,10 @@ class GroupIndex:
                 self.names.append(name)
                 self.parameters.append(parameter)
                 self._members.append(_member(dims, [axes[name, d] for d in dims], n_groups))
+                self._dtype = torch.promote_types(self._dtype, parameter.dtype)
         self._ids = torch.cat([ids for m in self._members for ids in m.ids] or [torch.zeros(0, dtype=torch.long)])
         self._lengths = [len(ids) for m in self._members for ids in m.ids]
-        self.sizes = self.sums([torch.ones_like(p) for p in self.parameters])
+        self.sizes = self.sums([torch.ones_like(p) for p in self.parameters]) if sizes is None else sizes
 
     def sums(self, tensors: Sequence[Tensor]) -> Tensor:
         """Per group, the sum of the elements of its members in `tensors`, which are shaped as the parameters."""
@@ -65,11 +78,11 @@ class GroupIndex:
             if member.overlap is not None:
                 first, second, groups = member.overlap
                 doubly.append((groups, core[first, second]))
-        total = torch.zeros(self.n_groups + 1)
+        total = torch.zeros(self.n_groups + 1, dtype=self._dtype)
         if pieces:
-            total.index_add_(0, self._ids, torch.cat(pieces).float())
+            total.index_add_(0, self._ids, torch.cat(pieces).to(self._dtype))
         for groups, values in doubly:
-            total.index_add_(0, groups, values.float(), alpha=-1)
+            total.index_add_(0, groups, values.to(self._dtype), alpha=-1)
         return total[: self.n_groups]
 
     @torch.no_grad()
@@ -83,16 +96,36 @@ class GroupIndex:
         return self.sums([p * _grad(p) for p in self.parameters])
 
     @torch.no_grad()
-    def scale_(self, factors: Tensor, tensors: Sequence[Tensor] | None = None) -> None:
+    def squared_distances(self, groups: np.ndarray) -> Tensor:
+        """Squared distances between the members of some groups that have the same structure.
+
+        Shapes: groups (k,); returns (k, k). A member that lies in two of the groups counts for both.
+        """
+        total = torch.zeros(len(groups), len(groups), dtype=self._dtype)
+        position = np.full(self.n_groups + 1, -1)
+        position[groups] = np.arange(len(groups))
+        for parameter, member in zip(self.parameters, self._members, strict=True):
+            for dim, ids in zip(member.dims, member.ids, strict=True):
+                where = position[ids.numpy()]
+                rows = np.flatnonzero(where >= 0)
+                if not len(groups) or len(rows) < len(groups):
+                    continue  # removed already
+                order = rows[np.argsort(where[rows], kind="stable")]
+                values = parameter.movedim(dim, 0)[torch.from_numpy(order)].reshape(len(groups), -1).to(self._dtype)
+                total += torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").square_()
+        return total
+
+    @torch.no_grad()
+    def scale_(self, factors: Tensor, tensors: Sequence[Tensor | None] | None = None) -> None:
         """Multiply the members of each group by its factor, in the parameters or in `tensors` shaped like them."""
-        padded = torch.cat([factors, torch.ones(1)])
-        touched = (padded != 1)[self._ids]
+        padded = torch.cat([factors, factors.new_ones(1)])
         values = padded[self._ids]
+        touched = np.cumsum(np.append(0, (values != 1).numpy()))
         start = 0
-        for tensor, member in zip(tensors or self.parameters, self._members, strict=True):
+        for tensor, member in zip(self.parameters if tensors is None else tensors, self._members, strict=True):
             for dim, ids in zip(member.dims, member.ids, strict=True):
                 end = start + len(ids)
-                if touched[start:end].any():
+                if tensor is not None and touched[start] != touched[end]:
                     shape = [1] * tensor.ndim
                     shape[dim] = -1
                     tensor.mul_(values[start:end].view(shape))
@@ -100,15 +133,14 @@ class GroupIndex:
 
     def clear_state_(self, optimizer: torch.optim.Optimizer, groups: Tensor) -> None:
         """Zero what the optimizer remembers of `groups` (a mask), so that nothing moves them again."""
-        keep = (~groups).float()
-        slots: dict[str, dict[int, Tensor]] = {}
+        keep = (~groups).to(self._dtype)
+        slots: dict[str, list[Tensor | None]] = {}
         for i, parameter in enumerate(self.parameters):
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    slots.setdefault(key, {})[i] = value
+                    slots.setdefault(key, [None] * len(self.parameters))[i] = value
         for tensors in slots.values():
-            if len(tensors) == len(self.parameters):
-                self.scale_(keep, list(tensors.values()))
+            self.scale_(keep, tensors)
 
 
 def shrink_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
@@ -116,7 +148,9 @@ def shrink_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
 
     Source: proximal operator of the group lasso, Yuan & Lin 2006; as ISTA step in Ruan et al. 2021 (DPFPS).
     """
-    return torch.where(norms > 0, (1 - thresholds / norms.clamp_min(1e-30)).clamp_min(0), (thresholds <= 0).float())
+    return torch.where(
+        norms > 0, (1 - thresholds / norms.clamp_min(1e-30)).clamp_min(0), (thresholds <= 0).to(norms.dtype)
+    )
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

@@ -1,163 +1,192 @@
 """One student: a copy of the teacher that is being compressed, and everything a run remembers about it.
 
-Each step, after the backward pass:
-
-    s_g <- rho s_g + (1 - rho) score_g            running sensitivity
-    w   <- optimizer step
-    E_t <- drawn anew every K steps: the groups worth least for what they cost, as many as the scheduled budget asks
-    w_g <- max(0, 1 - threshold_g / ||w_g||) w_g  for g in E_t
-
-The threshold is that of ISTA, eta lambda_s sigma_t sqrt|g|, or more where that alone would be late: from the step it
-enters E_t a group's norm is held below a line that falls to zero within the fade time. So every group of the final
-set is exactly zero at the end of the sparsify phase without a sudden cut. A group that leaves E_t before it is zero
-is free again; one that is zero gets no gradient any more, stays in the set and may be removed at any time.
+Which groups go is the matter of `graphprune.sparse_set`. Groups that are dead are removed from the student while it
+learns (`graphprune.removal`): the steps get cheaper, and nothing else changes.
 """
 
 import copy
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphprune.allocation import Limits, removable_groups, select
-from graphprune.allocation.budget import count
+from graphprune.activations import ActivationStatistics
 from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
-from graphprune.importance import Evidence, criterion, needs_gradient
+from graphprune.importance import Evidence, scale_parameters
+from graphprune.precision import Precision
+from graphprune.processes import Processes, synchronize_batch_norm
+from graphprune.removal import Removal, carry_over, restore
 from graphprune.schedule import Schedule
-from graphprune.sparsity import GroupIndex, shrink_factors
+from graphprune.sparse_set import SparseSet
+from graphprune.sparsity import GroupIndex
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.fx.capture import CapturedModule
+
+_WORTH_A_CUT = 0.03  # share of a step's multiply-accumulates; a cut takes about as long as a step
 
 
 class Student:
     """A copy of the teacher, its optimizer, sensitivities and expected-sparse set.
 
     Attributes:
-        module: the network itself.
-        tapped: the same network, returning (output, features at the taps).
-        expected: (n_groups,) mask of the expected-sparse set.
+        number: which of the students it is.
+        module: the network itself, without the groups that were removed.
+        tapped: the same network, returning (output, features at the taps that it still has).
+        set: the expected-sparse set.
+        present: (n_groups,) mask of the groups that `module` still has.
     """
 
     def __init__(
-        self, teacher: "CapturedModule", graph: "ChannelGraph", config: CompressConfig, number: int, taps: list[str]
+        self,
+        teacher: "CapturedModule",
+        graph: "ChannelGraph",
+        config: CompressConfig,
+        number: int,
+        taps: list[str],
+        look: Callable[[], Iterable[Tensor]] = tuple,
+        processes: Processes | None = None,
     ) -> None:
+        """Begin as the teacher.
+
+        Args:
+            teacher: the captured model.
+            graph: its channel groups.
+            config: settings of the run.
+            number: which of the students this is.
+            taps: nodes at which features are compared.
+            look: gives images, for a sensitivity that looks at activations.
+            processes: this process among those of the run.
+        """
         self.graph = graph
         self.config = config
         self.number = number
-        self.module = copy.deepcopy(teacher)
-        _drop_dropout(self.module)
-        self.tapped = self.module.with_taps(taps)
-        self.tapped.train()
-        self.optimizer = _optimizer(self.module, config)
-        self.index = GroupIndex(dict(self.module.named_parameters(remove_duplicate=False)), graph.axes, graph.n_groups)
+        has_twin = config.budget(number) in [config.budget(earlier) for earlier in range(number)]
+        diversity = config.diversity if has_twin else 0.0
+        self.set = SparseSet(graph, config, config.budget(number).limits(), config.seed + number, diversity)
+        self.precision = Precision()
+        self._taps = taps
+        self._look = look
+        self._is_alone = processes is None or processes.world == 1
+        self._scales = scale_parameters(graph.front_end.ops)
         self.features = FeatureLoss([graph.value_groups.get(name) for name in taps], graph.n_groups)
-        self.removable = removable_groups(graph.sets, graph.exact, config.allow_inexact)
-        self.dense = count(graph.cost, np.ones(graph.n_groups, dtype=bool))
-        self.sensitivity = torch.zeros(graph.n_groups)
-        self.expected = torch.zeros(graph.n_groups, dtype=torch.bool)
-        self._line = torch.full((graph.n_groups,), torch.inf)  # norm that a fading group may have
-        self._left = torch.zeros(graph.n_groups, dtype=torch.long)  # steps until it must be zero
-        self.features.keep(~self.expected)
+        self.present = graph.all_kept()
+        self._sizes: Tensor | None = None
+        self._removal = Removal(graph, taps)
+        self._adopt(copy.deepcopy(teacher))
+        self._sizes = self.index.sizes
 
-    @property
-    def dead(self) -> Tensor:
-        """(n_groups,) mask of the groups that have gone to exactly zero."""
-        return self.expected & (self._line == 0)
+    def _adopt(self, module: "CapturedModule") -> None:
+        """Make `module`, which has the groups in `present`, the network."""
+        self.module = module
+        _drop_dropout(module)
+        self.precision.convert_(module)
+        self._tapped_at = self._removal.taps_left(self.present)
+        self.tapped = module.with_taps([name for name in self._tapped_at if name is not None])
+        if not self._is_alone:
+            synchronize_batch_norm(self.tapped.inner)
+        self.tapped.train()
+        self.optimizer = _optimizer(module, self.config)
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        axes = {(name, dim): ids[self.present[ids] | (ids < 0)] for (name, dim), ids in self.graph.axes.items()}
+        self.index = GroupIndex(parameters, axes, self.graph.n_groups, self._sizes)
+        self.features.reduce_to(torch.from_numpy(self.present))
+        self.features.keep(~self.set.expected)
 
-    @property
-    def removed(self) -> np.ndarray:
-        """(n_groups,) mask of the groups that are zero, as NumPy array."""
-        return self.dead.numpy()
+    def use(self, precision: Precision) -> None:
+        """Compute from now on with this number format and memory layout."""
+        self.precision = precision
+        precision.convert_(self.module)
+
+    def __call__(self, batch: Tensor) -> tuple[Any, list[Tensor | None]]:
+        """Outputs, and features at the taps (None where nothing of a tap is left)."""
+        output, features = self.tapped(batch)
+        found = iter(features)
+        return output, [None if name is None else next(found) for name in self._tapped_at]
 
     def shares(self) -> dict[str, float]:
         """Cost without the expected-sparse set, as shares of the dense cost."""
-        found = count(self.graph.cost, ~self.expected.numpy())
-        return {unit: found[unit] / self.dense[unit] for unit in found}
+        return self.set.shares()
 
     def step(self, step: int, schedule: Schedule) -> None:
         """Everything between the backward pass and the next forward pass."""
         rate = self.config.lr * schedule.lr_factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if not self._is_cut_clean():
+            self.set.silence_(self.index)
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
         # After clipping, so that one odd batch does not outweigh the others in the running mean.
-        if needs_gradient(self.config.criterion) and step <= schedule.final_draw:
-            rho = self.config.sensitivity_decay
-            self.sensitivity.mul_(rho).add_(self._score(), alpha=1 - rho)
+        if step <= schedule.final_draw:
+            self.set.observe(self._evidence())
         self.optimizer.step()
         if schedule.is_draw(step):
-            self._draw(step, schedule)
-        if self.expected.any():
-            self._shrink(rate * self.config.lambda_sparsity * schedule.ramp(step))
+            self.set.draw(step, schedule, self._evidence())
+            self.features.keep(~self.set.expected)
+        self.set.shrink(self.index, rate * self.config.lambda_sparsity * schedule.ramp(step), self.optimizer)
+        if self.config.shrink and (schedule.is_draw(step) or step + 1 == schedule.settle_from):
+            self._remove_dead(step + 1 == schedule.settle_from)
 
-    def _score(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.config.seed + self.number)
-        return criterion(self.config.criterion)(Evidence(self.index, generator))
-
-    def _draw(self, step: int, schedule: Schedule) -> None:
-        if not needs_gradient(self.config.criterion):
-            self.sensitivity = self._score()
-        limits = self.config.budget(self.number).limits()
-        selected = select(
-            self.sensitivity.double().numpy(),
-            self.graph.cost,
-            {unit: schedule.share(step, share) * self.dense[unit] for unit, share in limits.items()},
-            self.graph.sets,
-            self.removable,
-            limits=Limits(self.config.min_channels, self.config.align),
-            forced=self.removed,
+    def _evidence(self) -> Evidence:
+        return Evidence(
+            self.index,
+            self.set.generator(),
+            sets=[s.groups[self.present[s.groups]] for s in self.graph.sets],
+            scales=self._scales,
+            activations=ActivationStatistics(self.module, self.graph, self._look, self.present),
         )
-        chosen = torch.from_numpy(selected)
-        entered, left = chosen & ~self.expected, self.expected & ~chosen
-        self._line[entered] = self.index.norms()[entered]
-        self._left[entered] = schedule.steps_to_zero(step)
-        self._line[left] = torch.inf
-        self._left[left] = 0
-        self.expected = chosen
-        self.features.keep(~chosen)
 
-    @torch.no_grad()
-    def _shrink(self, strength: float) -> None:
-        """The proximal step; `strength` is eta lambda_s sigma_t."""
-        fading = self._left > 0
-        self._line[fading] *= (self._left[fading] - 1) / self._left[fading]
-        self._left[fading] -= 1
-        norms = self.index.norms()
-        needed = (norms - self._line).clamp_min(0)
-        thresholds = torch.where(self.expected, (strength * self.index.sizes.sqrt()).maximum(needed), 0.0)
-        factors = shrink_factors(norms, thresholds)
-        self.index.scale_(factors)
-        gone = self.expected & ((factors == 0) | (norms == 0))
-        self._line[gone] = 0.0
-        self._left[gone] = 0
-        if bool((gone & (norms > 0)).any()):
-            self.index.clear_state_(self.optimizer, gone)
+    def _is_cut_clean(self) -> bool:
+        """Is every dead group removed?"""
+        return not bool((self.set.dead & torch.from_numpy(self.present)).any())
+
+    def _remove_dead(self, whatever_it_saves: bool) -> None:
+        present = self._removal.present(self.set.dead.numpy())
+        if np.array_equal(present, self.present):
+            return
+        now, then = (self.graph.cost.macs(mask) for mask in (self.present, present))
+        if whatever_it_saves or then < (1 - _WORTH_A_CUT) * now:
+            self._cut(present)
+
+    def _cut(self, present: np.ndarray) -> None:
+        """Remove groups from network, optimizer and taps."""
+        before, had = (self.module, self.optimizer), self.present
+        self.present = present
+        self._adopt(self._removal.cut(present))
+        carry_over(self.graph, *before, had, self.module, self.optimizer, present)
+
+    def removed(self) -> np.ndarray:
+        """(n_groups,) mask of the groups that are zero."""
+        return self.set.dead.numpy().copy()
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers in the shapes of the dense model, removed groups exactly zero."""
+        return restore(self.graph, self.module, self.present)
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs to go on with this student."""
         return {
+            "present": torch.from_numpy(self.present),
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sensitivity": self.sensitivity,
-            "expected": self.expected,
-            "line": self._line,
-            "left": self._left,
+            "set": self.set.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
+        self.set.load_state(state["set"])
+        present = state["present"].numpy()
+        if not np.array_equal(present, self.present):
+            self.present = present
+            self._adopt(self._removal.cut(present))
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.sensitivity = state["sensitivity"]
-        self.expected = state["expected"]
-        self._line = state["line"]
-        self._left = state["left"]
-        self.features.keep(~self.expected)
+        self.features.keep(~self.set.expected)
 
 
 def _drop_dropout(module: "CapturedModule") -> None:

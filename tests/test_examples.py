@@ -11,11 +11,15 @@ SAYS = {
     "compress_from_python.py": "the file to ship",
     "inspect_groups.py": "As a networkx graph",
     "one_shot.py": "the ONNX file, cut by the same plan",
+    "train_with_accelerate.py": "the slim model is right on",
+    "train_with_labels.py": "the slim model is right on",
 }
 
 
 @pytest.mark.parametrize("name", sorted(SAYS))
 def test_the_example_runs(name, tmp_path, capsys, monkeypatch):
+    if "accelerate" in name:
+        pytest.importorskip("accelerate")
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name])

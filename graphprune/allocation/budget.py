@@ -1,11 +1,14 @@
 """Policy "budget": groups go in the order of score per cost until every budget is met, by counting.
 
 The price of a group is the cost it saves when it goes alone. Prices fall as its neighbours go, so the set is built in
-rounds: each goes a part of the way to the budget with prices counted anew. What rounding to whole groups left below
-the budget is given back to the best removed groups that fit.
+rounds: each goes a part of the way to the budget with prices counted anew. What rounding to whole blocks left below
+the budget is given back to the best removed blocks that fit; where none fits and more than 1 % is left, one comes back
+in exchange for cheaper ones that are worth less or little more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +19,10 @@ from graphprune.passes.errors import BudgetError
 _ROUNDS = 8
 _SLACK = 0.001  # share of the budget that is not worth giving back
 _GIVE_BACK_TRIALS = 64
+_TIGHT = 0.01  # share of the budget that may be left unused
+_EXCHANGES = 16
+_FEW = 16  # sets of which two blocks may come back at once
+_CANDIDATES = 24  # exchanges counted for each block that may come back
 
 
 class CostFunction(Protocol):
@@ -71,7 +78,7 @@ def select(
     chosen = must.copy()
     for part in range(1, _ROUNDS + 1):
         chosen = problem.advance(chosen, part / _ROUNDS)
-    return blocks.groups(problem.give_back(chosen, must))
+    return blocks.groups(problem.exchange(problem.give_back(chosen, must), must))
 
 
 def check_reachable(
@@ -171,11 +178,87 @@ class _Problem:
                 break
         return chosen
 
+    def used(self, chosen: np.ndarray) -> float:
+        """Share of the budget that is used up most."""
+        found = self.count(chosen)
+        return max((found[unit] / budget for unit, budget in self.budgets.items()), default=1.0)
+
+    def exchange(self, chosen: np.ndarray, must: np.ndarray) -> np.ndarray:
+        """Use up more of the budget: take a block back and let others go for it, as long as little enough is lost."""
+        for _ in range(_EXCHANGES):
+            used = self.used(chosen)
+            if used >= 1 - _TIGHT:
+                break
+            ends = self.last_of_each_set(chosen & ~must)
+            singles = [np.array([end]) for end in ends]
+            pairs = [np.array(pair) for pair in combinations(ends, 2)] if len(ends) <= _FEW else []
+            # One for another where that is enough; two come back only where it is not.
+            found: list[_Exchange] = []
+            tight: list[_Exchange] = []
+            for backs in (singles, pairs):
+                found += self._exchanges(chosen, backs, used)
+                tight = [exchange for exchange in found if exchange.used >= 1 - _TIGHT]
+                if tight:
+                    break
+            if not found:
+                break
+            if tight:
+                best = min(tight, key=lambda exchange: exchange.lost)
+            else:
+                best = max(found, key=lambda exchange: exchange.used)
+            chosen = self.give_back(best.chosen, must)
+        return chosen
+
+    def _exchanges(self, chosen: np.ndarray, backs: Sequence[np.ndarray], used: float) -> Iterator["_Exchange"]:
+        """What else may be chosen when one of `backs` comes back; only what uses more of the budget than `used`."""
+        for back in backs:
+            start = chosen.copy()
+            start[back] = False
+            for go in self._going(start, self.blocks.set_of[back]):
+                trial = _with(start, go)
+                if self.fits(trial, self.budgets) and (now := self.used(trial)) > used + _SLACK:
+                    yield _Exchange(trial, now, float(self.value[go].sum() - self.value[back].sum()))
+
+    def _going(self, chosen: np.ndarray, sets: np.ndarray) -> list[np.ndarray]:
+        """Blocks that may go for one of `sets`: one or two of other sets, those that save least beyond their due."""
+        found = self.count(chosen)
+        unit, budget = max(self.budgets.items(), key=lambda item: found[item[0]] / item[1])
+        saved = self.blocks.total(np.asarray(getattr(self.cost, f"{unit}_marginal")(self.kept(chosen)), dtype=float))
+        runs = []
+        for first in self.first_of_each_set(chosen):
+            if self.blocks.set_of[first] in sets:
+                continue
+            follows = first + 1 < self.blocks.count and self.blocks.set_of[first + 1] == self.blocks.set_of[first]
+            runs += [np.array([first])] + ([np.array([first, first + 1])] if follows else [])
+        over = found[unit] - budget
+        # Marginal savings shrink as others go: what is a little short by this count may still do, and is counted.
+        enough = [run for run in runs if saved[run].sum() >= 0.9 * over]
+        pairs = [
+            np.concatenate(pair)
+            for pair in combinations([run for run in runs if len(run) == 1 and saved[run].sum() < over], 2)
+            if saved[np.concatenate(pair)].sum() >= 0.9 * over
+        ]
+        return sorted(enough + pairs, key=lambda run: float(saved[run].sum()))[:_CANDIDATES]
+
+    def first_of_each_set(self, chosen: np.ndarray) -> np.ndarray:
+        """The block of each set that would go next."""
+        free = np.flatnonzero(~chosen)
+        return free[np.unique(self.blocks.set_of[free], return_index=True)[1]]
+
     def last_of_each_set(self, chosen: np.ndarray) -> np.ndarray:
         """The chosen block of each set that went last, most valuable first: the ones that can come back."""
         last = {int(self.blocks.set_of[i]): int(i) for i in np.flatnonzero(chosen)}
         ends = np.asarray(list(last.values()), dtype=np.int64)
         return ends[np.argsort(-self.value[ends], kind="stable")]
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """Another choice of blocks: how much of the budget it uses, and what is lost by it."""
+
+    chosen: np.ndarray
+    used: float
+    lost: float
 
 
 def _with(chosen: np.ndarray, blocks: np.ndarray) -> np.ndarray:

@@ -90,11 +90,15 @@ class TrainingBatches:
 
         Shapes: returns (batch_size, channels, height, width).
         """
-        start = step * self.batch_size
-        chosen = self._order_of(epoch)[start : start + self.batch_size]
         random = np.random.default_rng((self._seed, _AUGMENTATION, epoch, step))
-        augmented = augment(self._pixels, torch.from_numpy(chosen), self._augmentation, random)
+        chosen = torch.from_numpy(self.chosen(epoch, step))
+        augmented = augment(self._pixels, chosen, self._augmentation, random)
         return torch.from_numpy(self._source.preprocess(augmented.numpy()))
+
+    def chosen(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Return which of the source's `pixels` a batch is made of."""
+        start = step * self.batch_size
+        return self._order_of(epoch)[start : start + self.batch_size]
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands and what it is drawn from."""

@@ -18,7 +18,7 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import FxFrontEnd, bind_arguments, concrete
 from graphprune.passes.fx.capture import CapturedModule
-from graphprune.passes.fx.fold import fold_branches
+from graphprune.passes.fx.fold import condense_branches, fold_branches
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -63,7 +63,12 @@ def _cut_tensor(tensor: torch.Tensor, plan: PruningPlan, name: str) -> torch.Ten
 
 
 def cut_graph(
-    graph: ChannelGraph, plan: PruningPlan, removed: Mask, weights: Mapping[str, torch.Tensor]
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    removed: Mask,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    trainable: bool = False,
 ) -> CapturedModule:
     """The captured graph of the analysis with `weights` cut and arguments that repeat sizes rewritten.
 
@@ -72,6 +77,8 @@ def cut_graph(
         plan: what goes.
         removed: (G,) the same as groups.
         weights: parameters and buffers by name, before the cut; those that are not cut are shared.
+        trainable: what is left of branches that go as a whole stays a function of its parameters, so that the graph
+            can be trained on; otherwise it becomes a constant.
     """
     front: FxFrontEnd = graph.front_end
     new = fx.Graph()
@@ -91,12 +98,14 @@ def cut_graph(
     cut_tensors(result, plan)
     fates = graph.fates(removed)
     if fates:
-        result = _folded(graph, removed, fates, result)
+        result = _folded(graph, removed, fates, result, trainable)
     result.recompile()
     return result.train(front.module.training)
 
 
-def _folded(graph: ChannelGraph, removed: Mask, fates: Mapping[int, Fate], cut: CapturedModule) -> CapturedModule:
+def _folded(
+    graph: ChannelGraph, removed: Mask, fates: Mapping[int, Fate], cut: CapturedModule, trainable: bool
+) -> CapturedModule:
     steps = {graph.flow.steps[number].op.name: (fate, graph.flow.steps[number]) for number, fate in fates.items()}
     sizes = {}
     for name, (fate, step) in steps.items():
@@ -104,7 +113,7 @@ def _folded(graph: ChannelGraph, removed: Mask, fates: Mapping[int, Fate], cut: 
             dim = step.rule.sums(step.op)
             kept = graph.cuts(step.results[0], removed).get(dim)
             sizes[name] = step.op.shape[dim] if kept is None else int(kept.sum())
-    fold_branches(cut, steps, sizes)
+    (condense_branches if trainable else fold_branches)(cut, steps, sizes)
     result = CapturedModule(cut, cut.graph)  # without the parameters that nothing reads any more
     result.meta.update(cut.meta)
     return result.eval()

@@ -33,6 +33,59 @@ def fold_branches(module: CapturedModule, fates: Mapping[str, tuple[Fate, Step]]
             constants[node] = _evaluate(module, node, constants)
         elif fate is Fate.JOIN:
             _join(module, node, constants)
+    _drop_unused(module, fates)
+
+
+def condense_branches(module: CapturedModule, fates: Mapping[str, tuple[Fate, Step]], sizes: Mapping[str, int]) -> None:
+    """Compute what is left of branches on two samples of one position, in place; for graphs that are trained on.
+
+    What a branch adds is the same at every position, but not for good: the shift of its last normalization still
+    learns. Two samples, because the variance of one is not defined in a batch norm; all statistics and all gradients
+    are those of the whole branch with its channels at zero.
+
+    Args:
+        module: a captured graph whose parameters are cut already.
+        fates: node name -> what becomes of it.
+        sizes: name of a node that sums over no channels -> channels that its result has.
+    """
+    graph = module.graph
+    condensed: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        fate, step = fates.get(node.name, (None, None))
+        if fate is None or step is None:
+            continue
+        if fate is Fate.HEAD:
+            with graph.inserting_before(node):
+                start = _live_bias(module, node, step, sizes[node.name])
+                start = graph.call_function(aten.repeat.default, (start, [2] + [1] * (len(step.op.shape) - 1)))
+            node.replace_all_uses_with(start)
+            condensed.add(start)
+        elif fate is Fate.CONSTANT:
+            condensed.add(node)
+        elif fate is Fate.JOIN:
+            for source in [source for source in node.all_input_nodes if source in condensed]:
+                if node.args[0] is source:  # one sample is not written to, and has not the size of the result
+                    node.target = _out_of_place(node.target)
+                with graph.inserting_before(node):
+                    node.replace_input_with(source, graph.call_function(aten.slice.Tensor, (source, 0, 0, 1)))
+    _drop_unused(module, fates)
+
+
+def _live_bias(module: CapturedModule, node: fx.Node, step: Step, size: int) -> fx.Node:
+    """What an operator gives that sums over nothing, as a node: shape (1, ..., channels, ..., 1)."""
+    assert step.rule is not None
+    assert step.rule.sums is not None
+    shape = [1] * len(step.op.shape)
+    shape[step.rule.sums(step.op)] = size
+    if (source := _bias_node(node, step)) is not None:
+        return module.graph.call_function(aten.view.default, (source, shape))
+    name = f"_{node.name}_constant"
+    if not hasattr(module, name):
+        module.register_buffer(name, torch.zeros(shape, dtype=node.meta["val"].dtype))
+    return module.graph.get_attr(name)
+
+
+def _drop_unused(module: CapturedModule, fates: Mapping[str, tuple[Fate, Step]]) -> None:
     changed = True
     while changed:
         changed = module.graph.eliminate_dead_code()
@@ -48,11 +101,17 @@ def _bias(module: CapturedModule, node: fx.Node, step: Step, size: int) -> torch
     assert step.rule.sums is not None
     shape = [1] * len(step.op.shape)
     shape[step.rule.sums(step.op)] = size
-    for source in node.all_input_nodes:
-        value = step.op.inputs.get("bias")
-        if source.op == "get_attr" and isinstance(value, Value) and str(source.target) == value.parameter:
-            return _attribute(module, source).detach().reshape(shape).clone()
+    if (source := _bias_node(node, step)) is not None:
+        return _attribute(module, source).detach().reshape(shape).clone()
     return torch.zeros(shape, dtype=node.meta["val"].dtype)
+
+
+def _bias_node(node: fx.Node, step: Step) -> fx.Node | None:
+    value = step.op.inputs.get("bias")
+    for source in node.all_input_nodes:
+        if source.op == "get_attr" and isinstance(value, Value) and str(source.target) == value.parameter:
+            return source
+    return None
 
 
 def _attribute(module: CapturedModule, node: fx.Node) -> torch.Tensor:

@@ -172,7 +172,7 @@ def test_bad_input_is_one_line_and_writes_nothing(work, tmp_path):
         ([good, *arch, *data, "--eval-data", str(tmp_path / "empty")], 1, "no image"),
         ([good, *arch, *data, "--macs", "0"], 2, "--macs must be between 0 and 1"),
         ([good, *arch, *data, "--macs", "2"], 2, "--macs must be between 0 and 1"),
-        ([good, *arch, *data, "--macs", "half"], 2, "not a valid float"),
+        ([good, *arch, *data, "--macs", "half"], 2, "no share like 0.5"),
         ([good, *arch, *data, "--macs", "0.0001"], 5, "cannot be reached"),
         ([good, *arch, *data, "--channels", "3"], 1, "does not take images of 3x16x16"),
         ([good, *arch, *data, "--epochs", "0.1"], 2, "at least 10 are needed"),
@@ -196,6 +196,17 @@ def test_a_budget_is_needed(work, tmp_path):
     code, _, stderr = run([*arguments[:at], *arguments[at + 2 :], "-q"])
     assert (code, stderr.count("\n")) == (2, 1)
     assert "no budget given" in stderr
+
+
+def test_a_family_is_made_by_one_command(work, tmp_path):
+    arguments = [*command(work, tmp_path / "out", "--freeze", "conv1", "--course", "static"), "--macs", "0.7,0.5"]
+    code, stdout, stderr = run(arguments)
+    assert code == 0, stderr
+    assert "slim-macs0.7" in stdout.splitlines()[0]
+    for name in ("slim-macs0.7.onnx", "slim-macs0.5.onnx", "slim-macs0.5.pt2", "dense.onnx", "metrics.json"):
+        assert any(line.startswith(str(tmp_path / "out" / name)) for line in stdout.splitlines()), name
+    config = json.loads((tmp_path / "out" / "metrics.json").read_text())["config"]
+    assert (config["n_students"], config["freeze"], config["course"]) == (2, ["conv1"], "static")
 
 
 def start(arguments, folder):

@@ -148,8 +148,8 @@ def test_failures_before_the_training_leave_nothing(model, tmp_path):
         assert not out.exists()
     with pytest.raises(UsageError, match="at least 10 are needed"):
         gp.compress(model, small, macs=0.5, config=SETTINGS, output=out)
-    with pytest.raises(UsageError, match="one slim model"):
-        gp.compress(model, small, macs=0.5, config=dataclasses.replace(SETTINGS, n_students=2))
+    with pytest.raises(UsageError, match="--params gives 2 budgets for 3 students"):
+        gp.compress(model, small, macs=(0.6, 0.5, 0.4), params=[0.5, 0.4], config=SETTINGS)
     assert not out.exists()
 
 
@@ -191,3 +191,53 @@ def test_inexact_groups_go_when_asked_for(caplog):
     assert {"patch.weight", "norm.weight", "up.weight"} <= gone
     assert "not exact (statistics over channels: aten.layer_norm.default" in caplog.text
     assert result.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_several_budgets_make_a_family_in_one_run(model, tmp_path):
+    out = tmp_path / "out"
+    result = gp.compress(
+        model, digits(), macs=[0.7, 0.4], config=SETTINGS, output=out, benchmark=gp.BenchmarkOptions(seconds=0.02)
+    )
+    names = ["slim-macs0.7", "slim-macs0.4"]
+    assert list(result.family) == names
+    kept = {"checkpoint.pt", "compress.log", "settings.json", "dense.onnx", "metrics.json"}
+    kinds = ("onnx", "pt2", "plan.json")
+    assert {file.name for file in out.iterdir()} == kept | {f"{name}.{kind}" for name in names for kind in kinds}
+    dense, large, small = result.metrics["models"]
+    assert [large["name"], small["name"]] == names
+    assert 0.6 < large["macs"] / dense["macs"] <= 0.7
+    assert 0.3 < small["macs"] / dense["macs"] <= 0.4
+    assert [member["budget"]["macs"] for member in result.metrics["members"]] == [0.7, 0.4]
+    assert [student["number"] for student in result.metrics["students"]] == [0, 1]
+    assert all(name in str(result) for name in names)
+    x = torch.from_numpy(digits().batch(slice(0, 5)))
+    for name, slim in result.family.items():
+        torch.testing.assert_close(gp.load(out / f"{name}.pt2")(x), slim(x))
+    assert gp.PruningPlan.load(out / "slim-macs0.7.plan.json").to_dict() == result.plan.to_dict()
+    # A later run of one budget leaves nothing of the family behind.
+    gp.compress(model, digits(), macs=0.5, config=SETTINGS, output=out, benchmark=QUICK, force=True)
+    assert not list(out.glob("slim-*"))
+
+
+def test_of_several_students_the_best_on_held_out_images_is_delivered(model, caplog):
+    config = dataclasses.replace(SETTINGS, n_students=2)
+    with caplog.at_level("INFO", "graphprune"):
+        result = gp.compress(model, digits(), macs=0.5, config=config, benchmark=QUICK)
+    agreements = [student["held_out_agreement"] for student in result.metrics["students"]]
+    assert result.metrics["quality"]["held_out_agreement"] == max(agreements)
+    assert list(result.family) == ["slim"]
+    assert "the one that agrees best with the dense model" in caplog.text
+
+
+def test_an_observer_adds_to_the_history(model):
+    seen = []
+
+    def look(student):
+        seen.append(student.training)
+        return {"seen": float(len(seen))}
+
+    settings = dataclasses.replace(SETTINGS, eval_every=5)
+    result = gp.compress(model, digits(), macs=0.5, config=settings, observer=look, benchmark=QUICK)
+    assert [record["seen"] for record in result.metrics["history"]] == list(range(1, len(seen) + 1))
+    assert not any(seen)
+    assert result.metrics["steps"]["number"] == result.metrics["history"][-1]["step"]

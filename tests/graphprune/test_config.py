@@ -21,7 +21,7 @@ from graphprune.passes.errors import UsageError
         ({"min_channels": 0}, "--min-channels must be at least 1, not 0"),
         ({"precision": "half"}, "--precision must be one of auto, float32, bfloat16, not 'half'"),
         ({"warmup": 0.5, "sparsify": 0.5}, "--warmup and --sparsify must leave a part"),
-        ({"criterion": "magic"}, "--criterion must be one of random, l1, l2, taylor"),
+        ({"sensitivity": "magic"}, "--sensitivity must be one of random, l1, l2, taylor"),
         ({"lr": "fast"}, "--lr must be a number, not 'fast'"),
         ({"batch_size": 2.5}, "--batch-size must be a whole number, not 2.5"),
     ],

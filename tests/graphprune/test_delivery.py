@@ -40,15 +40,14 @@ def run():
     plan = gp.plan(graph, macs=0.5)
     engine = SimpleNamespace(graph=graph, held_out=source, config=CompressConfig(macs=0.5))
     state = gp.mask(captured, plan).state_dict()
-    return engine, SimpleNamespace(state_dict=state, plan=plan, removed=graph.removed_by(plan))
+    return engine, SimpleNamespace(number=0, state_dict=state, plan=plan, removed=graph.removed_by(plan))
 
 
 def deliver(run, folder):
     engine, result = run
     found = Delivery(engine, folder)
     found.rehearse()
-    found.cut(result)
-    found.verify()
+    found.cut(result).verify()
     return found
 
 
@@ -112,7 +111,7 @@ def test_an_archive_of_another_model_is_noticed(run, tmp_path, exporting, monkey
 def test_channels_that_the_training_left_above_zero_are_noticed(run, tmp_path, exporting):
     engine, result = run
     dense = engine.graph.front_end.module.state_dict()
-    trained = SimpleNamespace(state_dict=dense, plan=result.plan, removed=result.removed)
+    trained = SimpleNamespace(number=0, state_dict=dense, plan=result.plan, removed=result.removed)
     with pytest.raises(VerificationError, match="masked model does not compute what the trained model"):
         deliver((engine, trained), tmp_path)
 
@@ -146,10 +145,10 @@ def test_a_branch_that_goes_as_a_whole_is_delivered_and_counted(run, tmp_path):
     plan = graph.plan(removed)
     engine = SimpleNamespace(**{**vars(run[0]), "graph": graph})
     state = gp.mask(captured, plan).state_dict()
-    found = deliver((engine, SimpleNamespace(state_dict=state, plan=plan, removed=removed)), tmp_path)
-    names = dict(found.slim_model.named_parameters())
+    found = deliver((engine, SimpleNamespace(number=0, state_dict=state, plan=plan, removed=removed)), tmp_path)
+    names = dict(found.members[0].model.named_parameters())
     assert not any(name.startswith("block") for name in names)
-    assert delivery.count_parameters(found.slim_model) == delivery.count_parameters(Net())
+    assert delivery.count_parameters(found.members[0].model) == delivery.count_parameters(Net())
     assert delivery.onnx_cost(found.files["slim"]).macs == 36 * 8 * 9 + 8 * 4
 
 

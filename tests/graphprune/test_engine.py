@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import math
 from functools import cache
 
@@ -12,7 +13,15 @@ from torch import nn
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
 from graphprune.engine import Engine
-from graphprune.passes.errors import BudgetError, DataError, TrainingError, UnsupportedModelError, UsageError
+from graphprune.passes.errors import (
+    BudgetError,
+    DataError,
+    GraphPruneError,
+    PlanError,
+    TrainingError,
+    UnsupportedModelError,
+    UsageError,
+)
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 
@@ -192,7 +201,7 @@ def test_no_group_is_cut_suddenly():
     dense = student.index.norms()
     run.progress = watch
     run.run()
-    assert len(drops) == int(student.dead.sum())
+    assert len(drops) == int(student.set.dead.sum())
     assert max(drops) < 0.25
 
 
@@ -215,6 +224,16 @@ def test_two_students_with_their_own_budgets_teach_each_other():
     assert large.history[-1]["loss_mutual"] > 0
 
 
+def test_students_of_one_budget_try_different_sets():
+    config = dataclasses.replace(SETTINGS, n_students=3, epochs=1)
+    run = engine(config)
+    first, *others = run.run()
+    assert all(0.45 < result.cost["macs"] <= 0.5 for result in (first, *others))
+    assert not any(np.array_equal(first.removed, other.removed) for other in others)
+    assert first.history[-1]["loss_mutual"] > 0
+    assert run.students[0].set._factors.tolist() == [1.0] * run.graph.n_groups
+
+
 def test_a_network_with_several_outputs_learns_to_reproduce_them():
     result = engine(SETTINGS, kind=TwoOutputs).run()[0]
     assert 0.45 <= result.cost["macs"] <= 0.5
@@ -222,9 +241,9 @@ def test_a_network_with_several_outputs_learns_to_reproduce_them():
     assert result.history[-1]["agreement"] > min(r["agreement"] for r in result.history)
 
 
-@pytest.mark.parametrize("criterion", ["random", "l1", "l2"])
-def test_every_criterion_reaches_the_budget(criterion):
-    result = engine(dataclasses.replace(SETTINGS, epochs=1, criterion=criterion)).run()[0]
+@pytest.mark.parametrize("sensitivity", ["random", "l1", "l2", "bn_scale", "fpgm", "apoz", "entropy", "hrank"])
+def test_every_sensitivity_reaches_the_budget(sensitivity):
+    result = engine(dataclasses.replace(SETTINGS, epochs=1, sensitivity=sensitivity)).run()[0]
     assert 0.45 <= result.cost["macs"] <= 0.5
 
 
@@ -241,10 +260,78 @@ def test_bfloat16_runs():
 
 def test_a_diverging_loss_is_an_error_that_names_the_step(tmp_path):
     config = dataclasses.replace(SETTINGS, lr=1e12, grad_clip=0.0, epochs=1, checkpoint_steps=1, lr_warmup=0.0)
-    with pytest.raises(TrainingError, match=r"at step \d+; lower --lr|not finite after step \d+; lower --lr"):
+    with pytest.raises(TrainingError, match=r"diverged by step \d+|(at|not finite after) step \d+; lower --lr"):
         engine(config, checkpoint=tmp_path / "checkpoint.pt").run()
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert all(v.isfinite().all() for v in state["students"][0]["module"].values())
+
+
+def test_a_loss_that_grows_without_bounds_is_an_error_before_it_is_infinite(tmp_path):
+    run = engine(dataclasses.replace(SETTINGS, epochs=2), checkpoint=tmp_path / "checkpoint.pt")
+
+    def spoil(step, total, loss, cost, phase):
+        with torch.no_grad():  # answers that are surely wrong, and far from infinite
+            head = run.students[0].module.get_parameter("head.1.weight")
+            head.copy_(-400 * trained()["head.1.weight"][:, : head.shape[1]])
+
+    run.progress = spoil
+    with pytest.raises(TrainingError, match=r"the training has diverged by step \d+: .* lower --lr \(now 0.02\)"):
+        run.run()
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    config = dataclasses.replace(SETTINGS, epochs=1, checkpoint_steps=5)
+    save, kept = torch.save, []
+
+    def full(state, handle):
+        if state["step"] == 10:
+            kept.append(path.read_bytes())
+            handle.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, handle)
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(GraphPruneError, match=r"checkpoint\.pt: the disk is full") as caught:
+        engine(config, checkpoint=path).run()
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == kept[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    monkeypatch.setattr("torch.save", save)
+    resumed = engine(config, checkpoint=path).run(resume=True)[0]
+    assert resumed.history == engine(config).run()[0].history
+
+
+def test_layers_that_are_frozen_keep_their_channels():
+    _, graph = teacher()
+    result = engine(dataclasses.replace(SETTINGS, epochs=1, freeze=("b.0", "down"))).run()[0]
+    kept = {s.name: int((~result.removed[s.groups]).sum()) for s in graph.sets}
+    assert kept["b.0"] == 16
+    assert kept["down.0"] == 16
+    assert result.cost["macs"] <= 0.5
+    with pytest.raises(PlanError, match="nothing is named 'layer9'"):
+        engine(dataclasses.replace(SETTINGS, freeze=("layer9",)))
+
+
+@pytest.mark.parametrize("course", ["static", "one-shot"])
+def test_other_courses_draw_once(course):
+    run = engine(dataclasses.replace(SETTINGS, epochs=1, course=course, eval_every=1))
+    result = run.run()[0]
+    assert [step for step in range(run.schedule.total) if run.schedule.is_draw(step)] == [run.schedule.sparsify_from]
+    assert 0.45 <= result.cost["macs"] <= 0.5
+    costs = [record["macs"] for record in result.history if record["phase"] != "warm-up"]
+    assert set(costs) == {result.cost["macs"]}
+    settled = [record["zero_groups"] for record in result.history if record["phase"] == "settle"]
+    assert set(settled) == {int(result.removed.sum())}
+    fading = [record["zero_groups"] for record in result.history if record["phase"] == "sparsify"]
+    assert len(fading) == 1 if course == "one-shot" else min(fading) == 0
+
+
+def test_without_the_loss_on_features_nothing_is_tapped():
+    run = engine(dataclasses.replace(SETTINGS, epochs=1, lambda_feature=0.0))
+    assert run.taps == []
+    assert "loss_feature" not in run.run()[0].history[0]
 
 
 def test_no_budget_no_run():

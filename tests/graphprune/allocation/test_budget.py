@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -128,6 +128,35 @@ def test_aligned_widths(scores, share):
     removed = select(scores, cost, {"macs": budget}, cost.sets, everything(cost), limits=Limits(align=8))
     assert [int((~removed[s.groups]).sum()) % 8 for s in cost.sets] == [0, 0, 0, 0]
     assert cost.macs(~removed) <= budget
+
+
+@pytest.mark.parametrize("align", [1, 4, 8])
+@pytest.mark.parametrize("share", [0.85, 0.7, 0.6, 0.5, 0.42, 0.3])
+def test_the_budget_is_used_to_within_one_percent_where_widths_allow_it(scores, align, share):
+    cost = chain()
+    budget = share * cost.macs(cost.dense)
+    removed = select(scores, cost, {"macs": budget}, cost.sets, everything(cost), limits=Limits(align=align))
+    reachable = 0.0
+    for widths in product(*(range(align, width + 1, align) for width in WIDTHS)):
+        w = [3, *widths, 10]
+        macs = sum(a * b * area for a, b, area in zip(w, w[1:], cost.areas, strict=False))
+        reachable = max(reachable, macs if macs <= budget else 0.0)
+    assert budget >= cost.macs(~removed) >= min(0.99 * budget, 0.95 * reachable)
+
+
+def test_an_exchange_keeps_what_is_gone_and_what_must_stay(scores):
+    cost = chain()
+    forced = np.zeros(sum(WIDTHS), dtype=bool)
+    forced[cost.sets[2].groups[:9]] = True
+    removable = everything(cost)
+    removable[cost.sets[0].groups] = False
+    budgets = {"macs": 0.45 * cost.macs(cost.dense), "params": 0.5 * cost.params(cost.dense)}
+    removed = select(scores, cost, budgets, cost.sets, removable, limits=Limits(align=4), forced=forced)
+    assert removed[forced].all()
+    assert not removed[cost.sets[0].groups].any()
+    assert cost.macs(~removed) <= budgets["macs"]
+    assert cost.params(~removed) <= budgets["params"]
+    assert max(cost.macs(~removed) / budgets["macs"], cost.params(~removed) / budgets["params"]) > 0.95
 
 
 def test_what_is_gone_stays_gone(scores):

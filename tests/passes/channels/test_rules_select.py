@@ -125,8 +125,16 @@ def test_narrow_is_a_slice(sketch):
     assert sketch.resized(graph, 1, [0, 3]) == {"start": 1, "length": 2}
 
 
-def test_a_slice_with_a_step_over_channels_is_frozen(sketch):
-    x = sketch.call("slice", (1, 2, 4, 4), input=stem(sketch, 4), dim=1, start=0, end=4, step=2)
+def test_a_slice_with_a_step_over_channels_loses_whole_steps(sketch, groups_of):
+    """The same slice then picks what stays."""
+    x = sketch.call("slice", (1, 2, 4, 4), input=stem(sketch, 4), dim=1, start=1, end=4, step=2)
+    graph = sketch.graph(head(sketch, x))
+    assert [group.partition(" ")[0] for group in groups_of(graph)] == ["c.weight/0[0,1]", "c.weight/0[2,3]"]
+    assert sketch.resized(graph, 1, [0]) == {}
+
+
+def test_a_slice_of_uneven_steps_over_channels_is_frozen(sketch):
+    x = sketch.call("slice", (1, 2, 4, 4), input=stem(sketch, 5), dim=1, start=0, end=3, step=2)
     graph = sketch.graph(head(sketch, x))
     assert graph.n_groups == 0
     assert "a slice with a step over channels: slice at line 1" in [f.reason for f in graph.frozen]

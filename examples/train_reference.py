@@ -1,0 +1,166 @@
+"""Train a dense reference network on images with labels: what a compression starts from.
+
+    python examples/train_reference.py --arch graphprune.models:mobilenet_v2 --data cifar10-jpeg.zip::train \
+        --eval-data cifar10-jpeg.zip::val --epochs 30 --threads 1 -o mobilenetv2.safetensors
+
+Images are a folder or a zip with one sub-folder a class. After every epoch the state of the training is saved beside
+the output; the same command goes on with it. The accuracy on --eval-data is measured once, at the end: nothing is
+decided by it. SGD with Nesterov momentum, a linear warm-up and a cosine; crops and flips.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import graphprune as gp
+from graphprune.architecture import resolve_arch
+from graphprune.data.batches import TrainingBatches, evaluation_batches
+from graphprune.files import atomic_write, atomic_write_json
+from graphprune.passes.errors import DataError, GraphPruneError, OutputExistsError
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", required=True, help="what builds the network, as in graphprune.models:resnet20")
+    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors, .pt)")
+    parser.add_argument("--data", required=True, help="images in folders by class, or a zip of them")
+    parser.add_argument("--eval-data", help="more of them, for the accuracy at the end")
+    parser.add_argument("--image-size", type=int, help="side that images are brought to; default: their own")
+    parser.add_argument("--limit", type=int, help="learn from so many images only")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; default: all cores")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=".safetensors file to write")
+    parser.add_argument("--force", action="store_true", help="replace the output and start afresh")
+    return parser.parse_args()
+
+
+class Training:
+    """A run of so many epochs that can be stopped and gone on with."""
+
+    def __init__(self, arguments: argparse.Namespace, model: nn.Module, source: gp.ImageSource) -> None:
+        self.arguments = arguments
+        self.model = model.to(memory_format=torch.channels_last)
+        self.batches = TrainingBatches(source, arguments.batch_size, seed=arguments.seed)
+        # Labels by position among the stored pixels, which is what a batch says it is made of.
+        self.labels = torch.full((len(source.pixels),), -1)
+        self.labels[torch.from_numpy(source.indices)] = torch.from_numpy(source.labels)
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        other = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": other, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
+        self.path = arguments.output.with_suffix(".checkpoint.pt")
+        self.settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("force", "threads", "output")}
+        self.epoch = 0
+
+    def resume(self) -> None:
+        """Go on with what an earlier call has saved, if it was of the same settings."""
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, weights_only=True)
+        if state["settings"] != self.settings:
+            raise OutputExistsError(f"{self.path}: a training with other settings; remove it, or start with --force")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        print(f"going on after epoch {self.epoch}")
+
+    def run(self) -> None:
+        """Train to the end."""
+        total = self.arguments.epochs * self.batches.steps_per_epoch
+        while self.epoch < self.arguments.epochs:
+            started, losses, right = time.monotonic(), [], 0
+            self.model.train()
+            for step in range(self.batches.steps_per_epoch):
+                self._set_rate(self.epoch * self.batches.steps_per_epoch + step, total)
+                images = self.batches.batch(self.epoch, step).contiguous(memory_format=torch.channels_last)
+                labels = self.labels[torch.from_numpy(self.batches.chosen(self.epoch, step))]
+                self.optimizer.zero_grad(set_to_none=True)
+                logits = self.model(images)
+                loss = cross_entropy(logits, labels, label_smoothing=self.arguments.label_smoothing)
+                torch.autograd.backward(loss)
+                self.optimizer.step()
+                losses.append(float(loss.detach()))
+                right += int((logits.argmax(1) == labels).sum())
+                if not math.isfinite(losses[-1]):
+                    raise GraphPruneError(f"the loss is {losses[-1]} in epoch {self.epoch + 1}: lower --lr")
+            self.epoch += 1
+            self._save()
+            share = right / (self.batches.steps_per_epoch * self.batches.batch_size)
+            seconds = time.monotonic() - started
+            print(f"epoch {self.epoch}: loss {np.mean(losses):.4f}, right on {share:.2%}, {seconds:.0f} s", flush=True)
+
+    def _set_rate(self, step: int, total: int) -> None:
+        warmup = max(1, total // 20)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, total - warmup))))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.arguments.lr * min(1.0, (step + 1) / warmup) * cosine
+
+    def _save(self) -> None:
+        state = {"epoch": self.epoch, "settings": self.settings, "model": self.model.state_dict()}
+        with atomic_write(self.path) as temporary:
+            torch.save({**state, "optimizer": self.optimizer.state_dict()}, temporary)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, source: gp.ImageSource) -> float:
+    """Share of the images that the model puts into their class."""
+    model.eval()
+    answers = [model(batch).argmax(1) for batch in evaluation_batches(source, 250)]
+    return float((torch.cat(answers).numpy() == source.labels).mean())
+
+
+def labelled(path: str, arguments: argparse.Namespace, limit: int | None = None) -> gp.ImageSource:
+    """Images with labels, or an error."""
+    source = gp.load_images(path, image_size=arguments.image_size, limit=limit)
+    if source.labels is None:
+        raise DataError(f"{path}: the images have no labels; put those of each class into a folder of its own")
+    return source
+
+
+def main() -> None:
+    """Train, measure, write."""
+    arguments = parse()
+    if arguments.output.exists() and not arguments.force:
+        raise OutputExistsError(f"{arguments.output}: exists already; choose another name, or replace it with --force")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    source = labelled(arguments.data, arguments, arguments.limit)
+    if arguments.start is not None:
+        model = gp.load_model(arguments.start, arch=arguments.arch)
+    else:
+        model = resolve_arch(arguments.arch)
+    training = Training(arguments, model, source)
+    if arguments.force:
+        training.path.unlink(missing_ok=True)
+    training.resume()
+    training.run()
+    with atomic_write(arguments.output) as temporary:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+    result = {"arch": arguments.arch, "epochs": arguments.epochs, "images": len(source), "classes": source.class_names}
+    if arguments.eval_data:
+        result["accuracy"] = accuracy(model, labelled(arguments.eval_data, arguments))
+        print(f"right on {result['accuracy']:.2%} of {arguments.eval_data}")
+    atomic_write_json(arguments.output.with_suffix(".json"), {**result, "settings": training.settings})
+    training.path.unlink()
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GraphPruneError as error:
+        raise SystemExit(f"error: {error}") from None

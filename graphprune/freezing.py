@@ -1,0 +1,57 @@
+"""Layers that keep all their output channels, by patterns of their names."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphprune.passes.errors import PlanError
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import ChannelGraph
+
+__all__ = ["frozen_groups"]
+
+
+def frozen_groups(graph: "ChannelGraph", patterns: Sequence[str]) -> np.ndarray:
+    """(n_groups,) mask of the groups that are output channels of a module or parameter so named.
+
+    Args:
+        graph: the channel groups.
+        patterns: as in `layer1.*`.
+
+    Raises:
+        PlanError: nothing has a name that fits one of the patterns.
+    """
+    mask = np.zeros(graph.n_groups, dtype=bool)
+    produced = _output_groups(graph) if patterns else {}
+    for pattern in patterns:
+        names = [name for name in graph.shapes if any(fnmatchcase(path, pattern) for path in _paths(name))]
+        if not names:
+            raise PlanError(f"freeze: nothing is named {pattern!r}; see `graphprune inspect` for the names of layers")
+        for name in names:
+            # What is computed from the parameter in a way that hides its output channels keeps all it touches.
+            touched = [ids for (other, _), ids in graph.axes.items() if other == name]
+            for ids in produced.get(name, touched):
+                mask[ids[ids >= 0]] = True
+    return mask
+
+
+def _paths(name: str) -> list[str]:
+    """A parameter's name and those of all modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def _output_groups(graph: "ChannelGraph") -> dict[str, list[np.ndarray]]:
+    """Parameter -> group of each channel of the values that are computed with it at once."""
+    found: dict[str, list[np.ndarray]] = {}
+    for node, (_, _, op) in graph.front_end.ops.items():
+        result = node if isinstance(node, str) else node.outputs[0].name
+        if result not in graph.value_groups:
+            continue
+        for value in op.values():
+            if value.parameter is not None:
+                found.setdefault(value.parameter, []).append(graph.value_groups[result][1])
+    return found

@@ -1,0 +1,139 @@
+"""Several processes that train as one: each takes its part of every batch, and all come to the same weights.
+
+Started by Hugging Face accelerate (`accelerate launch -m graphprune compress ...`) or torchrun. The loss of a step is
+the mean over the processes; its gradient is that of one process with the whole batch, also through batch normalization,
+whose statistics are those of the whole batch. So all processes draw the same sets and none has to be told.
+
+Source: Ioffe & Szegedy 2015, "Batch normalization"; synchronized as in Peng et al. 2018, "MegDet", section 3.3.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx
+from torch.distributed.nn.functional import all_reduce
+
+from graphprune.passes.fx import capture
+
+__all__ = ["Processes", "synchronize_batch_norm"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run.
+
+    Attributes:
+        rank: number of this process; 0 writes files and speaks.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @staticmethod
+    def join() -> "Processes":
+        """Meet the other processes, if this one was started as one of several."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return Processes()
+        if not dist.is_initialized():
+            _initialize()
+        return Processes(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This process's images of a batch."""
+        return batch if self.world == 1 else batch.chunk(self.world)[self.rank]
+
+    def mean_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, values in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(values.view(gradient.shape))
+
+    def mean(self, *values: float) -> list[float]:
+        """Mean of numbers over the processes."""
+        if self.world == 1:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found)
+        return [float(value) for value in found / self.world]
+
+    def first(self, value: Any) -> Any:
+        """What the first process holds, in all of them."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+
+def _initialize() -> None:
+    try:
+        from accelerate import PartialState
+    except ImportError:  # torchrun
+        dist.init_process_group("gloo")
+        return
+    PartialState(cpu=True)
+
+
+def synchronize_batch_norm(module: fx.GraphModule) -> None:
+    """Let every batch normalization of a captured graph take its statistics over all processes, in place."""
+    for node in module.graph.nodes:
+        if node.target is aten.batch_norm.default:
+            node.target = _batch_norm
+    module.recompile()
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Batch normalization with statistics of all processes. Shapes: x: (batch, channels, ...)."""
+    if not training and running_mean is not None:
+        return aten.batch_norm.default(x, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled)
+    dims = [0, *range(2, x.ndim)]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = x.numel() // x.shape[1] * dist.get_world_size()
+    mean = _sum_over_processes(x.sum(dims)) / count
+    centered = x - mean.view(shape)
+    variance = _sum_over_processes(centered.square().sum(dims)) / count
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.detach(), momentum)
+            running_var.lerp_(variance.detach() * count / max(1, count - 1), momentum)
+    result = centered * torch.rsqrt(variance + eps).view(shape)
+    if weight is not None:
+        result = result * weight.view(shape)
+    return result if bias is None else result + bias.view(shape)
+
+
+def _sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum, through which gradients flow back to all processes."""
+    summed: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+    return summed
+
+
+# `train()` and `eval()` of a captured graph switch it like the operator it stands for.
+capture._TRAINING_ARGUMENT[_batch_norm] = (5, "training")

@@ -1,0 +1,171 @@
+"""Removing dead groups from a network that is being trained: the same function, the same next steps, less to compute.
+
+A dead group is zero in all its members and stays so. Where its removal changes nothing (`ChannelGraph.exact`) it is cut
+out of the captured graph, and what the optimizer remembers is cut alike. What is left of a branch that goes as a whole
+stays trainable (`passes.fx.fold.condense_branches`).
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphprune.passes.channels.branches import Fate
+from graphprune.passes.errors import PlanError
+from graphprune.passes.fx.cut import cut_graph, named_tensors
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.passes.fx.capture import CapturedModule
+
+__all__ = ["Removal", "carry_over", "restore"]
+
+
+class Removal:
+    """Cuts the network of a channel graph.
+
+    Args:
+        graph: channel groups of the dense network.
+        taps: nodes whose results are looked at.
+    """
+
+    def __init__(self, graph: "ChannelGraph", taps: list[str]) -> None:
+        self.graph = graph
+        self.taps = taps
+
+    def present(self, dead: np.ndarray) -> np.ndarray:
+        """(n_groups,) mask of what must stay when the groups of `dead` are zero.
+
+        A set that is dead as a whole keeps a group where a branch cannot be condensed without changing what a tap sees.
+        """
+        gone = dead & self.graph.exact
+        for _ in self.graph.sets:
+            problem = self._problem(gone)
+            if problem is None:
+                break
+            gone[problem] = False
+        return ~gone
+
+    def _problem(self, gone: np.ndarray) -> int | None:
+        """A group that must stay after all."""
+        emptied = [s for s in self.graph.sets if gone[s.groups].all()]
+        if not emptied:
+            return None
+        try:
+            fates = self.graph.fates(gone)
+        except PlanError:
+            return int(emptied[-1].groups[0])
+        steps = {self.graph.flow.steps[number].op.name: fate for number, fate in fates.items()}
+        if any(steps.get(tap) in (Fate.HEAD, Fate.CONSTANT) for tap in self.taps):
+            return int(emptied[-1].groups[0])
+        return None
+
+    def taps_left(self, present: np.ndarray) -> list[str | None]:
+        """The taps, with None for those of which no channel is left."""
+        fates = self.graph.fates(~present)
+        gone = {self.graph.flow.steps[number].op.name for number, fate in fates.items() if fate is Fate.GONE}
+        return [None if tap in gone else tap for tap in self.taps]
+
+    def cut(self, present: np.ndarray) -> "CapturedModule":
+        """The network with the groups in `present` alone; what its tensors hold is not to be relied on."""
+        removed = ~present
+        own = named_tensors(self.graph.front_end.module)
+        module = cut_graph(self.graph, self.graph.plan(removed), removed, own, trainable=True)
+        copies: dict[int, Any] = {}
+        for owner in module.modules():
+            tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+            for table in tables:
+                for leaf, tensor in table.items():
+                    if id(tensor) not in copies:
+                        fresh = tensor.detach().clone()
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        copies[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if is_parameter else fresh
+                    table[leaf] = copies[id(tensor)]
+        return module
+
+
+@torch.no_grad()
+def carry_over(
+    graph: "ChannelGraph",
+    source: nn.Module,
+    memory: torch.optim.Optimizer,
+    had: np.ndarray,
+    target: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    has: np.ndarray,
+) -> None:
+    """Fill a network and its optimizer from those that they were cut out of.
+
+    Args:
+        graph: channel groups.
+        source: the network before.
+        memory: its optimizer.
+        had: (n_groups,) groups in `source`.
+        target: the network after.
+        optimizer: its optimizer, new.
+        has: (n_groups,) groups in `target`.
+    """
+    before = named_tensors(source)
+    for name, tensor in named_tensors(target).items():
+        if name not in before:
+            continue  # a constant of the graph
+        held = before[name]
+        tensor.copy_(_cut(graph, name, held, had, has))
+        for key, value in memory.state.get(held, {}).items():
+            if isinstance(value, Tensor) and value.shape == held.shape:
+                value = torch.empty_like(tensor).copy_(_cut(graph, name, value, had, has))
+            optimizer.state[tensor][key] = value
+
+
+def _cut(graph: "ChannelGraph", name: str, tensor: Tensor, had: np.ndarray, has: np.ndarray) -> Tensor:
+    for dim in range(tensor.ndim):
+        ids = graph.axes.get((name, dim))
+        if ids is not None:
+            ids = ids[_there(ids, had)]
+            chosen = np.flatnonzero(_there(ids, has))
+            if len(chosen) < len(ids):
+                tensor = tensor.index_select(dim, torch.from_numpy(chosen))
+    return tensor
+
+
+@torch.no_grad()
+def restore(graph: "ChannelGraph", module: nn.Module, present: np.ndarray) -> dict[str, Tensor]:
+    """State of the dense network that computes what `module` does, removed groups exactly zero.
+
+    Args:
+        graph: channel groups of the dense network.
+        module: the network without some groups.
+        present: (n_groups,) those that it has.
+    """
+    dense = graph.front_end.module
+    canonical: dict[int, str] = {}
+    for name, tensor in named_tensors(dense).items():
+        canonical.setdefault(id(tensor), name)
+    held = named_tensors(module)
+    tensors = named_tensors(dense)
+    return {
+        name: _spread(graph, canonical[id(tensors[name])], tensors[name], held, present) for name in dense.state_dict()
+    }
+
+
+def _spread(graph: "ChannelGraph", name: str, dense: Tensor, held: Mapping[str, Tensor], present: np.ndarray) -> Tensor:
+    result = dense.detach().clone(memory_format=torch.contiguous_format)
+    kept = []
+    for dim, size in enumerate(dense.shape):
+        ids = graph.axes.get((name, dim), np.full(size, -1))
+        there = _there(ids, present)
+        if not there.all():
+            result.index_fill_(dim, torch.from_numpy(np.flatnonzero(~there)), 0)
+        kept.append(torch.from_numpy(np.flatnonzero(there)))
+    if name in held:
+        if not kept:
+            return held[name].detach().clone()
+        result[torch.meshgrid(*kept, indexing="ij")] = held[name].detach().to(result.dtype)
+    return result
+
+
+def _there(ids: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Which indices of an axis are there; those without a group always are."""
+    return (ids < 0) | present[ids]

@@ -1,0 +1,96 @@
+"""Scores of all groups of a model at once, for one-shot plans: by any criterion, on images where it needs some.
+
+Gradients are those of a loss without labels: how far the answers are from the model's own (its own classes for
+classifiers, its own outputs for other networks), which is what a student would learn from it.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphprune.activations import ActivationStatistics
+from graphprune.data.batches import evaluation_batches
+from graphprune.distill import flatten_outputs, output_kind
+from graphprune.importance import Evidence, criterion, scale_parameters
+from graphprune.passes.errors import UsageError
+from graphprune.sparsity import GroupIndex
+
+if TYPE_CHECKING:
+    from graphprune.inputs import Images
+    from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.passes.fx.capture import CapturedModule
+
+__all__ = ["score_groups"]
+
+_MOST_IMAGES = 256
+_BATCH = 16  # small, because squares of gradients are averaged over batches
+
+
+def score_groups(graph: "ChannelGraph", importance: str, images: "Images | None" = None, seed: int = 0) -> np.ndarray:
+    """(n_groups,) scores by the criterion of that name.
+
+    Args:
+        graph: channel groups of a torch or an ONNX model.
+        importance: a name in `graphprune.importance.CRITERIA`.
+        images: for criteria that need them; the first 256 are looked at.
+        seed: of the criterion "random".
+
+    Raises:
+        UsageError: the criterion is unknown, or needs images or a torch model and there are none.
+    """
+    chosen = criterion(importance)
+    generator = torch.Generator().manual_seed(seed)
+    scales = scale_parameters(graph.front_end.ops)
+    sets = [s.groups for s in graph.sets]
+    if chosen.needs == "weights":
+        index = GroupIndex(_parameters(graph), graph.axes, graph.n_groups)
+        return chosen(Evidence(index, generator, sets, scales)).double().numpy()
+    if not hasattr(graph.front_end, "module"):
+        raise UsageError(f"importance {importance!r} runs the model, and an ONNX graph is not run: give a torch model")
+    if images is None:
+        raise UsageError(f"importance {importance!r} needs images: give some, or take one that looks at weights alone")
+    module = copy.deepcopy(graph.front_end.module).eval()
+    index = GroupIndex(dict(module.named_parameters(remove_duplicate=False)), graph.axes, graph.n_groups)
+    statistics = ActivationStatistics(module, graph, lambda: _batches(images, module))
+    evidence = Evidence(index, generator, sets, scales, statistics)
+    if chosen.needs == "activations":
+        return chosen(evidence).double().numpy()
+    total = torch.zeros(graph.n_groups, dtype=torch.float64)
+    for batch in _batches(images, module):
+        module.zero_grad()
+        torch.autograd.backward(_own_loss(flatten_outputs(module(batch))))
+        total += chosen(evidence)
+    return total.numpy()
+
+
+def _batches(images: "Images", module: "CapturedModule") -> Iterator[Tensor]:
+    from graphprune.inputs import DataOptions, read_images
+
+    source = read_images(images, DataOptions(), module)
+    return evaluation_batches(source.subset(np.arange(min(len(source), _MOST_IMAGES))), _BATCH)
+
+
+def _own_loss(outputs: list[Tensor]) -> Tensor:
+    if not outputs:
+        raise UsageError("the model returns no floating-point tensor, so there is no gradient to look at")
+    if output_kind(outputs, "auto") != "values":
+        return nn.functional.cross_entropy(outputs[0], outputs[0].detach().argmax(1))
+    return torch.stack(
+        [output.square().mean() / output.detach().square().mean().clamp_min(1e-12) for output in outputs]
+    ).sum()
+
+
+def _parameters(graph: "ChannelGraph") -> dict[str, nn.Parameter]:
+    """The weights that the groups run through, of a torch graph or of an ONNX one."""
+    front = graph.front_end
+    if hasattr(front, "module"):
+        return dict(front.module.named_parameters())
+    from graphprune.passes.onnx.quantized import is_setting, real
+
+    literals = {name: front.names[name] for name in sorted({name for name, _ in graph.axes})}
+    arrays = {name: real(value) for name, value in literals.items() if not is_setting(value)}
+    return {name: nn.Parameter(torch.tensor(array), requires_grad=False) for name, array in arrays.items()}

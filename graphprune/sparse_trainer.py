@@ -1,0 +1,180 @@
+"""Structured sparsity for a training loop of your own, with whatever loss and optimizer it has.
+
+    pruner = gp.SparseTrainer(model, example_inputs, macs=0.5, steps=10_000, optimizer=optimizer)
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss(model(images), labels).backward()
+        optimizer.step()
+        pruner.step()
+    slim = pruner.finish()
+
+The sensitivity of each channel group is read from the gradients that the step used; which groups are expected to go,
+and how they get to exactly zero, is `graphprune.sparse_set`, the same as in `compress`.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from graphprune.allocation import Limits, check_reachable
+from graphprune.config import CompressConfig
+from graphprune.importance import Evidence, scale_parameters
+from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
+from graphprune.passes.fx.analyze import analyze
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.slim import slim
+from graphprune.schedule import Phase, Schedule
+from graphprune.sparse_set import SparseSet
+from graphprune.sparsity import GroupIndex
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.plan import PruningPlan
+
+__all__ = ["SparseTrainer"]
+
+logger = logging.getLogger("graphprune")
+
+
+class SparseTrainer:
+    """Makes a module sparse while its owner trains it; the module keeps its shapes until `finish`.
+
+    Attributes:
+        model: the module that is trained.
+        graph: its channel groups.
+        schedule: phases of the `steps`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...],
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        steps: int = 2000,
+        optimizer: torch.optim.Optimizer | None = None,
+        sensitivity: str = "taylor",
+        freeze: Sequence[str] = (),
+        align: int = 1,
+        config: CompressConfig | None = None,
+    ) -> None:
+        """Analyze the module; nothing in it changes before the first steps.
+
+        Args:
+            model: what is trained, on the device where it will be.
+            example_inputs: the arguments of one call.
+            macs: share of the multiply-accumulates that may be left.
+            params: share of the parameters that may be left.
+            steps: length of the schedule. Groups leave in its first half, by default; more steps may follow.
+            optimizer: the one in use: its learning rate scales the sparsity term, and what it remembers of groups
+                that became zero is cleared.
+            sensitivity: name of a criterion that looks at gradients or weights.
+            freeze: patterns (`layer1.*`) of layers that keep all their output channels.
+            align: kept channels of every set are a multiple of this.
+            config: further settings: warmup, sparsify, fade, lambda_sparsity, course and so on.
+
+        Raises:
+            UsageError: no budget, or a setting out of range.
+            BudgetError: the budget cannot be reached.
+            CaptureError: the model cannot be captured.
+        """
+        given = (config or CompressConfig()).to_dict()
+        chosen = {"sensitivity": sensitivity, "freeze": tuple(freeze), "align": align, "n_students": 1}
+        self.config = CompressConfig.from_dict({**given, **chosen, "macs": macs, "params": params})
+        limits = self.config.budget(0).limits()
+        if not limits:
+            raise UsageError("no budget given: say how small the model must become with macs= or params=")
+        self.model = model
+        self.schedule = Schedule.of_steps(self.config, steps)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        if device.type != "cpu":
+            raise UsageError(f"the model is on {device}: sparse training of your own loop works on the CPU so far")
+        self.graph = analyze(capture(model, example_inputs))
+        self._examples = example_inputs
+        self._optimizer = optimizer
+        self._scales = scale_parameters(self.graph.front_end.ops)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        missing = sorted({name for name, _ in self.graph.axes} & self.graph.parameters - parameters.keys())
+        if missing:
+            raise UnsupportedModelError(
+                f"{missing[0]} of the captured graph is no parameter of the model: a weight that is computed from "
+                "others (parametrization) cannot be made sparse in your own loop"
+            )
+        self._index = GroupIndex(parameters, self.graph.axes, self.graph.n_groups)
+        self.set = SparseSet(self.graph, self.config, limits, self.config.seed)
+        if self.set.criterion.needs == "activations":
+            raise UsageError(f"sensitivity {sensitivity!r} looks at activations, which your own loop keeps to itself")
+        goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}
+        limit = Limits(self.config.min_channels, align)
+        check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, limit)
+        self._done = 0
+
+    @property
+    def phase(self) -> Phase:
+        """Where the schedule stands: "warm-up", "sparsify" or "settle"."""
+        return self.schedule.phase(min(self._done, self.schedule.total - 1))
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Cost without the groups that are expected to go, as shares of the dense cost."""
+        return self.set.shares()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Do what belongs to one step; call it after `optimizer.step()`, while the gradients are still there.
+
+        Raises:
+            TrainingError: a weight is not finite any more, or there are no gradients to look at.
+        """
+        step = self._done
+        if step <= self.schedule.final_draw and self.set.criterion.needs == "gradients":
+            if all(p.grad is None for p in self._index.parameters):
+                raise TrainingError("no parameter has a gradient: call step() before optimizer.zero_grad()")
+            self.set.observe(self._evidence())
+        if self.schedule.is_draw(step):
+            self.set.draw(step, self.schedule, self._evidence())
+        rate = max((group["lr"] for group in self._optimizer.param_groups), default=0.0) if self._optimizer else 0.0
+        self.set.shrink(self._index, rate * self.config.lambda_sparsity * self.schedule.ramp(step), self._optimizer)
+        self._done += 1
+        if self.schedule.is_draw(step) and not bool(self.set.sensitivity.isfinite().all()):
+            raise TrainingError(f"the gradients are not finite at step {step + 1}: lower the learning rate")
+
+    def _evidence(self) -> Evidence:
+        sets = [s.groups for s in self.graph.sets]
+        return Evidence(self._index, self.set.generator(), sets=sets, scales=self._scales)
+
+    @property
+    def plan(self) -> "PruningPlan":
+        """The channels that are at zero now."""
+        return self.graph.plan(self.set.dead.numpy(), **self.config.budget(0).limits())
+
+    def finish(self) -> nn.Module:
+        """Return the slim model, verified to compute what `model` does; `model` itself is not touched.
+
+        Raises:
+            TrainingError: the schedule is not at its settle phase yet.
+            VerificationError: the slim model computes something else.
+        """
+        if self._done < self.schedule.settle_from:
+            left = self.schedule.settle_from - self._done
+            raise TrainingError(f"{left} more steps are needed until the channels to remove are at zero; see steps=")
+        mode = self.model.training
+        try:
+            result = slim(self.model.eval(), self.plan, self._examples)
+        finally:
+            self.model.train(mode)
+        shares = ", ".join(f"{unit} {share:.4f} of the dense" for unit, share in self.cost.items())
+        logger.info("done: %s", shares)
+        return result.train(mode)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of the loop needs beside model and optimizer."""
+        return {"done": self._done, "set": self.set.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._done = int(state["done"])
+        self.set.load_state(state["set"])

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import graphprune as gp
+from graphprune.activations import ActivationStatistics, activation_nodes
+from graphprune.importance import CRITERIA
+from graphprune.passes.errors import UsageError
+from graphprune.scoring import score_groups
+
+
+class Net(nn.Module):
+    """Channel 2 of the trunk is never active; the block runs through no activation function but inside."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.block = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1))
+        self.plain, self.head = nn.Conv2d(6, 5, 1), nn.Linear(5, 4)
+        with torch.no_grad():
+            self.norm.bias[2] = -50.0
+            self.block[2].weight[2] = self.block[2].bias[2] = 0.0
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.block(x))
+        return self.head(self.plain(x).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return gp.trace(Net().eval(), (torch.randn(2, 1, 8, 8),))
+
+
+IMAGES = np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32)
+
+
+def groups_of(graph, name):
+    return next(s.groups for s in graph.sets if s.name == name)
+
+
+def test_functions_are_looked_at_and_where_there_is_none_the_last_result(graph):
+    names = activation_nodes(graph, graph.front_end.module)
+    kinds = [name.split("_")[0] for name in names]
+    assert kinds.count("relu") == 3
+    assert len(names) == 4  # and the channels of `plain`
+    assert graph.value_groups[names[-1]][1].tolist() == groups_of(graph, "plain").tolist()
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_a_one_shot_plan_by_every_criterion(graph, name):
+    scores = score_groups(graph, name, IMAGES)
+    assert scores.shape == (graph.n_groups,)
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+    assert scores.max() > 0
+    plan = gp.plan(graph, macs=0.5, importance=name, images=IMAGES)
+    assert plan.meta["importance"] == name
+    assert 0.3 < graph.cost.macs(~graph.removed_by(plan)) / graph.cost.macs(graph.all_kept()) <= 0.5
+
+
+@pytest.mark.parametrize("name", ["apoz", "hrank", "entropy"])
+def test_a_channel_that_is_never_active_goes_first(graph, name):
+    trunk = groups_of(graph, "stem")
+    scores = score_groups(graph, name, IMAGES)[trunk]
+    assert scores[2] == 0
+    assert (np.delete(scores, 2) > 0).all()
+
+
+def test_gradients_are_those_of_its_own_answers(graph):
+    scores = score_groups(graph, "taylor", IMAGES)
+    assert scores[groups_of(graph, "stem")[2]] == pytest.approx(0, abs=1e-12)
+    assert (scores > 0).sum() > graph.n_groups / 2
+    assert not any(p.grad is not None for p in graph.front_end.module.parameters())
+
+
+@pytest.mark.parametrize("name", ["taylor", "apoz"])
+def test_without_images_it_says_what_is_missing(graph, name):
+    with pytest.raises(UsageError, match=f"importance '{name}' needs images"):
+        gp.plan(graph, macs=0.5, importance=name)
+
+
+def test_removed_groups_have_no_activation(graph):
+    present = graph.all_kept()
+    present[groups_of(graph, "block.0")[:3]] = False
+    from graphprune.removal import Removal
+
+    removal = Removal(graph, [])
+    module = removal.cut(present)
+    statistics = ActivationStatistics(module, graph, lambda: [torch.from_numpy(IMAGES)], present)
+    sums = statistics.sums(lambda maps: torch.ones(maps.shape[:2]), lambda values: values.mean(0))
+    assert sums[~present].tolist() == [0, 0, 0]
+    assert sums[groups_of(graph, "block.0")[3:]].tolist() == [1] * 5
+    assert sums[groups_of(graph, "stem")].tolist() == [2] * 6

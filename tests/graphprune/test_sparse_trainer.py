@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import graphprune as gp
+from graphprune.passes.errors import BudgetError, TrainingError, UsageError
+
+EXAMPLE = (torch.zeros(2, 1, 8, 8),)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.block = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        return self.head(torch.relu(x + self.block(x)).mean((2, 3)))
+
+
+def batches(count, seed=0):
+    """Images whose class is their brightness."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        labels = torch.randint(3, (16,), generator=generator)
+        images = 0.3 * torch.randn(16, 1, 8, 8, generator=generator)
+        images += labels[:, None, None, None]
+        yield images, labels
+
+
+def train(model, pruner, optimizer, data):
+    for images, labels in data:
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        pruner.step()
+
+
+def made(kind=torch.optim.SGD, **options):
+    model = Net().train()
+    optimizer = kind(model.parameters(), lr=0.05 if kind is torch.optim.SGD else 0.01)
+    pruner = gp.SparseTrainer(model, EXAMPLE, **{"macs": 0.5, "steps": 40, "optimizer": optimizer, **options})
+    return model, pruner, optimizer
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_loop_of_ones_own_ends_with_a_slim_model_that_computes_the_same(kind):
+    model, pruner, optimizer = made(kind)
+    assert pruner.phase == "warm-up"
+    train(model, pruner, optimizer, batches(40))
+    assert pruner.phase == "settle"
+    slim = pruner.finish()
+    assert isinstance(slim, Net)
+    assert slim.training
+    x = next(batches(1, seed=1))[0]
+    torch.testing.assert_close(slim.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+    graph = gp.trace(slim, EXAMPLE)
+    dense = gp.trace(Net().eval(), EXAMPLE)
+    share = graph.cost.macs(graph.all_kept()) / dense.cost.macs(dense.all_kept())
+    assert share == pytest.approx(pruner.cost["macs"])
+    assert 0.4 < share <= 0.5
+    images, labels = next(batches(1, seed=2))
+    assert (slim(images).argmax(1) == labels).float().mean() > 0.6  # it has learned meanwhile
+
+
+def test_what_is_gone_stays_at_zero_in_further_steps():
+    model, pruner, optimizer = made()
+    train(model, pruner, optimizer, batches(40))
+    plan = pruner.plan
+    train(model, pruner, optimizer, batches(10, seed=3))
+    assert pruner.plan.to_dict() == plan.to_dict()
+    for name, dims in plan.removed.items():
+        if "running" in name:
+            continue
+        for dim, indices in dims.items():
+            assert (model.get_parameter(name).movedim(dim, 0)[list(indices)] == 0).all()
+
+
+def test_layers_can_be_frozen_and_budgets_combined():
+    model, pruner, optimizer = made(freeze=["block.0"], params=0.7)
+    train(model, pruner, optimizer, batches(40))
+    slim = pruner.finish()
+    captured = gp.trace(slim, EXAMPLE)
+    assert slim.block[0].out_channels == 16
+    assert sum(p.numel() for p in slim.parameters()) <= 0.7 * sum(p.numel() for p in model.parameters())
+    assert captured.n_groups < 24
+
+
+def test_it_goes_on_from_a_saved_state():
+    whole = made()
+    train(*whole, batches(40))
+    first = made()
+    data = list(batches(40))
+    train(*first, data[:17])
+    second = made()
+    second[0].load_state_dict(first[0].state_dict())
+    second[2].load_state_dict(first[2].state_dict())
+    second[1].load_state_dict(first[1].state_dict())
+    train(*second, data[17:])
+    assert second[1].plan.to_dict() == whole[1].plan.to_dict()
+    assert np.array_equal(second[1].set.dead, whole[1].set.dead)
+
+
+def test_misuse_is_said():
+    model, pruner, _ = made()
+    with pytest.raises(TrainingError, match=r"more steps are needed .*; see steps="):
+        pruner.finish()
+    with pytest.raises(TrainingError, match=r"call step\(\) before optimizer.zero_grad"):
+        pruner.step()
+    with pytest.raises(UsageError, match="no budget given"):
+        gp.SparseTrainer(model, EXAMPLE)
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        gp.SparseTrainer(model, EXAMPLE, macs=0.0001)
+    with pytest.raises(UsageError, match="looks at activations"):
+        gp.SparseTrainer(model, EXAMPLE, macs=0.5, sensitivity="apoz")
+    with pytest.raises(UsageError, match="steps must be at least 10"):
+        gp.SparseTrainer(model, EXAMPLE, macs=0.5, steps=3)
+
+
+def test_gradients_that_are_not_finite_are_noticed():
+    model, pruner, _ = made()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    pruner.step()
+    pruner.step()  # the first draw comes after the warm-up
+    with pytest.raises(TrainingError, match="not finite at step 3"):
+        pruner.step()
