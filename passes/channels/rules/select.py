@@ -5,6 +5,7 @@ Indices along a dimension that is cut are counted again among what stays.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,10 @@ def unbind(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def take(analysis: Analysis, op: Op) -> list[Value]:
-    """Slices along `dim` picked by known indices of any rank; unknown ones freeze what they touch."""
+    """Slices along `dim` picked by known indices of any rank; unknown ones freeze what they touch.
+
+    A single number picks as `select` does, and the dimension disappears.
+    """
     x, index = op.value("input"), op.value("index")
     dim = op.attrs["dim"] % x.rank
     if index.data is None:
@@ -124,7 +128,9 @@ def take(analysis: Analysis, op: Op) -> list[Value]:
         x = Value(x.shape, rest, x.constant)
         return [x.moved(op.shape, movement.take(dim, np.zeros(index.shape, dtype=np.int64)))]
     indices = index.data.astype(np.int64) % x.shape[dim]
-    if indices.ndim != 1:
+    if indices.ndim == 0:
+        return select(analysis, replace(op, attrs={"dim": dim, "index": int(indices)}))
+    if indices.ndim > 1:
         for facet in x.along(dim):
             analysis.freeze_value(x.with_facets((facet,)), op, "is picked by indices of several dimensions")
     _drop_all(analysis, x, dim)
@@ -139,7 +145,7 @@ def resize_take(op: Op, cut: Cut) -> dict[str, Any]:
         return {}
     indices = index.data.astype(np.int64) % len(kept)
     position = np.cumsum(kept) - 1
-    return {"index": position[indices[kept[indices]]]}
+    return {"index": position[indices] if indices.ndim == 0 else position[indices[kept[indices]]]}
 
 
 def gated_halves(analysis: Analysis, op: Op) -> list[Value]:
