@@ -20,6 +20,7 @@ from graphprune.passes.errors import ModelLoadError, UsageError
 
 __all__ = [
     "CPU",
+    "NUMERIC_TYPES",
     "RUNTIME_ERRORS",
     "InputSpec",
     "OnnxSource",
@@ -57,6 +58,9 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
 }
+
+#: What onnxruntime calls tensors that come out as arrays of numbers.
+NUMERIC_TYPES = frozenset(_DTYPES)
 
 
 @dataclass(frozen=True)
