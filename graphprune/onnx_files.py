@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphprune.files import atomic_write
+from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx import wire
 
 #: Protobuf cannot hold 2 GB; weights of this size and more go into a second file.
@@ -20,13 +21,19 @@ def written(model: ir.Model, final: Path) -> Iterator[Path]:
 
     Weights are streamed, from wherever they are. Those of 2 GB or more go into a second file beside it, `final` with
     ".data" appended.
+
+    Raises:
+        UnsupportedModelError: the model holds something that an ONNX file cannot.
     """
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(tensor.nbytes for tensor in weights if tensor is not None)
     del weights
     if size < EXTERNAL_DATA_BYTES:
         with atomic_write(final) as temporary:
-            wire.write(model, temporary)
+            try:
+                wire.write(model, temporary)
+            except ir.serde.SerdeError as error:  # something in it that no message can hold, like text that is none
+                raise UnsupportedModelError(f"{final.name}: cannot be written: {error.__cause__ or error}") from error
             del model  # so that the caller may let go of the weights
             yield temporary
         return

@@ -118,7 +118,8 @@ def open_session(
     payload = source if isinstance(source, bytes) else _readable(source)
     providers = [provider] if provider == CPU else [provider, CPU]
     try:
-        return ort.InferenceSession(payload, options, providers=providers)
+        # without its fallback, which prints to stdout and tries the same again
+        return ort.InferenceSession(payload, options, providers=providers, enable_fallback=0)
     except RUNTIME_ERRORS as error:
         raise ModelLoadError(f"{label}: onnxruntime cannot load it: {one_line(error)}") from error
 
@@ -164,15 +165,22 @@ def input_shapes(
 def random_inputs(
     specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return seeded inputs: normal for floats, 0..255 for bytes, 0 and 1 for other integers (they may be indices)."""
+    """Return seeded inputs: normal for floats, 0..255 for bytes, 0 and 1 for other integers (they may be indices).
+
+    Raises:
+        UsageError: An input does not fit into memory.
+    """
     rng = np.random.default_rng(seed)
     feeds = {}
     for spec in specs:
         shape = tuple(shapes[spec.name])
-        if issubclass(spec.dtype, np.floating):
-            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        else:
-            feeds[spec.name] = rng.integers(0, 256 if spec.dtype is np.uint8 else 2, shape).astype(spec.dtype)
+        try:
+            if issubclass(spec.dtype, np.floating):
+                feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+            else:
+                feeds[spec.name] = rng.integers(0, 256 if spec.dtype is np.uint8 else 2, shape).astype(spec.dtype)
+        except MemoryError as error:
+            raise UsageError(f"input '{spec.name}' of {_dims(shape)} does not fit into memory") from error
     return feeds
 
 

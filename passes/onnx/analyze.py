@@ -1,5 +1,6 @@
 """Channel analysis of an ONNX graph: the same labels and rules as for torch graphs."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,11 +30,16 @@ from graphprune.passes.onnx.model import (
     shape_types,
 )
 
+logger = logging.getLogger("graphprune")
+
 _INFERENCE_ERRORS = (
     *(onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),
     *(KeyError, ValueError, TypeError, RuntimeError),
 )
 _NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_floats"})
+
+#: What a rule raises when inputs and attributes do not go together.
+_MISFITS = (ValueError, TypeError, LookupError, AssertionError, ArithmeticError, MemoryError)
 
 #: What a free size stands for during the analysis: the batch, and any other.
 _BATCH, _FREE = 2, 64
@@ -200,13 +206,7 @@ class _Walk:
             return
         if found is not None and self._computed(node, found[1]):
             found = None
-        op = self._op(node, op_name, found, shapes)
-        if found is None:
-            self.unknown[op_name] += 1
-        else:
-            self.ops[node] = (*found, op)
-        op = self._with_captured(node, op)
-        results = self.analysis.run(found[0] if found else None, op)
+        op, found, results = self._applied(node, op_name, found, shapes)
         if data is not None:
             for value, numbers in zip(node.outputs, data, strict=False):
                 self.numbers[value] = numbers
@@ -214,6 +214,27 @@ class _Walk:
             results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
+
+    def _applied(
+        self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]
+    ) -> tuple[Op, tuple[Rule, Binding] | None, list[Value]]:
+        """The operator, the rule that was applied to it, and its results.
+
+        Rules rely on what ONNX asks of an operator and its inputs; where a file does not keep to it, none is applied.
+        """
+        if found is not None:
+            try:
+                op = self._op(node, op_name, found, shapes)
+                results = self.analysis.run(found[0], self._with_captured(node, op))
+            except _MISFITS as error:
+                logger.debug("the rule for %s (%s) was not applied: %r", op_name, node.name, error)
+                op_name = f"{op_name} that does not fit its inputs"
+            else:
+                self.ops[node] = (*found, op)
+                return self._with_captured(node, op), found, results
+        self.unknown[op_name] += 1
+        op = self._with_captured(node, self._op(node, op_name, None, shapes))
+        return op, None, self.analysis.run(None, op)
 
     def _note_step(self, node: ir.Node, op: Op, rule: Rule | None, results: Sequence[Value]) -> None:
         self.steps.append(Step(op, rule, tuple(results)))

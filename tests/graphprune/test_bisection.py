@@ -76,7 +76,8 @@ def test_integers_and_truth_values_are_compared():
     g (float[n,3] x) => (float[n,3] y) {{
         limit = Constant <value = float {{{0}}}> ()
         mask = Greater(x, limit)
-        y = Where(mask, x, limit)
+        five = Constant <value = float {{5.0}}> ()
+        y = Where(mask, five, x)
     }}"""
     one, other = (onnx.parser.parse_model(text.format(v)).SerializeToString() for v in ("0.0", "0.0001"))
     x = np.array([[0.00005, 1, 2]], np.float32)

@@ -231,10 +231,7 @@ def _recurrent(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     direction = "bidirectional" if both else _pick(("forward", "reverse"), n // 12)
     more = {"linear_before_reset": n % 2} if kind == "GRU" else {}
     y, _ = g.call(kind, tokens, *weights, *bias, outputs=2, hidden_size=units, direction=direction, **more)
-    if both:
-        y = g.reshape(g.call("Transpose", y, perm=[0, 2, 1, 3]), (0, 0, -1), n)
-    else:
-        y = g.squeeze("Squeeze", y, 1)
+    y = g.reshape(g.call("Transpose", y, perm=[0, 2, 1, 3]), (0, 0, -1), n) if both else g.squeeze("Squeeze", y, 1)
     y = g.call("Transpose", y, perm=[1, 0, 2])
     return [(_image(g, y, x, (ways * units, h, w), n), (ways * units, h, w))]
 
@@ -409,9 +406,13 @@ def _body(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
         ins = [(f"{x}_i", INT64, ()), (f"{x}_c", flag, ()), (f"{x}_v", FLOAT, None)]
         body = g.body("loop", nodes, ins, [(f"{x}_d", flag, ()), (f"{x}_o", FLOAT, None)])
         return [(g.call("Loop", g.literal(np.array(2)), g.literal(np.array(True)), x, body=body), size)]
-    nodes = [helper.make_node("Add", [f"{x}_s", f"{x}_e"], [f"{x}_t"]), helper.make_node("Tanh", [f"{x}_t"], [f"{x}_o"])]
-    ins = [(f"{x}_s", FLOAT, None), (f"{x}_e", FLOAT, None)]
-    body = g.body("scan", nodes, ins, [(f"{x}_t", FLOAT, None), (f"{x}_o", FLOAT, None)])
+    nodes = [
+        helper.make_node("Add", [f"{x}_s", f"{x}_e"], [f"{x}_t"]),
+        helper.make_node("Tanh", [f"{x}_t"], [f"{x}_o"]),
+    ]
+    place = (None, None) if g.spatial else size[1:]
+    ins, outs = ([(f"{x}_{name}", FLOAT, (size[0], *place)) for name in names] for names in ("se", "to"))
+    body = g.body("scan", nodes, ins, outs)
     start = g.reduce("ReduceMax", x, (0,), keepdims=0)
     return [(g.call("Scan", start, x, outputs=2, body=body, num_scan_inputs=1)[1], size)]
 
