@@ -50,8 +50,14 @@ def _hit(graph: ChannelGraph, removed: Mask) -> Iterator[tuple[ir.Value, dict[in
 
 
 def _replace_tensor(value: ir.Value, array: NDArray[Any]) -> None:
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
     producer = value.producer()
+    old = value.const_value if producer is None else producer.attributes["value"].as_tensor()
+    tensor = ir.Tensor(
+        np.ascontiguousarray(array),
+        dtype=None if old is None else old.dtype,
+        name=value.name,
+        doc_string=None if old is None else old.doc_string,
+    )
     if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
     else:
