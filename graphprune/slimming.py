@@ -32,6 +32,7 @@ from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.model import free_sizes, load_model
+from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
 from graphprune.verify import ATOL, RTOL, first_difference
@@ -148,11 +149,10 @@ def slim_onnx(
         ZeroDenormalsPass()(model)
         model.producer_name, model.producer_version = "graphprune", __version__
         with written(model, Path(target)) as draft:
-            del model  # and with it the weights, before onnxruntime loads them
+            let_go(model)  # before onnxruntime maps those of the draft
             give_back_memory()
             _check(draft, Path(source), Path(target).name)
             error = _compare(proof, draft, tolerance)
-            give_back_memory()
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
     return SlimReport(
         removed_groups=removal.removal.groups,
@@ -244,7 +244,7 @@ def _proof(
     Without onnxruntime's optimization: what is compared are the graphs, and rounding to integers in between would make
     different fusions look like different results.
     """
-    session = open_session(reference, optimize=False, name=name, threads=machine_facts().logical_cores)
+    session = open_session(reference, optimize=False, name=name, threads=machine_facts().logical_cores, mapped=True)
     specs = input_specs(session, name)
     feeds = [random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name)) for batch in _BATCHES]
     if inputs is not None:
@@ -272,7 +272,7 @@ def _compare(proof: _Proof, draft: Path, tolerance: float) -> float:
     Raises:
         VerificationError: it is above the tolerance; names the first value inside that differs.
     """
-    session = open_session(draft, optimize=False, name=_OURS, threads=machine_facts().logical_cores)
+    session = open_session(draft, optimize=False, name=_OURS, threads=machine_facts().logical_cores, mapped=True)
     worst = 0.0
     for feed, expected in proof.cases:
         found = _run(session, proof.names, feed)

@@ -119,11 +119,15 @@ def slim_model(
     total = removal.removal
     passes: list[ir.passes.PassBase] = [EliminateIdentityPass(), FoldBatchNormPass(), FoldBiasPass()]
     passes += [EliminateDeadCodePass(), *([removal] if plan is None else [])]
-    unchanged = 0  # passes in a row that found nothing since the last one that did
+    version = 0  # of the model: how many passes have changed it
+    settled: dict[ir.passes.PassBase, int] = {}  # the version that a pass left behind; its own result holds no more
     for step in itertools.islice(itertools.cycle(passes), _ROUNDS * len(passes)):
-        if unchanged == len(passes):
+        if all(settled.get(each) == version for each in passes):
             break
-        unchanged = 0 if step(model).modified else unchanged + 1
+        if settled.get(step) == version:
+            continue
+        version += step(model).modified
+        settled[step] = version
         total += removal.removal if step is removal else Removal()
     removal.removal = total
     return removal
