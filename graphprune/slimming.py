@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +145,18 @@ def slim_onnx(
         proof = _proof(reference, inputs, shapes, Path(source).name)
         give_back_memory()
         model = load_model(source)
-        removal = slim_model(model, plan, free_sizes(model, shapes))
-        ZeroDenormalsPass()(model)
+        done = slim_model(model, plan, free_sizes(model, shapes))
+        changed = ZeroDenormalsPass()(model).modified or done.changed
         model.producer_name, model.producer_version = "graphprune", __version__
         with written(model, Path(target)) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
             give_back_memory()
             _check(draft, Path(source), Path(target).name)
-            error = _compare(proof, draft, tolerance)
+            error = _compare(proof if changed else proof.shortened(), draft, tolerance)
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
     return SlimReport(
-        removed_groups=removal.removal.groups,
-        removed_channels=removal.removal.channels,
+        removed_groups=done.removal.groups,
+        removed_channels=done.removal.channels,
         macs_before=before.macs,
         macs_after=after.macs,
         params_before=before.params,
@@ -164,8 +164,8 @@ def slim_onnx(
         bytes_before=before.size_bytes,
         bytes_after=after.size_bytes,
         max_error=error,
-        unknown_operators=removal.unknown,
-        missing_tensors=removal.removal.missing,
+        unknown_operators=done.unknown,
+        missing_tensors=done.removal.missing,
     )
 
 
@@ -234,6 +234,10 @@ class _Proof:
     path: Path
     names: tuple[str, ...]
     cases: tuple[tuple[dict[str, np.ndarray], list[np.ndarray]], ...]
+
+    def shortened(self) -> "_Proof":
+        """The first case alone: enough to see that a graph was written well in which nothing was changed."""
+        return replace(self, cases=self.cases[:1])
 
 
 def _proof(

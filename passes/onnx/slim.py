@@ -52,6 +52,21 @@ class Removal:
         )
 
 
+@dataclass(frozen=True)
+class Slimmed:
+    """What `slim_model` did to a model.
+
+    Attributes:
+        removal: what was removed.
+        unknown: operators without a rule, whose channels stay, and how often each occurs.
+        changed: whether anything at all was, by one of the passes.
+    """
+
+    removal: Removal
+    unknown: Mapping[str, int]
+    changed: bool
+
+
 class ChannelRemovalPass(GraphPass):
     """Remove groups of coupled channels: those of a plan, or without one those that are dead.
 
@@ -105,17 +120,14 @@ class ChannelRemovalPass(GraphPass):
         return True
 
 
-def slim_model(
-    model: ir.Model, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None
-) -> ChannelRemovalPass:
-    """Remove channels and what became superfluous from a model, in place; the pass that removed the channels.
+def slim_model(model: ir.Model, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None) -> Slimmed:
+    """Remove channels and what became superfluous from a model, in place.
 
     A plan is applied as it stands, before anything else. Then the passes run until none of them finds anything: in
     which order they do makes no difference to the result.
     """
     removal = ChannelRemovalPass(plan, sizes)
-    if plan is not None:
-        removal(model)
+    changed = plan is not None and removal(model).modified
     total = removal.removal
     passes: list[ir.passes.PassBase] = [EliminateIdentityPass(), FoldBatchNormPass(), FoldBiasPass()]
     passes += [EliminateDeadCodePass(), *([removal] if plan is None else [])]
@@ -129,8 +141,7 @@ def slim_model(
         version += step(model).modified
         settled[step] = version
         total += removal.removal if step is removal else Removal()
-    removal.removal = total
-    return removal
+    return Slimmed(total, removal.unknown, changed or version > 0)
 
 
 def dead_groups(graph: ChannelGraph) -> Mask:
