@@ -34,14 +34,12 @@ def written(model: ir.Model, final: Path) -> Iterator[Path]:
                 wire.write(model, temporary)
             except ir.serde.SerdeError as error:  # something in it that no message can hold, like text that is none
                 raise UnsupportedModelError(f"{final.name}: cannot be written: {error.__cause__ or error}") from error
-            del model  # so that the caller may let go of the weights
             yield temporary
         return
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{final.stem}.", dir=final.parent) as folder:
         draft = Path(folder) / final.name  # The model refers to its data by name, so the names are the final ones.
         ir.save(model, draft, external_data=f"{final.name}.data")
-        del model
         yield draft
         for part in (draft.with_name(f"{final.name}.data"), draft):
             with atomic_write(final.with_name(part.name)) as temporary:

@@ -283,7 +283,7 @@ class _Walk:
         try:
             version = self.opsets.get(node.domain) or self.opsets.get("", 1)
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-            proto = ir.to_proto(node)
+            proto = ir.serde.serialize_node(node)
             types, numbers = {}, {}
             for value in node.inputs:
                 known = self.env.get(value) if value is not None else None

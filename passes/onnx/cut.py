@@ -15,6 +15,7 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
 from graphprune.passes.onnx.computed import ComputedNumbers, is_literal
 from graphprune.passes.onnx.fold import fold_branches
+from graphprune.passes.onnx.pages import put_aside
 from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
 
@@ -50,6 +51,7 @@ def _hit(graph: ChannelGraph, removed: Mask) -> Iterator[tuple[ir.Value, dict[in
 
 
 def _replace_tensor(value: ir.Value, array: NDArray[Any]) -> None:
+    put_aside(stored(value))
     producer = value.producer()
     old = value.const_value if producer is None else producer.attributes["value"].as_tensor()
     tensor = ir.Tensor(

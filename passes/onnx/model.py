@@ -135,7 +135,7 @@ def shape_types(shape: tuple[int, ...], dtype: ir.DataType | None) -> onnx.TypeP
 def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str, int]) -> list[NDArray[Any]] | None:
     """The results of one node on known numbers, by onnx's reference implementation; None where it has none."""
     names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
-    proto = ir.to_proto(node)
+    proto = ir.serde.serialize_node(node)
     proto.ClearField("input")
     proto.input.extend(names)
     proto.ClearField("output")
@@ -165,9 +165,7 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
         value = attribute.value
-        if isinstance(value, tuple):
-            value = list(value)
-        elif isinstance(value, ir.TensorProtocol):
+        if attribute.type == ir.AttributeType.TENSOR:
             value = value.numpy()
-        found[name] = value
+        found[name] = list(value) if isinstance(value, tuple) else value
     return found
