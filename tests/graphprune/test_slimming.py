@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
 
-from builder import FLOAT, INT64, Builder, image, literal, shapes, zero  # noqa: E402
+from builder import FLOAT, INT64, Builder, image, literal, shapes, zero
 
-import graphprune.passes.onnx.slim as removal  # noqa: E402
-from graphprune.cli import main  # noqa: E402
-from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError  # noqa: E402
-from graphprune.passes.channels.plan import PruningPlan  # noqa: E402
-from graphprune.slimming import slim_onnx  # noqa: E402
+import graphprune.passes.onnx.slim as removal
+from graphprune.cli import main
+from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError
+from graphprune.passes.channels.plan import PruningPlan
+from graphprune.slimming import slim_onnx
 
 
 def network(dead=(1, 5), opset=18, **fields) -> onnx.ModelProto:

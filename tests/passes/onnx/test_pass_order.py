@@ -42,7 +42,8 @@ def settled(order) -> ir.Model:
     """The model once no pass of this order finds anything."""
     model = ir.from_proto(network())
     for _ in range(20):
-        if not any([step(model).modified for step in order]):
+        changed = [step(model).modified for step in order]
+        if True not in changed:
             return model
     raise AssertionError("no end of changes")
 
