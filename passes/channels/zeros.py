@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graphprune.passes.channels.labels import Mask
 
 #: Floats are looked at as integers: size in bytes -> their bits without the sign.
-_MAGNITUDES = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFF_FFFF), 8: np.uint64(0x7FFF_FFFF_FFFF_FFFF)}
+_MAGNITUDES: dict[int, Any] = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFF_FFFF), 8: np.uint64(0x7FFF_FFFF_FFFF_FFFF)}
 
 #: Up to so many elements behind a matrix are or-ed column by column: numpy is slow at many short sums.
 _SHORT = 64
