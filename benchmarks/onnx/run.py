@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=(*COMMANDS, "all"))
     parser.add_argument("--folder", type=Path, required=True, help="where models and rows are kept")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for one process")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one process")
     arguments = parser.parse_args()
     for command in COMMANDS if arguments.command == "all" else (arguments.command,):
         start = time.perf_counter()
