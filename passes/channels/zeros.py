@@ -2,7 +2,7 @@
 
 A number is zero when no bit of it but the sign is set, so a slice is zero when the bitwise or of its numbers is. That
 needs no array of truth values beside the tensor and no comparison of floats: NaN has bits set, -0.0 has none. Measured
-on a float32 weight of 512 x 512 x 3 x 3 of which a part is zero: 0.8 ms for all its dimensions, 41 ms by `!=` and `any`.
+on a float32 weight of 512 x 512 x 3 x 3 with zeros in it: 0.8 ms for all its dimensions, 41 ms by `!=` and `any`.
 """
 
 from math import prod
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graphprune.passes.channels.labels import Mask
 
 #: Floats are looked at as integers: size in bytes -> their bits without the sign.
-_MAGNITUDES = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFF_FFFF), 8: np.uint64(0x7FFF_FFFF_FFFF_FFFF)}
+_MAGNITUDES: dict[int, Any] = {2: np.uint16(0x7FFF), 4: np.uint32(0x7FFF_FFFF), 8: np.uint64(0x7FFF_FFFF_FFFF_FFFF)}
 
 #: Up to so many elements behind a matrix are or-ed column by column: numpy is slow at many short sums.
 _SHORT = 64
