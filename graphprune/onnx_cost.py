@@ -158,6 +158,7 @@ def _infer_shapes(
     except (shape_inference.InferenceError, ValueError):
         inferred = fixed
     known = {tensor.name: tuple(tensor.dims) for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
+    known |= {sparse.values.name: tuple(sparse.dims) for sparse in model.graph.sparse_initializer}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):

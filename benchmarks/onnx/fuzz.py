@@ -76,7 +76,7 @@ def report(seed: int, found: dict[str, list[Row]]) -> None:
     graphs, damaged = found["graphs"], found["damaged"]
     by_kind: dict[str, Counter[str]] = {}
     for row in damaged:
-        by_kind.setdefault(row["kind"] if "kind" in row else "?", Counter())[row["status"]] += 1
+        by_kind.setdefault(row.get("kind", "?"), Counter())[row["status"]] += 1
     summary = {
         "command": f"python benchmarks/onnx/fuzz.py --seed {seed} --graphs {len(graphs)} --damaged {len(damaged)}",
         **surroundings(),

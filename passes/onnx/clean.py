@@ -7,8 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.passes.onnx.contract import GraphPass, is_overridable
-from graphprune.passes.onnx.pages import put_aside
+from graphprune.passes.onnx.contract import GraphPass, is_overridable, literal, set_literal
 
 #: Weights below this are written as 0: denormal numbers make a convolution 20 times slower.
 SMALLEST_WEIGHT = 1e-30
@@ -25,8 +24,9 @@ class ZeroDenormalsPass(GraphPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass; only tensors that hold such numbers are replaced."""
         modified = False
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
+        inside = [node.outputs[0] for node in model.graph if node.op_type == "Constant" and "value" in node.attributes]
+        for value in (*model.graph.initializers.values(), *inside):
+            tensor = literal(model, value) if value.const_value is None else value.const_value
             if tensor is None or tensor.dtype not in _FLOATS:
                 continue
             array = tensor.numpy()
@@ -35,8 +35,7 @@ class ZeroDenormalsPass(GraphPass):
             cleaned = np.array(array, order="C")
             for part, tiny in _tiny(array):
                 cleaned.reshape(-1)[part][tiny] = 0
-            put_aside(array)
-            value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
+            set_literal(value, cleaned)
             modified = True
         return ir.passes.PassResult(model, modified)
 

@@ -14,8 +14,8 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
 from graphprune.passes.onnx.computed import ComputedNumbers, is_literal
+from graphprune.passes.onnx.contract import set_literal
 from graphprune.passes.onnx.fold import fold_branches
-from graphprune.passes.onnx.pages import put_aside
 from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
 
@@ -28,7 +28,7 @@ def mask_groups(graph: ChannelGraph, removed: Mask) -> None:
         zero = np.broadcast_to(np.asarray(zero_of(value), dtype=array.dtype), array.shape)
         for dim, mask in gone.items():
             np.moveaxis(array, dim, 0)[mask] = np.moveaxis(zero, dim, 0)[mask]
-        _replace_tensor(value, array)
+        set_literal(value, array)
 
 
 def remove_groups(graph: ChannelGraph, removed: Mask) -> None:
@@ -48,17 +48,6 @@ def _hit(graph: ChannelGraph, removed: Mask) -> Iterator[tuple[ir.Value, dict[in
                 gone[dim] = mask
         if gone:
             yield value, gone
-
-
-def _replace_tensor(value: ir.Value, array: NDArray[Any]) -> None:
-    put_aside(stored(value))
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    producer = value.producer()
-    if producer is not None:
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)
-    else:
-        value.const_value = tensor
-    value.shape = ir.Shape(array.shape)
 
 
 #: Inputs by which a rule's operator is told sizes and places: they follow the cut, by themselves or by `resize`.
@@ -91,7 +80,7 @@ class _Cutter:
             array = stored(value)
             for dim, mask in gone.items():
                 array = np.compress(~mask, array, axis=dim)
-            _replace_tensor(value, array)
+            set_literal(value, array)
         for value, cuts in self.cuts.items():
             if cuts and value.shape is not None and value.name not in self.front.names:
                 sizes = [int(cuts[dim].sum()) if dim in cuts else size for dim, size in enumerate(value.shape)]

@@ -47,7 +47,9 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if not source.is_file():
         raise ModelLoadError(f"{source}: no such file" if not source.exists() else f"{source}: is a folder, not a file")
     try:
-        model = ir.from_proto(onnx.load_model_from_string(outline(source)))
+        message = onnx.load_model_from_string(outline(source))
+        _fill_sparse(message.graph)
+        model = ir.from_proto(message)
         _set_base(model, source.resolve())
     except (DecodeError, *_BROKEN) as error:
         raise ModelLoadError(f"{source}: is not an ONNX model ({_first_line(error)})") from error
@@ -62,6 +64,16 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if fault:
         raise ModelLoadError(f"{source}: is not a valid ONNX model ({fault})")
     return model
+
+
+def _fill_sparse(graph: onnx.GraphProto) -> None:
+    """Write sparse literals out, as onnxruntime does when it loads them: onnx_ir knows none."""
+    for sparse in graph.sparse_initializer:
+        values, at = (onnx.numpy_helper.to_array(part) for part in (sparse.values, sparse.indices))
+        full = np.zeros(tuple(sparse.dims), dtype=values.dtype)
+        full[tuple(at.T) if at.ndim == 2 else np.unravel_index(at, full.shape)] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(full, sparse.values.name))
+    graph.ClearField("sparse_initializer")
 
 
 def _set_base(model: ir.Model, source: Path) -> None:
@@ -108,6 +120,9 @@ def is_quantized_bias(value: ir.Value) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong at the bottom; what lies above it are the calls that led there."""
+    while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
+        error = error.__cause__
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -73,7 +73,7 @@ def check_valid(model: onnx.ModelProto, folder: Path, seed: int) -> dict[str, in
 
 def _slim(source: Path, target: Path) -> SlimReport:
     """Slim without a plan, and look at everything that must hold of the result."""
-    with untouched(source):
+    with Untouched(source):
         report = slim_onnx(source, target, force=True, shapes=SHAPES)
     without_rule = [name for name in report.unknown_operators if not _has_no_rule(name)]
     if without_rule:
@@ -138,7 +138,7 @@ def check_corrupted(content: bytes, folder: Path) -> str:
     source, target = folder / "corrupted.onnx", folder / "result.onnx"
     source.write_bytes(content)
     said = []
-    with untouched(source):
+    with Untouched(source):
         for plan in (None, PruningPlan({})):  # the first word has onnxruntime, or what reads files here
             said.append(_answer(lambda plan=plan: slim_onnx(source, target, plan, force=True)))
             if said[-1] == "slimmed":
@@ -161,7 +161,7 @@ def _answer(attempt: Callable[[], object]) -> str:
     return "slimmed"
 
 
-class untouched:  # noqa: N801 - reads as a statement
+class Untouched:
     """A block that must not change a file."""
 
     def __init__(self, path: Path) -> None:

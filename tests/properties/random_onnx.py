@@ -40,7 +40,6 @@ _ACTIVATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "HardSwish": (14, {}),
     "Mish": (18, {}),
     "Gelu": (20, {}),
-    "Swish": (24, {}),
     "ThresholdedRelu": (10, {}),
     "Shrink": (9, {}),
     "Round": (11, {}),
