@@ -12,7 +12,7 @@ import numpy as np
 from graphprune.passes.channels.analysis import Analysis, Frozen
 from graphprune.passes.channels.branches import Fate, Flow, Step
 from graphprune.passes.channels.cost import CostModel, Term
-from graphprune.passes.channels.labels import PINNED, Labels, Mask
+from graphprune.passes.channels.labels import PINNED, Labels, Mask, varying
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.channels.segments import Segments
 from graphprune.passes.channels.sets import FacetTable, Ids, group_ids, sort_into_sets
@@ -274,9 +274,9 @@ class ChannelGraph:
                 if (ids < 0).any():
                     raise PlanError(f"plan removes channels of {name} along dimension {dim} that cannot be removed")
                 removed[ids] = True
+        gone = np.append(removed, False)  # what cannot be removed has the id -1
         for (name, dim), ids in self.axes.items():
-            planned = ~plan.kept(name, dim, len(ids))
-            if not np.array_equal(planned, (ids >= 0) & removed[ids]):
+            if np.count_nonzero(gone[ids] == plan.kept(name, dim, len(ids))):
                 raise PlanError(f"plan cuts coupled channels of {name} along dimension {dim} only in part")
         self.fates(removed)
         return removed
@@ -291,7 +291,7 @@ class ChannelGraph:
             gone = (ids >= 0) & removed[ids]
             if not gone.any():
                 continue
-            dims = _varying(gone) or self._analysis.space.varies(facet.labels)
+            dims = varying(gone) or self._analysis.space.varies(facet.labels)
             if len(dims) != 1:
                 raise PlanError(f"internal: a cut of a {value.shape} tensor is not rectangular")
             dim = dims[0]
@@ -320,11 +320,3 @@ class ChannelGraph:
 
     def __repr__(self) -> str:
         return f"<ChannelGraph: {self.n_groups} groups in {len(self.sets)} sets, {len(self.frozen)} frozen reasons>"
-
-
-def _varying(array: Mask) -> Sequence[int]:
-    return [
-        dim
-        for dim in range(array.ndim)
-        if array.shape[dim] > 1 and (np.diff(array.astype(np.int8), axis=dim) != 0).any()
-    ]
