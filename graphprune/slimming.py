@@ -1,5 +1,6 @@
 """ONNX in, slimmer ONNX out: channels removed, the result proven equal before it is written. Needs no torch."""
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -17,7 +18,7 @@ from graphprune.files import refuse_overwrite
 from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
 from graphprune.onnx_cost import onnx_cost
-from graphprune.onnx_files import written
+from graphprune.onnx_files import folder_beside, written
 from graphprune.onnx_session import (
     RUNTIME_ERRORS,
     input_shapes,
@@ -140,15 +141,17 @@ def slim_onnx(
     if goals:
         options = {"importance": importance, "align": _channels_of(align), "allow_inexact": allow_inexact, "seed": seed}
         plan = _one_shot(source, goals, shapes, options)
-    with tempfile.TemporaryDirectory() as folder:
-        reference = Path(source) if plan is None else _masked(source, plan, shapes, Path(folder))
+    with contextlib.ExitStack() as stack:
+        reference = Path(source)
+        if plan is not None:
+            reference = _masked(source, plan, shapes, stack.enter_context(folder_beside(Path(target))))
         proof = _proof(reference, inputs, shapes, Path(source).name)
         give_back_memory()
         model = load_model(source)
         done = slim_model(model, plan, free_sizes(model, shapes))
         changed = ZeroDenormalsPass()(model).modified or done.changed
         model.producer_name, model.producer_version = "graphprune", __version__
-        with written(model, Path(target)) as draft:
+        with written(model, Path(target), force) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
             give_back_memory()
             _check(draft, Path(source), Path(target).name)

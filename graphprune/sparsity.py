@@ -10,12 +10,15 @@ channel's: it counts in the sums of both, and the two shrink factors multiply. W
 convolution from a residual trunk into itself) the element is counted once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+#: Elements that a function is applied to at once: what fits into a processor's cache.
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,40 @@ class GroupIndex:
                 self._dtype = torch.promote_types(self._dtype, parameter.dtype)
         self._ids = torch.cat([ids for m in self._members for ids in m.ids] or [torch.zeros(0, dtype=torch.long)])
         self._lengths = [len(ids) for m in self._members for ids in m.ids]
-        self.sizes = self.sums([torch.ones_like(p) for p in self.parameters]) if sizes is None else sizes
+        self.sizes = self._elements() if sizes is None else sizes
 
-    def sums(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Per group, the sum of the elements of its members in `tensors`, which are shaped as the parameters."""
+    def _elements(self) -> Tensor:
+        """Elements of each group: what `sums` would give of ones."""
+        pieces: list[Tensor] = []
+        doubly: list[tuple[Tensor, Tensor]] = []
+        for parameter, member in zip(self.parameters, self._members, strict=True):
+            counts = [parameter.numel() // max(parameter.shape[dim], 1) for dim in member.dims]
+            pieces.extend(
+                torch.full((len(ids),), float(n), dtype=self._dtype) for n, ids in zip(counts, member.ids, strict=True)
+            )
+            if member.overlap is not None:
+                groups = member.overlap[2]
+                each = counts[0] // max(parameter.shape[member.dims[1]], 1)
+                doubly.append((groups, torch.full((len(groups),), float(each), dtype=self._dtype)))
+        return self._total(pieces, doubly)
+
+    def sums(self, tensors: Sequence[Tensor], function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Per group, the sum of the elements of its members in `tensors`, which are shaped as the parameters.
+
+        With a `function`, of what it makes of each element; its results are never held for a whole large tensor.
+        """
         pieces: list[Tensor] = []
         doubly: list[tuple[Tensor, Tensor]] = []
         for tensor, member in zip(tensors, self._members, strict=True):
-            other = [d for d in range(tensor.ndim) if d not in member.dims]
-            core = tensor.sum(dim=other) if other else tensor
-            for position in range(len(member.dims)):
-                rest = [d for d in range(core.ndim) if d != position]
-                pieces.append(core.sum(dim=rest) if rest else core)
+            core, own = _member_sums(tensor, member, function)
+            pieces.extend(own)
             if member.overlap is not None:
                 first, second, groups = member.overlap
                 doubly.append((groups, core[first, second]))
+        return self._total(pieces, doubly)
+
+    def _total(self, pieces: list[Tensor], doubly: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Add up one number for each index of each member's dimensions, less what two of them hold, by group."""
         total = torch.zeros(self.n_groups + 1, dtype=self._dtype)
         if pieces:
             total.index_add_(0, self._ids, torch.cat(pieces).to(self._dtype))
@@ -88,7 +110,7 @@ class GroupIndex:
     @torch.no_grad()
     def norms(self) -> Tensor:
         """L2 norm of each group over all its members."""
-        return self.sums([p * p for p in self.parameters]).clamp_min_(0).sqrt_()
+        return self.sums(self.parameters, torch.square).clamp_min_(0).sqrt_()
 
     @torch.no_grad()
     def slopes(self) -> Tensor:
@@ -157,12 +179,42 @@ def _grad(parameter: nn.Parameter) -> Tensor:
     return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
 
 
+def _member_sums(
+    tensor: Tensor, member: _Member, function: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The sum over the dimensions without groups, and from it the sum for each index of each dimension with groups.
+
+    The former is given where slices are held doubly, and else empty.
+    """
+    other = [d for d in range(tensor.ndim) if d not in member.dims]
+    rows = max(1, _BLOCK * len(tensor) // max(tensor.numel(), 1)) if function is not None and tensor.ndim else 0
+    cores: list[Tensor] = []
+    parts: list[list[Tensor]] = [[] for _ in member.dims]
+    for block in torch.split(tensor, rows) if rows else (tensor,):
+        block = block if function is None else function(block)
+        core = block.sum(dim=other) if other else block
+        if member.overlap is not None:
+            cores.append(core)
+        for position, part in enumerate(parts):
+            rest = [d for d in range(core.ndim) if d != position]
+            part.append(core.sum(dim=rest) if rest else core)
+    joined = [
+        part[0] if len(part) == 1 else torch.cat(part) if dim == 0 else torch.stack(part).sum(0)
+        for dim, part in zip(member.dims, parts, strict=True)
+    ]
+    if not cores:
+        return tensor.new_empty(0), joined
+    return (torch.cat(cores) if member.dims[0] == 0 else torch.stack(cores).sum(0)), joined
+
+
 def _member(dims: tuple[int, ...], axes: Sequence[np.ndarray], n_groups: int) -> _Member:
     ids = tuple(torch.from_numpy(np.where(a >= 0, a, n_groups).astype(np.int64)) for a in axes)
     overlap = None
     if len(dims) == 2:
-        same = (axes[0][:, None] == axes[1][None, :]) & (axes[0] >= 0)[:, None]
-        if same.any():
-            first, second = (torch.from_numpy(i) for i in np.nonzero(same))
-            overlap = (first, second, ids[0][first])
+        shared = np.intersect1d(axes[0][axes[0] >= 0], axes[1][axes[1] >= 0])
+        rows, columns = (np.flatnonzero(np.isin(a, shared)) for a in axes)
+        first, second = np.nonzero(axes[0][rows][:, None] == axes[1][columns][None, :])
+        if len(first):
+            held = torch.from_numpy(rows[first])
+            overlap = (held, torch.from_numpy(columns[second]), ids[0][held])
     return _Member(dims, ids, overlap)

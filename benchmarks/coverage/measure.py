@@ -91,7 +91,7 @@ def prune(
 ) -> tuple[gp.ChannelGraph, gp.PruningPlan, nn.Module]:
     """Capture, trace, plan and slim, each timed; verification is counted apart from slimming."""
     with stages("capture"):
-        captured = capture(model, inputs)
+        captured = capture(model, inputs, share=True)  # as `gp.trace` does
     with stages("trace"):
         graph = analyze(captured)
     if importance == "random":

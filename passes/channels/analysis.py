@@ -18,19 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.passes.channels.labels import PINNED, Labels, LabelSpace, Mask, keep_dims
+from graphprune.passes.channels.labels import Labels, LabelSpace, Mask, keep_dims, varying
 from graphprune.passes.channels.operators import Binding as Binding
 from graphprune.passes.channels.operators import Cut as Cut
 from graphprune.passes.channels.operators import Op as Op
 from graphprune.passes.channels.operators import Rule as Rule
 from graphprune.passes.channels.operators import without_zero_points
-from graphprune.passes.channels.value import Facet, Value
+from graphprune.passes.channels.segments import Segments
+from graphprune.passes.channels.value import Facet, Value, spread
 from graphprune.passes.channels.zeros import zero_slices
 
 
 def _cut_to(facet: Facet, dims: tuple[int, ...]) -> Facet:
     """The facet at size 1 along all dimensions but `dims`; a slice is zero where all of it is."""
-    others = tuple(d for d in range(facet.zero.ndim) if d not in dims)
+    if dims == facet.dims:
+        return facet
+    others = tuple([d for d in range(facet.zero.ndim) if d not in dims])
     zero: Mask = np.asarray(facet.zero.all(axis=others, keepdims=True), dtype=np.bool_)
     return Facet(keep_dims(facet.labels, dims), zero)
 
@@ -103,8 +106,8 @@ class Analysis:
             labels = self.carriers.get((name, dim))
             if labels is None:
                 labels = self.carriers[(name, dim)] = self.space.fresh(size)
-            spread = tuple(size if d == dim else 1 for d in range(len(shape)))
-            facets.append(Facet(labels.reshape(spread), zeros[dim].reshape(spread)))
+            held = tuple(size if d == dim else 1 for d in range(len(shape)))
+            facets.append(Facet(labels.reshape(held), zeros[dim].reshape(held)))
         return Value(shape, tuple(facets), constant=True, data=data, parameter=name)
 
     # -- statements of rules ----------------------------------------------------------------------
@@ -130,8 +133,8 @@ class Analysis:
     def contract(self, labels: Labels, zero: Mask, op: Op, why: str = "sums over channels that are not zero") -> None:
         """An operator sums over channels: removing them is exact where `zero` says that they add nothing."""
         self._declared.append(labels.ravel())
-        zero = np.broadcast_to(zero, labels.shape)
-        if not zero.all():
+        zero = spread(zero, labels.shape)
+        if np.count_nonzero(zero) < zero.size:
             self._harmful.append((labels[~zero], f"{why}: {op.kind} at {op.where}"))
 
     def inexact(self, labels: Labels, op: Op, why: str) -> None:
@@ -157,8 +160,7 @@ class Analysis:
 
     def settle_facet(self, facet: Facet) -> Facet:
         """The facet cut along one dimension only, for operators that treat its dimensions differently."""
-        self._make_rectangular(facet.labels)
-        return _cut_to(facet, self.space.varies(facet.labels))
+        return _cut_to(facet, self._make_rectangular(facet.labels))
 
     def compress(self, facet: Facet) -> Facet:
         """The facet at size 1 along the dimensions along which its channels differ no more."""
@@ -211,12 +213,13 @@ class Analysis:
         """The value with its facets held at size 1 along every dimension along which classes do not differ."""
         facets = []
         for facet in value.facets:
-            dims = self.space.varies(facet.labels)
+            roots = self.space.find(facet.labels)
+            dims = varying(roots)
             if not dims:
                 self._freeze_or_pin(facet, value, op)
                 continue
-            cut = _cut_to(facet, dims)
-            if (self.space.frozen(cut.labels) == PINNED).all():
+            cut = _cut_to(Facet(roots, facet.zero), dims)
+            if self.space.are_pinned(cut.labels):
                 continue  # names no channel at all
             facets.append(cut)
             if not value.constant:
@@ -230,40 +233,45 @@ class Analysis:
             self.freeze(facet, op, _ALL_AT_ONCE)
 
     def _freeze_lost(self, op: Op, results: list[Value]) -> None:
-        known = [facet.labels for value in results for facet in value.facets] + self._declared
-        for value in op.values():
-            for facet in value.facets:
-                labels = facet.labels.ravel()
-                lost = labels[~self.space.among(labels, known)]
-                if lost.size:
-                    reason = None if value.constant else f"its channels end in {op.kind} at {op.where}"
-                    self.space.freeze(lost, reason)
+        known = Segments([facet.labels for value in results for facet in value.facets] + self._declared)
+        given = [(value, facet) for value in op.values() for facet in value.facets]
+        every = Segments([facet.labels for _, facet in given])
+        lost = ~self.space.among(every.values, known.values)
+        if not np.count_nonzero(lost):
+            return
+        for (value, _), labels, gone in zip(given, every.apart(every.values), every.apart(lost), strict=True):
+            reason = None if value.constant else f"its channels end in {op.kind} at {op.where}"
+            self.space.freeze(labels[gone], reason)
 
     # -- the end --------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Make every tensor's cuts whole slices along one dimension; pin what never became a channel."""
         self.space.compress()
-        changed = True
-        while changed:
-            before = self.space.find(np.arange(len(self.space)))
+        before = -1
+        while before != self.space.unions:
+            before = self.space.unions
             for facet in self._shapely:
                 self._make_rectangular(facet.labels)
-            changed = not np.array_equal(before, self.space.find(np.arange(len(self.space))))
-        for labels, op in self._alive:
-            if not self.space.varies(labels):
-                self.freeze(labels[:1], op, _ALL_AT_ONCE)
-        alive = [labels for labels, _ in self._alive]
-        every = np.concatenate(list(self.carriers.values())) if self.carriers else np.empty(0, dtype=np.int64)
-        self.space.freeze(every[~self.space.among(every, alive)], None)
         self.space.compress()
+        alive = Segments([labels for labels, _ in self._alive])
+        roots = self.space.find(alive.values)
+        for index in np.flatnonzero(alive.least(roots) == alive.most(roots)).tolist():
+            labels, op = self._alive[index]
+            self.freeze(labels[:1], op, _ALL_AT_ONCE)
+        every = Segments(list(self.carriers.values())).values
+        self.space.freeze(every[~self.space.among(every, alive.values)], None)
 
-    def _make_rectangular(self, labels: Labels) -> None:
-        """Unite along all dimensions but one: the one that leaves the most classes free to go, or the longest."""
-        dims = self.space.varies(labels)
+    def _make_rectangular(self, labels: Labels) -> tuple[int, ...]:
+        """Unite along all dimensions but one: the one that leaves the most classes free to go, or the longest.
+
+        Returns the dimensions along which the classes differ then.
+        """
+        roots = self.space.find(labels)
+        dims = varying(roots)
         if len(dims) < 2:
-            return
-        roots = self.space.find(keep_dims(labels, dims))
+            return dims
+        roots = keep_dims(roots, dims)
         best, most = dims[0], -1
         for dim in sorted(dims, key=lambda dim: -labels.shape[dim]):
             count = self._classes_if_kept(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
@@ -271,6 +279,7 @@ class Analysis:
                 best, most = dim, count
         rows = np.moveaxis(roots, best, 0).reshape(roots.shape[best], -1)
         self.space.unite(rows, rows[:, :1])
+        return self.space.varies(labels)
 
     def _classes_if_kept(self, rows: Labels) -> int:
         """How many removable classes are left when every row of `rows` is united."""
@@ -284,16 +293,8 @@ class Analysis:
         return int((trial.frozen(roots) < 0).sum())
 
     def harmful(self) -> tuple[Labels, Labels, list[str]]:
-        """Classes whose removal is not exact: (roots, reason index, reasons)."""
-        reasons: list[str] = []
-        roots: list[Labels] = []
-        which: list[Labels] = []
-        for labels, reason in self._harmful:
-            if reason not in reasons:
-                reasons.append(reason)
-            found = np.unique(self.space.find(labels))
-            roots.append(found)
-            which.append(np.full(len(found), reasons.index(reason)))
-        if not roots:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), reasons
-        return np.concatenate(roots), np.concatenate(which), reasons
+        """Channels whose removal is not exact: (labels, reason index, reasons)."""
+        reasons: dict[str, int] = {}
+        which = [reasons.setdefault(reason, len(reasons)) for _, reason in self._harmful]
+        every = Segments([labels for labels, _ in self._harmful])
+        return every.values, np.repeat(np.array(which, dtype=np.int64), every.lengths), list(reasons)

@@ -8,6 +8,7 @@ that is still there: the branch is folded into one number a channel, or into not
 The search runs on the flow of values between operators, a directed networkx graph.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -62,15 +63,28 @@ class Flow:
         self._whole = whole
         self._touched = touched
         self._outputs = {self.key(value) for value in outputs}
+        self._results = [[self.key(value) for value in step.results] for step in steps]
+        producer = {key: number for number, keys in enumerate(self._results) for key in keys}
+        self._ends = [producer[key] for key in self._outputs if key in producer]
+        self._moving: list[list[Value]] = []
+        self._inputs: list[list[int]] = []
+        self._sources: list[list[int]] = []
         self._consumers: dict[int, list[int]] = {}
+        self._readers: list[list[int]] = [[] for _ in steps]
         self._emptied_by: dict[int, list[int]] = {}
         for number, step in enumerate(steps):
-            for value in step.op.values():
-                if not value.constant:
-                    self._consumers.setdefault(self.key(value), []).append(number)
-            for value in step.results:
-                for owner in whole.get(self.key(value), ()):
+            values = step.op.values()
+            self._moving.append([value for value in values if not value.constant])
+            self._inputs.append([self.key(value) for value in values])
+            self._sources.append([producer[key] for key in self._inputs[number] if key in producer])
+            for value in self._moving[number]:
+                self._consumers.setdefault(self.key(value), []).append(number)
+            for source in self._sources[number]:
+                self._readers[source].append(number)
+            for key in self._results[number]:
+                for owner in whole.get(key, ()):
                     self._emptied_by.setdefault(owner, []).append(number)
+        self._needed = self._live({})
 
     def key(self, value: Value) -> int:
         """What tells values apart."""
@@ -82,8 +96,8 @@ class Flow:
         graph = nx.DiGraph()
         for number, step in enumerate(self.steps):
             graph.add_node(number, name=step.op.name, kind=step.op.kind)
-            for value in step.results:
-                graph.add_edges_from((number, consumer) for consumer in self._consumers.get(self.key(value), ()))
+            for key in self._results[number]:
+                graph.add_edges_from((number, consumer) for consumer in self._consumers.get(key, ()))
         return graph
 
     def fates(self, emptied: frozenset[int]) -> dict[int, Fate] | None:
@@ -94,40 +108,40 @@ class Flow:
         fates: dict[int, Fate] = {}
         stuck: set[int] = set()
         flat: set[int] = set()  # values that are constant over batch and positions
-        pending: set[int] = set()
-        for index in emptied:
-            pending.update(self._emptied_by.get(index, ()))
+        pending = sorted({number for index in emptied for number in self._emptied_by.get(index, ())})
         if emptied and not pending:
             return None
+        seen = set(pending)
         while pending:
-            number = min(pending)  # operators stand in the order of computation
-            pending.remove(number)
-            step = self.steps[number]
-            fate = self._fate(step, emptied, flat)
+            number = heapq.heappop(pending)  # operators stand in the order of computation
+            fate = self._fate(number, emptied, flat)
             if fate is None:
-                if any(self._is_empty(v, emptied) or self.key(v) in flat for v in step.op.values()):
+                if any(self._is_empty(key, emptied) or key in flat for key in self._inputs[number]):
                     stuck.add(number)
                 continue  # only some of its results' sets go
             fates[number] = fate
             if fate is Fate.JOIN:
                 continue
-            for value in step.results:
-                if self.key(value) in self._outputs:
+            for key in self._results[number]:
+                if key in self._outputs:
                     return None
                 if fate is not Fate.GONE:
-                    flat.add(self.key(value))
-                pending.update(self._consumers.get(self.key(value), ()))
-        return None if stuck and stuck & self._live(fates) else fates
+                    flat.add(key)
+                for consumer in self._consumers.get(key, ()):
+                    if consumer not in seen:
+                        seen.add(consumer)
+                        heapq.heappush(pending, consumer)
+        return None if self._is_read(stuck, fates) else fates
 
-    def _is_empty(self, value: Value, emptied: frozenset[int]) -> bool:
-        owners = self._whole.get(self.key(value))
+    def _is_empty(self, key: int, emptied: frozenset[int]) -> bool:
+        owners = self._whole.get(key)
         return owners is not None and owners <= emptied
 
-    def _fate(self, step: Step, emptied: frozenset[int], flat: set[int]) -> Fate | None:
-        if any(self._is_empty(value, emptied) for value in step.results):
+    def _fate(self, number: int, emptied: frozenset[int], flat: set[int]) -> Fate | None:
+        step, moving = self.steps[number], self._moving[number]
+        if any(self._is_empty(key, emptied) for key in self._results[number]):
             return Fate.GONE
-        moving = [value for value in step.op.values() if not value.constant]
-        if any(self._is_empty(value, emptied) for value in moving):
+        if any(self._is_empty(self.key(value), emptied) for value in moving):
             return Fate.HEAD if step.rule is not None and step.rule.sums is not None and len(moving) == 1 else None
         if step.rule is None or not step.rule.is_pointwise(step.op):
             return None
@@ -138,14 +152,33 @@ class Flow:
             return Fate.CONSTANT
         return Fate.JOIN if staying[0].shape == step.results[0].shape else None
 
+    def _is_read(self, some: Iterable[int], fates: Mapping[int, Fate]) -> bool:
+        """Do the outputs still need one of these operators?
+
+        The same as a look at `_live`, from the other end: past the last operator that went, nothing has changed.
+        """
+        dropped = {number for number, fate in fates.items() if fate is not Fate.JOIN}
+        last = max(dropped, default=-1)
+        pending = list(some)
+        seen: set[int] = set(dropped)
+        while pending:
+            number = pending.pop()
+            if number in seen or number not in self._needed:
+                continue
+            if number > last or number in self._ends:
+                return True
+            seen.add(number)
+            pending.extend(self._readers[number])
+        return False
+
     def unreached(self, fates: Mapping[int, Fate]) -> frozenset[int]:
         """Sets of which no channel is computed any more once operators went."""
         live = self._live(fates)
         alive: set[int] = set()
         every: set[int] = set()
-        for number, step in enumerate(self.steps):
-            for value in step.results:
-                owners = self._touched.get(self.key(value), frozenset())
+        for number, keys in enumerate(self._results):
+            for key in keys:
+                owners = self._touched.get(key, frozenset())
                 every |= owners
                 if number in live:
                     alive |= owners
@@ -153,15 +186,14 @@ class Flow:
 
     def _live(self, fates: Mapping[int, Fate]) -> set[int]:
         """Operators that the outputs still need."""
-        producer = {self.key(value): number for number, step in enumerate(self.steps) for value in step.results}
-        dropped = {number for number, fate in fates.items() if fate is not Fate.JOIN}
         live: set[int] = set()
-        pending = [producer[key] for key in self._outputs if key in producer]
+        seen = {number for number, fate in fates.items() if fate is not Fate.JOIN}
+        pending = list(self._ends)
         while pending:
             number = pending.pop()
-            if number in live or number in dropped:
+            if number in seen:
                 continue
+            seen.add(number)
             live.add(number)
-            keys = (self.key(value) for value in self.steps[number].op.values())
-            pending.extend(producer[key] for key in keys if key in producer)
+            pending.extend(self._sources[number])
         return live

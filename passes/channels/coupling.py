@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from graphprune.passes.channels.analysis import Analysis, Op
 from graphprune.passes.channels.labels import Labels, Mask
-from graphprune.passes.channels.value import Facet, Value
+from graphprune.passes.channels.value import Facet, Value, spread
 
 #: What each operand says of zeros, aligned to the result; None where it has no such channels.
 Combine = Callable[[Sequence["Mask | None"]], "Mask | bool"]
@@ -66,8 +67,17 @@ def _meetings(aligned: Sequence[Sequence[Facet]]) -> list[_Meeting]:
     return found
 
 
+def _at_full_size(labels: Labels, meeting: _Meeting) -> Labels:
+    """One facet's labels, laid out along all dimensions along which one that it meets differs."""
+    if all(facet.labels.shape == labels.shape for _, facet in meeting.facets):
+        return labels
+    return np.broadcast_arrays(labels, *(facet.labels for _, facet in meeting.facets))[0]
+
+
 def align(value: Value, rank: int) -> list[Facet]:
     """The value's facets with leading dimensions added, as broadcasting does."""
+    if rank == value.rank:
+        return list(value.facets)
     lead = (1,) * (rank - value.rank)
     return [f.map(lambda array: array.reshape(lead + array.shape)) for f in value.facets]
 
@@ -88,15 +98,15 @@ def broadcast(analysis: Analysis, op: Op, values: Sequence[Value], combine: Comb
         labels = meeting.facets[0][1].labels
         for _, other in meeting.facets[1:]:
             analysis.unite(labels, other.labels)  # case 1
-        labels = np.broadcast_arrays(labels, *(facet.labels for _, facet in meeting.facets[1:]))[0]
+        labels = _at_full_size(labels, meeting)
         zeros: list[Mask | None] = []
         for index, value in enumerate(values):
             own = meeting.of(index)
-            zeros.append(np.logical_or.reduce([np.broadcast_to(f.zero, labels.shape) for f in own]) if own else None)
+            zeros.append(reduce(np.logical_or, [spread(f.zero, labels.shape) for f in own]) if own else None)
             sizes = (1,) * (rank - value.rank) + value.shape
             if not own and any(sizes[dim] > 1 for dim in meeting.dims):  # case 2
                 _freeze(analysis, labels, meeting, values, op, "meets a tensor that cannot be cut")
-        facets.append(Facet(labels, np.broadcast_to(np.asarray(combine(zeros), dtype=np.bool_), labels.shape)))
+        facets.append(Facet(labels, spread(combine(zeros), labels.shape)))
     return Value(shape, tuple(facets), constant=all(value.constant for value in values))
 
 
@@ -151,5 +161,5 @@ def _united_across(
             zero = False
             if any(value.shape[d] > 1 for d in meeting.dims):
                 _freeze(analysis, labels, meeting, values, op, "is joined to a tensor that cannot be cut")
-    labels = np.broadcast_arrays(labels, *(facet.labels for _, facet in meeting.facets[1:]))[0]
-    return Facet(labels, np.broadcast_to(np.asarray(zero, dtype=np.bool_), labels.shape))
+    labels = _at_full_size(labels, meeting)
+    return Facet(labels, spread(zero, labels.shape))

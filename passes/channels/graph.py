@@ -8,17 +8,17 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
 from graphprune.passes.channels.analysis import Analysis, Frozen
 from graphprune.passes.channels.branches import Fate, Flow, Step
 from graphprune.passes.channels.cost import CostModel, Term
-from graphprune.passes.channels.labels import PINNED, Labels, Mask
+from graphprune.passes.channels.labels import PINNED, Labels, Mask, varying
 from graphprune.passes.channels.plan import PruningPlan
+from graphprune.passes.channels.segments import Segments
+from graphprune.passes.channels.sets import FacetTable, Ids, group_ids, sort_into_sets
+from graphprune.passes.channels.sets import GroupSet as GroupSet
 from graphprune.passes.channels.value import Facet, Value
 from graphprune.passes.errors import PlanError
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,6 @@ class ChannelGroup:
     members: tuple[ParamSlice, ...]
     exact: bool
     why_inexact: str | None
-
-
-@dataclass(frozen=True)
-class GroupSet:
-    """Groups of the same structure: the channels of a layer, or of all layers that a residual trunk couples.
-
-    Attributes:
-        index: number of the set in its graph.
-        name: the first layer that produces these channels.
-        groups: ids of its groups.
-        members: (parameter, dimension, indices per group) that every group of the set has.
-        bypassed: the whole set may go, because a branch around it exists.
-    """
-
-    index: int
-    name: str
-    groups: Ids
-    members: tuple[tuple[str, int, int], ...]
-    bypassed: bool = False
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Layers of which output channels belong to the set, in order."""
-        names = [p.rpartition(".")[0] or p for p, dim, _ in self.members if dim == 0]
-        return tuple(dict.fromkeys(names))
 
 
 class ChannelGraph:
@@ -122,113 +97,67 @@ class ChannelGraph:
         self._inputs = inputs
         self.shapes = dict(analysis.parameter_shapes)
         self.unknown = dict(unknown or {})
-        roots = {key: analysis.space.find(labels) for key, labels in analysis.carriers.items()}
-        every = np.concatenate(list(roots.values())) if roots else np.empty(0, dtype=np.int64)
-        free = analysis.space.frozen(every) < 0 if every.size else np.empty(0, dtype=np.bool_)
-        unique, first = np.unique(every[free], return_index=True)
-        self._root_of = unique[np.argsort(first, kind="stable")]
-        self._id_of = np.full(len(analysis.space), -1, dtype=np.int64)
-        self._id_of[self._root_of] = np.arange(len(self._root_of))
-        self.n_groups = len(self._root_of)
-        ids = {key: self._id_of[found] for key, found in roots.items()}
-        self.axes: dict[tuple[str, int], Ids] = {key: found for key, found in ids.items() if (found >= 0).any()}
+        self._id_of, self.n_groups = group_ids(analysis.carriers, analysis.space)
+        carriers = Segments(list(analysis.carriers.values()))
+        ids = self._id_of[carriers.values]
+        removable = carriers.most(ids) >= 0
+        of_axes = zip(analysis.carriers, carriers.apart(ids), removable.tolist(), strict=True)
+        self.axes: dict[tuple[str, int], Ids] = {key: own for key, own, some in of_axes if some}
         self.parameters = parameters
         self._read_exactness()
-        self.set_of, sets = self._read_sets()
-        self.flow = self._read_flow(steps, outputs, same or {})
+        facets = (f for value in values.values() for f in value.facets)
+        results = (f for step in steps for value in step.results for f in value.facets)
+        table = FacetTable((*facets, *results), self._id_of)
+        self.set_of, sets = sort_into_sets(self.axes, self.n_groups, table, self.shapes)
+        self.flow = self._read_flow(steps, outputs, same or {}, table)
         self.sets: tuple[GroupSet, ...] = tuple(
             replace(s, bypassed=self.flow.fates(frozenset({s.index})) is not None) for s in sets
         )
-        self.frozen = self._read_frozen(roots)
+        self.frozen = self._read_frozen(carriers)
         self.value_groups = self._read_values()
         self.cost = self._cost(batch)
 
     # -- reading the analysis -------------------------------------------------------------------------
 
     def _ids(self, labels: Labels) -> Ids:
-        return self._id_of[self._analysis.space.find(labels)]
+        return self._id_of[labels]
 
     def _read_exactness(self) -> None:
-        roots, which, reasons = self._analysis.harmful()
+        labels, which, reasons = self._analysis.harmful()
         self.exact: Mask = np.ones(self.n_groups, dtype=np.bool_)
         self._why: Ids = np.full(self.n_groups, -1, dtype=np.int64)
         self._reasons = reasons
-        ids = self._ids(roots) if roots.size else roots
+        ids = self._ids(labels)
         self.exact[ids[ids >= 0]] = False
         self._why[ids[ids >= 0]] = which[ids >= 0]
 
-    def _read_sets(self) -> tuple[Ids, list[GroupSet]]:
-        """Groups whose members are the same slices, counted, are of one set.
-
-        Equality is told by a sum of pseudo-random numbers, one for each (axis, count): no loop over groups.
-        """
-        signature = np.zeros(self.n_groups, dtype=np.uint64)
-        counts = {key: np.bincount(ids[ids >= 0], minlength=self.n_groups) for key, ids in self.axes.items()}
-        for number, count in enumerate(counts.values(), start=1):
-            salt = np.uint64(number * 0x9E3779B97F4A7C15 % 2**64)
-            mixed = salt ^ count.astype(np.uint64)
-            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-            signature += np.where(count > 0, mixed, np.uint64(0))
-        unique, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
-        order = np.argsort(first, kind="stable")
-        rank = np.empty(len(unique), dtype=np.int64)
-        rank[order] = np.arange(len(unique))
-        by_structure: Ids = rank[inverse.ravel()] if self.n_groups else np.empty(0, dtype=np.int64)
-        set_of = self._anchored(by_structure)
-        by_set = np.argsort(set_of, kind="stable")
-        number = int(set_of.max()) + 1 if self.n_groups else 0
-        bounds = np.searchsorted(set_of[by_set], np.arange(number + 1))
-        return set_of, [
-            self._group_set(index, by_set[bounds[index] : bounds[index + 1]], counts) for index in range(number)
-        ]
-
-    def _anchored(self, set_of: Ids) -> Ids:
-        """Split sets until every tensor holds a whole one, so that keeping a group of each set empties no tensor.
-
-        Two halves of a layer that differ in nothing but an operator without parameters are such a case.
-        """
-        set_of = set_of.copy()
-        for value in self._values.values():
-            for facet in value.facets:
-                groups = np.unique(self._ids(facet.labels))
-                if groups.size == 0 or groups[0] < 0:
-                    continue
-                inside = np.bincount(set_of[groups], minlength=int(set_of.max()) + 1)
-                held = inside == np.bincount(set_of, minlength=len(inside))
-                if not (held & (inside > 0)).any():
-                    part = groups[set_of[groups] == inside.argmax()]
-                    set_of[part] = len(inside)
-        return np.unique(set_of, return_inverse=True)[1].ravel().astype(np.int64)
-
-    def _read_flow(self, steps: Sequence[Step], outputs: Sequence[Value], same: Mapping[int, int]) -> Flow:
+    def _read_flow(
+        self, steps: Sequence[Step], outputs: Sequence[Value], same: Mapping[int, int], table: FacetTable
+    ) -> Flow:
         whole: dict[int, frozenset[int]] = {}
         touched: dict[int, frozenset[int]] = {}
+        owners_of = table.owners(self.set_of)
         for value in (value for step in steps for value in step.results):
-            for facet in value.facets:
-                ids = self._ids(facet.labels)
-                owners = frozenset(np.unique(self.set_of[ids[ids >= 0]]).tolist())
-                key = same.get(id(value), id(value))
-                touched[key] = touched.get(key, frozenset()) | owners
-                if owners and ids.min() >= 0:
-                    whole[key] = owners
+            key = same.get(id(value), id(value))
+            for row in map(table.row, value.facets):
+                if row is None:
+                    continue
+                touched[key] = touched.get(key, frozenset()) | owners_of[row]
+                if table.whole[row]:
+                    whole[key] = owners_of[row]
         return Flow(steps, outputs, whole, touched, same)
 
-    def _group_set(self, index: int, groups: Ids, counts: Mapping[tuple[str, int], Ids]) -> GroupSet:
-        one = groups[0]
-        members = tuple((name, dim, int(count[one])) for (name, dim), count in counts.items() if count[one])
-        layered = [name for name, dim, _ in members if dim == 0 and len(self.shapes[name]) > 1]
-        first = layered[0] if layered else members[0][0]
-        return GroupSet(index, first.removesuffix(".weight"), groups, members)
-
-    def _read_frozen(self, roots: Mapping[tuple[str, int], Labels]) -> list[Frozen]:
-        space = self._analysis.space
+    def _read_frozen(self, carriers: Segments) -> list[Frozen]:
+        space, axes = self._analysis.space, self._analysis.carriers
         found: dict[int, dict[int, None]] = {}
         names: dict[int, dict[str, None]] = {}
-        for (name, dim), labels in roots.items():
-            if dim != 0 and (name, 0) in roots and len(self.shapes[name]) > 1:
+        every = space.frozen(carriers.values)
+        reported = (carriers.most(every) > PINNED).tolist()
+        roots = space.find(carriers.values)
+        parts = zip(axes, reported, carriers.apart(every), carriers.apart(roots), strict=True)
+        for (name, dim), some, reasons, labels in parts:
+            if not some or (dim != 0 and (name, 0) in axes and len(self.shapes[name]) > 1):
                 continue  # a layer's own channels are its first dimension; the rest is said at its producer
-            reasons = space.frozen(labels)
             for reason in np.unique(reasons[reasons > PINNED]):
                 found.setdefault(int(reason), {}).update(dict.fromkeys(labels[reasons == reason].tolist()))
                 names.setdefault(int(reason), {}).update({name: None} if name in self.parameters else {})
@@ -241,9 +170,9 @@ class ChannelGraph:
     def _read_values(self) -> dict[str, tuple[int, Ids]]:
         found = {}
         for name, value in self._values.items():
-            for facet in value.facets:
+            for facet in () if value.constant else value.facets:
                 dims = self._analysis.space.varies(facet.labels)
-                if len(dims) == 1 and not value.constant:
+                if len(dims) == 1:
                     found[name] = (dims[0], self._ids(facet.labels.ravel()))
                     break
         return found
@@ -345,9 +274,9 @@ class ChannelGraph:
                 if (ids < 0).any():
                     raise PlanError(f"plan removes channels of {name} along dimension {dim} that cannot be removed")
                 removed[ids] = True
+        gone = np.append(removed, False)  # what cannot be removed has the id -1
         for (name, dim), ids in self.axes.items():
-            planned = ~plan.kept(name, dim, len(ids))
-            if not np.array_equal(planned, (ids >= 0) & removed[ids]):
+            if np.count_nonzero(gone[ids] == plan.kept(name, dim, len(ids))):
                 raise PlanError(f"plan cuts coupled channels of {name} along dimension {dim} only in part")
         self.fates(removed)
         return removed
@@ -362,7 +291,7 @@ class ChannelGraph:
             gone = (ids >= 0) & removed[ids]
             if not gone.any():
                 continue
-            dims = _varying(gone) or self._analysis.space.varies(facet.labels)
+            dims = varying(gone) or self._analysis.space.varies(facet.labels)
             if len(dims) != 1:
                 raise PlanError(f"internal: a cut of a {value.shape} tensor is not rectangular")
             dim = dims[0]
@@ -391,11 +320,3 @@ class ChannelGraph:
 
     def __repr__(self) -> str:
         return f"<ChannelGraph: {self.n_groups} groups in {len(self.sets)} sets, {len(self.frozen)} frozen reasons>"
-
-
-def _varying(array: Mask) -> Sequence[int]:
-    return [
-        dim
-        for dim in range(array.ndim)
-        if array.shape[dim] > 1 and (np.diff(array.astype(np.int8), axis=dim) != 0).any()
-    ]

@@ -6,6 +6,7 @@ rounds, so no Python loop ever runs over channels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,12 @@ class LabelSpace:
     def __init__(self) -> None:
         self._parent: Labels = np.arange(1024, dtype=np.int64)
         self._reason: Labels = np.full(1024, _FREE_CODE, dtype=np.int64)
+        self._mark: Mask = np.zeros(1024, dtype=np.bool_)
         self._size = 0
+        self._index_of: dict[str, int] = {}
         self.reasons: list[str] = ["not a channel"]
+        #: Grows whenever classes are merged.
+        self.unions = 0
 
     def __len__(self) -> int:
         return self._size
@@ -42,6 +47,7 @@ class LabelSpace:
             reason = np.full(capacity, _FREE_CODE, dtype=np.int64)
             reason[: len(self._reason)] = self._reason
             self._reason = reason
+            self._mark = np.zeros(capacity, dtype=np.bool_)
         return np.arange(start, self._size, dtype=np.int64)
 
     def find(self, labels: Labels) -> Labels:
@@ -50,24 +56,25 @@ class LabelSpace:
         roots = parent[labels]
         while True:
             above = parent[roots]
-            if np.array_equal(above, roots):
+            if not np.count_nonzero(above != roots):  # of all ways to ask this, the fastest for short arrays
                 return roots
             roots = above
 
     def unite(self, left: Labels, right: Labels) -> None:
         """Merge the classes that meet at each position of two arrays (broadcast against each other)."""
-        left, right = np.broadcast_arrays(self.find(left), self.find(right))
+        left, right = self.find(left), self.find(right)
         linked = []
         while True:
             differ = left != right
-            if not differ.any():
+            if not np.count_nonzero(differ):
                 break
-            left, right = left[differ], right[differ]
+            left, right = np.broadcast_to(left, differ.shape)[differ], np.broadcast_to(right, differ.shape)[differ]
             upper = np.maximum(left, right)
             # every larger root now points at the smallest root it meets; what else it meets comes next round
             np.minimum.at(self._parent, upper, np.minimum(left, right))
             linked.append(upper)
             left, right = self.find(left), self.find(right)
+        self.unions += len(linked)
         for roots in linked:
             np.minimum.at(self._reason, self.find(roots), self._reason[roots])
 
@@ -82,9 +89,9 @@ class LabelSpace:
             return
         code = _PINNED_CODE
         if reason is not None:
-            if reason not in self.reasons:
+            code = self._index_of.setdefault(reason, len(self.reasons))
+            if code == len(self.reasons):
                 self.reasons.append(reason)
-            code = self.reasons.index(reason)
         np.minimum.at(self._reason, self.find(labels).ravel(), code)
 
     def frozen(self, labels: Labels) -> Labels:
@@ -92,28 +99,35 @@ class LabelSpace:
         code = self._reason[self.find(labels)]
         return np.where(code == _FREE_CODE, -1, np.where(code == _PINNED_CODE, PINNED, code))
 
-    def among(self, labels: Labels, others: Sequence[Labels]) -> Mask:
+    def are_pinned(self, roots: Labels) -> bool:
+        """Do none of these name a channel? Takes what `find` gave."""
+        return not np.count_nonzero(self._reason[roots] != _PINNED_CODE)
+
+    def among(self, labels: Labels, others: Labels) -> Mask:
         """Which labels are of a class that one of `others` is of; shape of `labels`."""
-        mark = np.zeros(self._size, dtype=np.bool_)
-        for array in others:
-            mark[self.find(array)] = True
-        return mark[self.find(labels)]
+        marked = self.find(others)
+        self._mark[marked] = True
+        found = self._mark[self.find(labels)]
+        self._mark[marked] = False
+        return found
 
     def varies(self, labels: Labels) -> tuple[int, ...]:
         """The dimensions along which an array's classes differ."""
-        if labels.size <= 1:
-            return ()
-        roots = self.find(labels)
-        return tuple(
-            dim
-            for dim in range(roots.ndim)
-            if roots.shape[dim] > 1 and not np.array_equal(roots[_head(dim)], roots[_tail(dim)])
-        )
+        return varying(self.find(labels))
 
     def compress(self) -> None:
         """Point every label straight at its root: makes later look-ups one step."""
         used = self._parent[: self._size]
         used[:] = self.find(used)
+
+
+def varying(array: NDArray[Any]) -> tuple[int, ...]:
+    """The dimensions along which an array's elements differ."""
+    long = tuple(dim for dim, size in enumerate(array.shape) if size > 1)
+    if len(long) == 1:  # by far the most
+        flat = array.ravel()
+        return long if np.count_nonzero(flat != flat[0]) else ()
+    return tuple(dim for dim in long if np.count_nonzero(array[_head(dim)] != array[_tail(dim)]))
 
 
 def _head(dim: int) -> tuple[slice, ...]:

@@ -4,10 +4,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.errors import PlanError
@@ -40,7 +42,9 @@ class PruningPlan:
             PlanError: an index is out of range.
         """
         mask = np.ones(size, dtype=np.bool_)
-        gone = np.asarray(self.removed.get(name, {}).get(dim, ()), dtype=np.int64)
+        gone = self._gone.get((name, dim))
+        if gone is None:
+            return mask
         if gone.size and (gone.min() < 0 or gone.max() >= size):
             worst = int(gone.min() if gone.min() < 0 else gone.max())
             raise PlanError(
@@ -49,6 +53,15 @@ class PruningPlan:
             )
         mask[gone] = False
         return mask
+
+    @cached_property
+    def _gone(self) -> dict[tuple[str, int], NDArray[np.int64]]:
+        """What is removed as arrays: (name, dimension) -> indices."""
+        return {
+            (name, dim): np.asarray(indices, dtype=np.int64)
+            for name, dims in self.removed.items()
+            for dim, indices in dims.items()
+        }
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise PlanError unless every tensor the plan names is there with the size it had, and every index in it."""

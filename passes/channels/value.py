@@ -21,6 +21,13 @@ from graphprune.passes.channels.labels import Labels, Mask
 Move = Callable[[NDArray[Any]], NDArray[Any]]
 
 
+def spread(zero: Mask | bool, shape: tuple[int, ...]) -> Mask:
+    """A statement on zeros for each of the labels."""
+    if isinstance(zero, np.ndarray):
+        return zero if zero.shape == shape else np.broadcast_to(zero, shape)
+    return np.full(shape, zero, dtype=np.bool_)
+
+
 @dataclass(frozen=True, slots=True)
 class Facet:
     """Labels of a tensor's elements, and whether a removed element is zero beforehand.
@@ -41,11 +48,11 @@ class Facet:
     @property
     def dims(self) -> tuple[int, ...]:
         """Dimensions that are held at full size."""
-        return tuple(dim for dim, size in enumerate(self.labels.shape) if size > 1)
+        return tuple([dim for dim, size in enumerate(self.labels.shape) if size > 1])
 
     def with_zero(self, zero: Mask | bool) -> "Facet":
         """The same labels with another statement on zeros (broadcast to the labels' shape)."""
-        return Facet(self.labels, np.broadcast_to(np.asarray(zero, dtype=np.bool_), self.labels.shape))
+        return Facet(self.labels, spread(zero, self.labels.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +94,4 @@ class Value:
     def along(self, dim: int) -> tuple[Facet, ...]:
         """Facets whose labels differ along `dim` (which may be negative)."""
         dim %= max(self.rank, 1)
-        return tuple(facet for facet in self.facets if dim in facet.dims)
+        return tuple([facet for facet in self.facets if facet.labels.shape[dim] > 1])

@@ -2,7 +2,7 @@
 
 A number is zero when no bit of it but the sign is set, so a slice is zero when the bitwise or of its numbers is. That
 needs no array of truth values beside the tensor and no comparison of floats: NaN has bits set, -0.0 has none. Measured
-on a float32 weight of 512 x 512 x 3 x 3 of which a part is zero: 0.8 ms for all its dimensions, 41 ms by `!=`, `any`.
+on a float32 weight of 512 x 512 x 3 x 3 with zeros in it: 0.8 ms for all its dimensions, 41 ms by `!=` and `any`.
 """
 
 from math import prod

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def analyze(module: CapturedModule, *, whole_heads: bool = False) -> ChannelGrap
     return _Walk(module, whole_heads).graph()
 
 
+@cache
 def find_rule(target: Any) -> tuple[Rule, Binding] | None:
     """The rule of an ATen operator: by overload (`max.other`) first, then by name; in-place forms alike."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
@@ -56,11 +58,15 @@ def find_rule(target: Any) -> tuple[Rule, Binding] | None:
 
 def source_line(node: fx.Node) -> str:
     """Where in the user's code a node comes from: module path and source line."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0] and not f[0].startswith("torch/")]
-    path = module_path(node)
-    line = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+    path, line = module_path(node), _own_line(node.meta.get("stack_trace") or "")
     return f"{path} ({line})" if path and line else path or line or node.name
+
+
+@lru_cache(maxsize=4096)
+def _own_line(stack_trace: str) -> str:
+    """File and line of the innermost frame that is not torch's."""
+    own = [f for f in _FRAME.findall(stack_trace) if "/torch/" not in f[0] and not f[0].startswith("torch/")]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
 def module_path(node: fx.Node) -> str:
@@ -200,8 +206,7 @@ class _Walk:
 
     def _note_storage(self, node: fx.Node, results: list[Value]) -> None:
         """Keep track of views; what is changed in place is known to be zero no longer under its older names."""
-        schema = getattr(node.target, "_schema", None)
-        alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+        alias = _alias(node.target)
         if alias is None or not node.args or not isinstance(node.args[0], fx.Node):
             return
         base = self.storage.get(node.args[0], node.args[0])
@@ -279,16 +284,32 @@ def _has_tensor(meta: Any) -> bool:
 
 def bind_arguments(node: fx.Node) -> dict[str, Any]:
     """Arguments of a call by the names of the operator's schema; defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
+    schema = _signature(node.target)
     if schema is None:
         named: Mapping[str, Any] = {f"arg{i}": a for i, a in enumerate(node.args)}
         return {**named, **node.kwargs}
     bound = {}
-    for position, argument in enumerate(schema.arguments):
+    for position, (name, has_default, default) in enumerate(schema):
         if position < len(node.args):
-            bound[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
+            bound[name] = node.args[position]
+        elif name in node.kwargs:
+            bound[name] = node.kwargs[name]
+        elif has_default:
+            bound[name] = default
     return bound
+
+
+@cache
+def _signature(target: Any) -> list[tuple[str, bool, Any]] | None:
+    """Name of each argument of an operator, whether it has a default, and that."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return None
+    return [(a.name, a.has_default_value(), a.default_value) for a in schema.arguments]
+
+
+@cache
+def _alias(target: Any) -> Any:
+    """What an operator's schema says of its first argument: None, or whether it is written to or just viewed."""
+    schema = getattr(target, "_schema", None)
+    return schema.arguments[0].alias_info if schema is not None and schema.arguments else None

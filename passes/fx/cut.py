@@ -40,8 +40,9 @@ def cut_tensors(module: nn.Module, plan: PruningPlan) -> None:
 
 
 def cut_copy(module: nn.Module, plan: PruningPlan) -> nn.Module:
-    """A deep copy of `module` with every planned parameter and buffer sliced; what is sliced is never copied whole."""
-    return copy.deepcopy(module, dict(_cut_by_identity(module, plan)))
+    """A copy of `module` with every planned parameter and buffer sliced; those that are not cut are shared."""
+    shared = {id(tensor): tensor for tensor in named_tensors(module).values()}
+    return copy.deepcopy(module, {**shared, **_cut_by_identity(module, plan)})
 
 
 def _cut_by_identity(module: nn.Module, plan: PruningPlan) -> dict[int, torch.Tensor]:
@@ -55,10 +56,9 @@ def _cut_by_identity(module: nn.Module, plan: PruningPlan) -> dict[int, torch.Te
 
 def _cut_tensor(tensor: torch.Tensor, plan: PruningPlan, name: str) -> torch.Tensor:
     result = tensor.detach()
-    for dim in plan.removed[name]:
+    for dim in sorted(plan.removed[name]):  # whole rows first, which are copied fastest
         kept = torch.from_numpy(np.flatnonzero(plan.kept(name, dim, tensor.shape[dim]))).to(tensor.device)
         result = result.index_select(dim, kept)
-    result = result.clone()
     return nn.Parameter(result, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
 
 

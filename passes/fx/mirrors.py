@@ -4,7 +4,7 @@ They are read off the cut parameters; where a module has none (normalization wit
 for numbers of groups, off the operators that the module calls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
@@ -81,25 +81,33 @@ _MIRRORS: tuple[tuple[type, Callable[[Any, Changes], None]], ...] = (
 
 def update_attributes(model: nn.Module, graph: ChannelGraph, removed: Mask) -> None:
     """Make the attributes of every module of a cut model agree with its parameters again; in place."""
-    changes = _changes_by_module(graph, removed)
-    for path, module in model.named_modules(remove_duplicate=False):
-        for kind, mirror in _MIRRORS:
-            if isinstance(module, kind):
-                mirror(module, changes.get(path, {}))
+    mirrors = {
+        path: (module, mirror)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for kind, mirror in _MIRRORS
+        if isinstance(module, kind)
+    }
+    changes = _changes_by_module(graph, removed, mirrors.keys())
+    for path, (module, mirror) in mirrors.items():
+        mirror(module, changes.get(path, {}))
 
 
-def _changes_by_module(graph: ChannelGraph, removed: Mask) -> dict[str, Changes]:
+def _changes_by_module(graph: ChannelGraph, removed: Mask, wanted: Collection[str]) -> dict[str, Changes]:
+    """What cuts change in the operators that modules of the paths `wanted` call or own the weights of."""
     front: FxFrontEnd = graph.front_end
     nodes = {node.name: node for node in front.module.graph.nodes}
     found: dict[str, Changes] = {}
     for name, (rule, _, op) in front.ops.items():
+        weight = op.optional("weight")
+        owner = None if weight is None or weight.parameter is None else weight.parameter.rpartition(".")[0]
+        paths = [path for path in {module_path(nodes[name]), owner or ""} if path in wanted]
+        if not paths:
+            continue
         cut = Cut({key: graph.cuts(v, removed) for key, v in op.inputs.items() if isinstance(v, Value)}, [{}])
         changes = {} if rule.resize is None else rule.resize(op, cut)
         kept = cut.kept("input", 1)
         if kept is not None:
             changes = {**changes, "channels": int(kept.sum())}
-        weight = op.optional("weight")
-        owner = None if weight is None or weight.parameter is None else weight.parameter.rpartition(".")[0]
-        for path in {module_path(nodes[name]), owner} if changes else ():
-            found.setdefault(path or "", {}).update(changes)
+        for path in paths if changes else ():
+            found.setdefault(path, {}).update(changes)
     return found

@@ -23,12 +23,14 @@ from graphprune.passes.onnx.model import (
     SMALL,
     WEIGHT_TYPES,
     attributes,
+    captured_values,
     evaluate,
     free_name,
     is_quantized_bias,
     load_model,
     shape_types,
 )
+from graphprune.passes.onnx.pages import Forget, put_aside
 
 logger = logging.getLogger("graphprune")
 
@@ -131,6 +133,10 @@ class _Walk:
         for value in graph.outputs:
             for facet in self.env[value].facets if value in self.env else ():
                 self.analysis.freeze(facet, "the output of the model", "is an output")
+        forget = Forget()  # whoever replaces a weight must not find the old one kept here
+        self.steps = [replace(step, op=forget.numbers_of(step.op)) for step in self.steps]
+        self.ops = {node: (rule, binding, forget.numbers_of(op)) for node, (rule, binding, op) in self.ops.items()}
+        self.env = {value: forget.numbers(known) for value, known in self.env.items()}
         return ChannelGraph(
             self.analysis,
             {v.name: known for v, known in self.env.items() if v.name and v not in constants},
@@ -176,6 +182,8 @@ class _Walk:
             if data is not None and data.size <= 1 and not self.dead:  # scalars: exponents, limits of a clip
                 self.env[value] = Value(shape, constant=True, data=data)
             self.names[value.name] = value
+            if data is not None:
+                put_aside(data)
         else:
             data = tensor.numpy() if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING else None
             if data is not None:
@@ -214,6 +222,9 @@ class _Walk:
             results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
+        for weight in op.values():
+            if weight.data is not None:
+                put_aside(weight.data)
 
     def _applied(
         self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]
@@ -327,7 +338,7 @@ class _Walk:
         """Results of unknown size: nothing that reaches this node can be cut."""
         self.unknown[op_name] += 1
         where = f"{op_name} ({node.name})"
-        for value in (*node.inputs, *_captured(node)):
+        for value in (*node.inputs, *captured_values(node)):
             known = self.env.get(value) if value is not None else None
             for facet in known.facets if known is not None else ():
                 if known is not None and known.constant:
@@ -335,13 +346,13 @@ class _Walk:
                 else:
                     self.analysis.freeze(facet, where, "its sizes cannot be told")
         self.unshaped.update(node.outputs)
-        read = (*node.inputs, *_captured(node))
+        read = (*node.inputs, *captured_values(node))
         inputs = [self.env[value] for value in read if value is not None and value in self.env]
         self._note_step(node, Op(op_name, node.name or "", where, {"input": inputs}, {}, ()), None, ())
 
     def _with_captured(self, node: ir.Node, op: Op) -> Op:
         """The operator with the values that bodies of If, Loop and Scan read from outside among its inputs."""
-        captured = [self.env[value] for value in _captured(node) if value in self.env]
+        captured = [self.env[value] for value in captured_values(node) if value in self.env]
         for value in captured:
             self.analysis.freeze_value(value, op, "is read inside a sub-graph")
         return replace(op, inputs={**op.inputs, "captured": captured}) if captured else op
@@ -363,28 +374,6 @@ class _Walk:
         if binding.read is not None:
             attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
         return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)
-
-
-def _captured(node: ir.Node) -> list[ir.Value]:
-    """Values that the bodies of a node name, as inputs of their nodes or as results."""
-    graphs = [graph for a in node.attributes.values() for graph in _graphs(a)]
-    inner = [value for graph in graphs for step in graph.all_nodes() for value in step.inputs]
-    results = [value for graph in graphs for value in graph.outputs]
-    results += [
-        v
-        for graph in graphs
-        for step in graph.all_nodes()
-        for a in step.attributes.values()
-        for g in _graphs(a)
-        for v in g.outputs
-    ]
-    return [value for value in (*inner, *results) if value is not None]
-
-
-def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:

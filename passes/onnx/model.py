@@ -184,3 +184,25 @@ def attributes(node: ir.Node) -> dict[str, Any]:
             value = value.numpy()
         found[name] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """Values that the bodies of a node name, as inputs of their nodes or as results."""
+    graphs = [graph for a in node.attributes.values() for graph in _graphs(a)]
+    inner = [value for graph in graphs for step in graph.all_nodes() for value in step.inputs]
+    results = [value for graph in graphs for value in graph.outputs]
+    results += [
+        v
+        for graph in graphs
+        for step in graph.all_nodes()
+        for a in step.attributes.values()
+        for g in _graphs(a)
+        for v in g.outputs
+    ]
+    return [value for value in (*inner, *results) if value is not None]
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []

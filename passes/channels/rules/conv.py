@@ -36,13 +36,11 @@ def _silent(weight: Value, x_zero: Mask, groups: int, transposed: bool) -> Mask 
     return ~np.any(loud.reshape(groups, outs // groups, inner) & heard, axis=2).ravel()
 
 
-def _out_zero(analysis: Analysis, op: Op, weight_zero: Mask, x_zero: Mask) -> Mask:
-    weight, bias = op.value("weight"), op.optional("bias")
-    silent = _silent(weight, x_zero, op.attrs["groups"], op.attrs["transposed"])
+def _out_zero(op: Op, weight_zero: Mask, x_zero: Mask, bias: Axis | None) -> Mask:
+    silent = _silent(op.value("weight"), x_zero, op.attrs["groups"], op.attrs["transposed"])
     zero = weight_zero if silent is None else silent
-    if bias is not None:
-        axis = analysis.axis(bias, 0)
-        zero = zero & axis.zero if axis is not None else np.zeros_like(zero)
+    if op.optional("bias") is not None:
+        zero = zero & bias.zero if bias is not None else np.zeros_like(zero)
     return zero
 
 
@@ -67,8 +65,8 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
     x_zero = np.zeros(1, dtype=np.bool_) if x_axis is None else x_axis.zero
     facets = list(passing)
     if out is not None:
-        zero = _out_zero(analysis, op, np.broadcast_to(out.zero, (count,)), x_zero)
         b = analysis.axis(bias, 0)
+        zero = _out_zero(op, np.broadcast_to(out.zero, (count,)), x_zero, b)
         if b is not None:
             analysis.unite(out.labels, b.labels)
         elif bias is not None and bias.shape[0] > 1:
@@ -76,7 +74,7 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
         facets.append(Axis(out.labels, zero).facet(x.rank, channel))
     ends = x.shape if transposed else op.shape
     positions = prod(ends[:channel] + ends[channel + 1 :])
-    _cost(analysis, op, weight, positions)
+    _cost(analysis, op, positions, (w_out, w_in) if in_dim else (w_in, w_out))
     return [Value(op.shape, tuple(facets))]
 
 
@@ -85,9 +83,9 @@ def _channel_dim(op: Op) -> int:
     return op.value("input").rank - (op.value("weight").rank - 1)
 
 
-def _cost(analysis: Analysis, op: Op, weight: Value, positions: int) -> None:
-    axes = [analysis.axis(weight, dim) for dim in (0, 1)]
-    unlabeled = prod(size for dim, size in enumerate(weight.shape) if dim > 1 or axes[dim] is None)
+def _cost(analysis: Analysis, op: Op, positions: int, axes: tuple[Axis | None, Axis | None]) -> None:
+    """`axes`: the weight's first two."""
+    unlabeled = prod(size for dim, size in enumerate(op.value("weight").shape) if dim > 1 or axes[dim] is None)
     analysis.cost(op, float(positions * unlabeled), [axis.labels for axis in axes if axis is not None])
 
 
