@@ -43,7 +43,7 @@ def _exports(document: Row) -> Iterator[str]:
     rows = document["rows"]
     same = [row["torch"] for row in rows if "named" in row.get("torch", {})]
     equal, named = sum(torch["same"] for torch in same), sum(torch["named"] for torch in same)
-    full = sum(not torch.get("lost", 0) for torch in same)
+    full = sum(torch.get("lost", 1) == 0 for torch in same)
     yield "## Exports of public architectures\n"
     yield _about(document, "exports")
     yield from _found(rows)
