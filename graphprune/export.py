@@ -1,9 +1,10 @@
 """Writing a torch model as an ONNX file that onnxruntime runs well on a CPU.
 
 The file has a symbolic batch dimension called "batch" wherever the model allows it, normalization folded into the
-convolution before it, stable names for inputs and outputs, and no denormal weights (one that is 1e-39 instead of 0
-makes a convolution 22 times slower). Before it gets its name it is run in onnxruntime at several batch sizes
-and compared with the model.
+convolution before it, stable names for inputs and outputs, no denormal weights (one that is 1e-39 instead of 0
+makes a convolution 22 times slower), and nothing that takes a residual Add out of onnxruntime's blocked layout
+(`passes/onnx/layout.py`). What each of these brings is measured in benchmarks/latency/export.py. Before the file gets
+its name it is run in onnxruntime at several batch sizes and compared with the model.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from graphprune.onnx_files import written
 from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
+from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
 from graphprune.torch_mode import evaluation
 from graphprune.verify import require_equal
 from graphprune.version import __version__
@@ -161,10 +163,13 @@ def _tidy(exported: torch.onnx.ONNXProgram, metadata: Mapping[str, str]) -> ir.M
         ir_passes.IdentityEliminationPass(),
         # An output that is an input, or another output, does need an Identity.
         ir_passes.OutputFixPass(),
-        ir_passes.RemoveUnusedNodesPass(),
         # The exporter notes its own graph and the user's source lines, with the paths of this machine.
         ir_passes.ClearMetadataAndDocStringPass(),
         ZeroDenormalsPass(),
+        # After the metadata went, because the first of them notes what it did.
+        SelectChannelsPass(),
+        GlobalPoolPass(),
+        ir_passes.RemoveUnusedNodesPass(),
     ):
         tidy(model)
     _name_inputs_and_outputs(model, exported.exported_program)

@@ -8,14 +8,21 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from graphprune.passes.errors import GraphPruneError, OutputExistsError
 
-__all__ = ["atomic_write", "atomic_write_json", "atomic_write_text", "refuse_overwrite"]
+__all__ = [
+    "atomic_write",
+    "atomic_write_json",
+    "atomic_write_text",
+    "atomic_write_together",
+    "refuse_overwrite",
+    "write_error",
+]
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -34,22 +41,40 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> with atomic_write("plan.json") as temporary:     # doctest: +SKIP
         ...     temporary.write_text("{}")
     """
-    final = Path(path)
-    temporary: Path | None = None
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        # A writer may look at the suffix, so the temporary name keeps it; the dot hides it from globs.
-        temporary = final.with_name(f".{final.stem}.{secrets.token_hex(4)}{final.suffix}")
+    with atomic_write_together(path) as (temporary,):
         yield temporary
-        _flush_to_disk(temporary)
-        temporary.replace(final)
-        _flush_folder(final.parent)
+
+
+@contextmanager
+def atomic_write_together(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
+    """As `atomic_write`, for files of which the last refers to the others.
+
+    All are on the disk before the first name changes. The last one's name is then freed before the others get theirs,
+    so that whoever is stopped in between leaves no file that refers to another one's contents.
+
+    Raises:
+        GraphPruneError: A file cannot be written (disk full, no permission, a folder in its place).
+    """
+    finals = [Path(path) for path in paths]
+    # A writer may look at the suffix, so the temporary name keeps it; the dot hides it from globs.
+    temporaries = [path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}") for path in finals]
+    try:
+        for final in finals:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        yield tuple(temporaries)
+        for temporary in temporaries:
+            _flush_to_disk(temporary)
+        if len(finals) > 1:
+            finals[-1].unlink(missing_ok=True)
+        for temporary, final in zip(temporaries, finals, strict=True):
+            temporary.replace(final)
+        _flush_folder(finals[-1].parent)
     except OSError as error:
-        if not _is_about(error, temporary, final):
+        if not _is_about(error, (*temporaries, *finals)):
             raise
-        raise _write_error(error, final) from error
+        raise write_error(error, finals[-1]) from error
     finally:
-        if temporary is not None:
+        for temporary in temporaries:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -80,19 +105,20 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> None:
         raise OutputExistsError(f"{path}: this {kind} exists already; choose another name, or replace it with --force")
 
 
-def _is_about(error: OSError, temporary: Path | None, final: Path) -> bool:
-    """Whether an error of the block or of this module is about the file being written.
+def _is_about(error: OSError, files: Iterable[Path]) -> bool:
+    """Whether an error of the block or of this module is about the files being written.
 
     The block may read other files; their errors are the caller's. A write that fails for want of space
     carries no file name.
     """
     if error.errno in _DISK_FULL or error.filename is None:
         return error.errno in _DISK_FULL
-    ours = {os.fspath(p) for p in (temporary, final, final.parent, *final.parents) if p is not None}
+    ours = {os.fspath(path) for file in files for path in (file, *file.parents)}
     return os.fspath(error.filename) in ours
 
 
-def _write_error(error: OSError, final: Path) -> GraphPruneError:
+def write_error(error: OSError, final: Path) -> GraphPruneError:
+    """What to tell a user who cannot write a file."""
     if error.errno in _DISK_FULL:
         return GraphPruneError(f"{final}: the disk is full; free some space or write elsewhere")
     return GraphPruneError(f"{final}: cannot be written ({error.strerror or error})")

@@ -7,11 +7,14 @@ imported only when a torch module is given.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 
 from graphprune.onnx_session import (
+    NUMERIC_TYPES,
     RUNTIME_ERRORS,
     InputSpec,
     OnnxSource,
@@ -48,11 +51,15 @@ class Runner(Protocol):
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         """Return the outputs."""
 
-    def value_names(self) -> list[str]:
-        """Return the names of the values inside the graph in topological order; empty when it has none."""
+    def value_spans(self) -> dict[str, tuple[int, int]]:
+        """Return the values inside the graph by name, in the order of computation; empty when they have no names.
+
+        With each stand the number of the operator that gives it, and of the last one that reads it (beyond the last
+        operator if it is an output).
+        """
 
     def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the float values of the graph among `names`."""
+        """Return the numeric values of the graph among `names`."""
 
 
 def open_runner(model: Model, *, label: str | None = None, optimize: bool = True, threads: int = 1) -> Runner:
@@ -110,16 +117,24 @@ class _OnnxRunner:
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         return self._run(self._session, None, inputs)
 
-    def value_names(self) -> list[str]:
-        return [name for node in load_proto(self._source).graph.node for name in node.output if name]
+    def value_spans(self) -> dict[str, tuple[int, int]]:
+        graph = self._proto.graph
+        born = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
+        dies = {name: at for at, node in enumerate(graph.node) for name in _read_by(node)}
+        dies.update((output.name, len(graph.node)) for output in graph.output)
+        return {name: (at, dies.get(name, at)) for name, at in born.items()}
 
     def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
-        exposed = with_outputs(load_proto(self._source), names)
+        exposed = with_outputs(self._proto, names)
         # Unoptimized: what is looked for is a difference of the graphs, and fusions would be undone anyway.
         session = open_session(exposed, optimize=False, threads=self._threads, name=self.label)
-        floats = {item.name for item in session.get_outputs() if item.type in {"tensor(float)", "tensor(float16)"}}
-        wanted = [name for name in names if name in floats]
+        numeric = {item.name for item in session.get_outputs() if item.type in NUMERIC_TYPES}
+        wanted = [name for name in names if name in numeric]
         return dict(zip(wanted, self._run(session, wanted, inputs), strict=True)) if wanted else {}
+
+    @cached_property
+    def _proto(self) -> onnx.ModelProto:
+        return load_proto(self._source)
 
     def _run(self, session: Any, wanted: list[str] | None, inputs: Arrays) -> list[np.ndarray]:
         if len(inputs) != len(self._specs):
@@ -165,12 +180,17 @@ class _TorchRunner:
         leaves = torch.utils._pytree.tree_leaves(result)
         return [_to_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    def value_names(self) -> list[str]:
+    def value_spans(self) -> dict[str, tuple[int, int]]:
         import torch
 
         if not isinstance(self._module, torch.fx.GraphModule):
-            return []
-        return [node.name for node in self._module.graph.nodes if node.op not in {"placeholder", "get_attr", "output"}]
+            return {}
+        place = {node: at for at, node in enumerate(self._module.graph.nodes)}
+        return {
+            node.name: (at, max((place[user] for user in node.users), default=at))
+            for node, at in place.items()
+            if node.op not in {"placeholder", "get_attr", "output"}
+        }
 
     def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
         import torch
@@ -183,7 +203,7 @@ class _TorchRunner:
         class Recorder(torch.fx.Interpreter):
             def run_node(self, n: torch.fx.Node) -> Any:
                 value = super().run_node(n)
-                if n.name in wanted and isinstance(value, torch.Tensor) and value.is_floating_point():
+                if n.name in wanted and isinstance(value, torch.Tensor):
                     found[n.name] = _to_numpy(value)
                 return value
 
@@ -219,6 +239,16 @@ class _TorchRunner:
             else torch.from_numpy(np.ascontiguousarray(array))
             for array in inputs
         ]
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, in its sub-graphs too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in graph.output)
+            for inner in graph.node:
+                yield from _read_by(inner)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

@@ -32,6 +32,7 @@ from graphprune.onnx_session import (
     with_outputs,
 )
 from graphprune.passes.errors import GraphPruneError, ModelLoadError
+from graphprune.passes.onnx.layout import SELECTS
 from graphprune.passes.onnx.wire import outline
 
 __all__ = ["OnnxCost", "onnx_cost"]
@@ -158,6 +159,7 @@ def _infer_shapes(
     except (shape_inference.InferenceError, ValueError):
         inferred = fixed
     known = {tensor.name: tuple(tensor.dims) for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
+    known |= {sparse.values.name: tuple(sparse.dims) for sparse in model.graph.sparse_initializer}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
@@ -189,6 +191,8 @@ def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], rea
     total = 0
     uncounted = []
     for node in nodes:
+        if _only_selects(node):
+            continue
         label = f"{node.op_type} '{node.name or node.output[0]}'"
         if formula := _FORMULAS.get(node.op_type):
             try:
@@ -200,6 +204,11 @@ def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], rea
         elif node.op_type in _NO_FORMULA:
             uncounted.append(f"{label}: no formula for this operator")
     return total, uncounted
+
+
+def _only_selects(node: onnx.NodeProto) -> bool:
+    """A convolution by zeros and ones that stands for data movement is no work of the network's."""
+    return any(entry.key == SELECTS for entry in node.metadata_props)
 
 
 def _conv_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
@@ -239,6 +248,8 @@ def _count_weights(model: onnx.ModelProto) -> int:
     stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
     weights = set()
     for node in _all_nodes(model.graph):
+        if _only_selects(node):
+            continue
         for at, name in enumerate(node.input):
             tensor = stored.get(name)
             if tensor is None:

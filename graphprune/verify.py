@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from graphprune.bisection import find_first_difference
 from graphprune.closeness import Agreement, Judge, OutputComparison
 from graphprune.model_runner import Model, Runner, open_runner
 from graphprune.passes.errors import DataError, VerificationError
@@ -133,12 +134,9 @@ def explain(
 def first_difference(
     reference: Model, candidate: Model, inputs: Any, *, rtol: float = RTOL, atol: float = ATOL
 ) -> str | None:
-    """Name the first value inside two graphs, in topological order, that differs beyond the tolerance.
+    """Name the first value inside two graphs that differs beyond the tolerance, by bisection (see `bisection`).
 
-    Values are matched by name, as they are in two exports or two captures of one network. Where the candidate has
-    fewer channels (it is slim), it is compared with the reference's channels that are not zero throughout, if
-    their number fits; a value that cannot be matched is passed over. None when nothing differs, or when a model
-    has no names to go by.
+    None when nothing differs, or when a model has no names to go by.
     """
     first, second = _open_both(reference, candidate, None, optimize=False)
     return _first_difference(first, second, _as_arrays(inputs), rtol, atol)
@@ -147,22 +145,9 @@ def first_difference(
 def _first_difference(
     first: Runner, second: Runner, arrays: tuple[np.ndarray, ...], rtol: float, atol: float
 ) -> str | None:
-    also = set(second.value_names())
-    common = [name for name in first.value_names() if name in also]
-    if not common:
-        return None
     batch = next(_batches(arrays, _BATCH_SIZE, first, second))
-    ours, theirs = first.values(batch, common), second.values(batch, common)
-    for name in common:
-        pair = _aligned(ours[name], theirs[name]) if name in ours and name in theirs else None
-        if pair is None:
-            continue
-        judged = Judge(name, rtol, atol)
-        judged.see(*pair, at=0)
-        result = judged.result()
-        if not result.equal:
-            return f"'{name}' {result.problem or f'({result.error:.2g} of its scale)'}"
-    return None
+    found = find_first_difference(first, second, batch, rtol, atol, same_faults=True)
+    return found or find_first_difference(first, second, batch, rtol, atol, same_faults=False)
 
 
 def _open_both(
@@ -207,20 +192,6 @@ def _worse_of(one: Comparison, other: Comparison) -> Comparison:
     outputs = tuple(max(pair, key=lambda output: (not output.equal, output.error)) for pair in pairs)
     shares = [share for share in (one.agreement, other.agreement) if share is not None]
     return Comparison(outputs, min(shares, default=None), one.samples, one.rtol, one.atol)
-
-
-def _aligned(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the two with equal shapes, the reference's zero channels left out if need be; None when they cannot be."""
-    if a.ndim != b.ndim:
-        return None
-    differing = [axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]]
-    if not differing:
-        return a, b
-    axis = differing[0]
-    alive = np.flatnonzero(a.any(axis=tuple(other for other in range(a.ndim) if other != axis)))
-    if len(differing) > 1 or len(alive) != b.shape[axis]:
-        return None
-    return a.take(alive, axis=axis), b
 
 
 def _as_arrays(inputs: Any) -> tuple[np.ndarray, ...]:

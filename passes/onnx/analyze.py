@@ -1,5 +1,6 @@
 """Channel analysis of an ONNX graph: the same labels and rules as for torch graphs."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,18 +23,25 @@ from graphprune.passes.onnx.model import (
     SMALL,
     WEIGHT_TYPES,
     attributes,
+    captured_values,
     evaluate,
     free_name,
     is_quantized_bias,
     load_model,
     shape_types,
 )
+from graphprune.passes.onnx.pages import Forget, put_aside
+
+logger = logging.getLogger("graphprune")
 
 _INFERENCE_ERRORS = (
     *(onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),
     *(KeyError, ValueError, TypeError, RuntimeError),
 )
 _NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_floats"})
+
+#: What a rule raises when inputs and attributes do not go together.
+_MISFITS = (ValueError, TypeError, LookupError, AssertionError, ArithmeticError, MemoryError)
 
 #: What a free size stands for during the analysis: the batch, and any other.
 _BATCH, _FREE = 2, 64
@@ -125,6 +133,10 @@ class _Walk:
         for value in graph.outputs:
             for facet in self.env[value].facets if value in self.env else ():
                 self.analysis.freeze(facet, "the output of the model", "is an output")
+        forget = Forget()  # whoever replaces a weight must not find the old one kept here
+        self.steps = [replace(step, op=forget.numbers_of(step.op)) for step in self.steps]
+        self.ops = {node: (rule, binding, forget.numbers_of(op)) for node, (rule, binding, op) in self.ops.items()}
+        self.env = {value: forget.numbers(known) for value, known in self.env.items()}
         return ChannelGraph(
             self.analysis,
             {v.name: known for v, known in self.env.items() if v.name and v not in constants},
@@ -170,6 +182,8 @@ class _Walk:
             if data is not None and data.size <= 1 and not self.dead:  # scalars: exponents, limits of a clip
                 self.env[value] = Value(shape, constant=True, data=data)
             self.names[value.name] = value
+            if data is not None:
+                put_aside(data)
         else:
             data = tensor.numpy() if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING else None
             if data is not None:
@@ -200,13 +214,7 @@ class _Walk:
             return
         if found is not None and self._computed(node, found[1]):
             found = None
-        op = self._op(node, op_name, found, shapes)
-        if found is None:
-            self.unknown[op_name] += 1
-        else:
-            self.ops[node] = (*found, op)
-        op = self._with_captured(node, op)
-        results = self.analysis.run(found[0] if found else None, op)
+        op, found, results = self._applied(node, op_name, found, shapes)
         if data is not None:
             for value, numbers in zip(node.outputs, data, strict=False):
                 self.numbers[value] = numbers
@@ -214,6 +222,30 @@ class _Walk:
             results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
+        for weight in op.values():
+            if weight.data is not None:
+                put_aside(weight.data)
+
+    def _applied(
+        self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]
+    ) -> tuple[Op, tuple[Rule, Binding] | None, list[Value]]:
+        """The operator, the rule that was applied to it, and its results.
+
+        Rules rely on what ONNX asks of an operator and its inputs; where a file does not keep to it, none is applied.
+        """
+        if found is not None:
+            try:
+                op = self._op(node, op_name, found, shapes)
+                results = self.analysis.run(found[0], self._with_captured(node, op))
+            except _MISFITS as error:
+                logger.debug("the rule for %s (%s) was not applied: %r", op_name, node.name, error)
+                op_name = f"{op_name} that does not fit its inputs"
+            else:
+                self.ops[node] = (*found, op)
+                return self._with_captured(node, op), found, results
+        self.unknown[op_name] += 1
+        op = self._with_captured(node, self._op(node, op_name, None, shapes))
+        return op, None, self.analysis.run(None, op)
 
     def _note_step(self, node: ir.Node, op: Op, rule: Rule | None, results: Sequence[Value]) -> None:
         self.steps.append(Step(op, rule, tuple(results)))
@@ -262,7 +294,7 @@ class _Walk:
         try:
             version = self.opsets.get(node.domain) or self.opsets.get("", 1)
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-            proto = ir.to_proto(node)
+            proto = ir.serde.serialize_node(node)
             types, numbers = {}, {}
             for value in node.inputs:
                 known = self.env.get(value) if value is not None else None
@@ -306,7 +338,7 @@ class _Walk:
         """Results of unknown size: nothing that reaches this node can be cut."""
         self.unknown[op_name] += 1
         where = f"{op_name} ({node.name})"
-        for value in (*node.inputs, *_captured(node)):
+        for value in (*node.inputs, *captured_values(node)):
             known = self.env.get(value) if value is not None else None
             for facet in known.facets if known is not None else ():
                 if known is not None and known.constant:
@@ -314,13 +346,13 @@ class _Walk:
                 else:
                     self.analysis.freeze(facet, where, "its sizes cannot be told")
         self.unshaped.update(node.outputs)
-        read = (*node.inputs, *_captured(node))
+        read = (*node.inputs, *captured_values(node))
         inputs = [self.env[value] for value in read if value is not None and value in self.env]
         self._note_step(node, Op(op_name, node.name or "", where, {"input": inputs}, {}, ()), None, ())
 
     def _with_captured(self, node: ir.Node, op: Op) -> Op:
         """The operator with the values that bodies of If, Loop and Scan read from outside among its inputs."""
-        captured = [self.env[value] for value in _captured(node) if value in self.env]
+        captured = [self.env[value] for value in captured_values(node) if value in self.env]
         for value in captured:
             self.analysis.freeze_value(value, op, "is read inside a sub-graph")
         return replace(op, inputs={**op.inputs, "captured": captured}) if captured else op
@@ -342,28 +374,6 @@ class _Walk:
         if binding.read is not None:
             attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
         return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)
-
-
-def _captured(node: ir.Node) -> list[ir.Value]:
-    """Values that the bodies of a node name, as inputs of their nodes or as results."""
-    graphs = [graph for a in node.attributes.values() for graph in _graphs(a)]
-    inner = [value for graph in graphs for step in graph.all_nodes() for value in step.inputs]
-    results = [value for graph in graphs for value in graph.outputs]
-    results += [
-        v
-        for graph in graphs
-        for step in graph.all_nodes()
-        for a in step.attributes.values()
-        for g in _graphs(a)
-        for v in g.outputs
-    ]
-    return [value for value in (*inner, *results) if value is not None]
-
-
-def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:

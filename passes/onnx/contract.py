@@ -1,6 +1,12 @@
 """What every pass over an ONNX graph may rely on and has to leave behind."""
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.passes.onnx.pages import put_aside
 
 
 class GraphPass(ir.passes.InPlacePass):
@@ -72,6 +78,20 @@ def literal(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol | None
         found = producer.attributes.get("value")
         return None if found is None else found.as_tensor()
     return None
+
+
+def set_literal(value: ir.Value, array: NDArray[Any]) -> None:
+    """Give a literal other numbers; it is stored in the graph or in a Constant node, and keeps its type and text."""
+    producer = value.producer()
+    old = value.const_value if producer is None else producer.attributes["value"].as_tensor()
+    assert old is not None
+    put_aside(old.numpy())
+    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=old.dtype, name=value.name, doc_string=old.doc_string)
+    if producer is not None:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+    else:
+        value.const_value = tensor
+    value.shape = ir.Shape(array.shape)
 
 
 def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:

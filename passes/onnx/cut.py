@@ -13,8 +13,9 @@ from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
+from graphprune.passes.onnx.computed import ComputedNumbers, is_literal
+from graphprune.passes.onnx.contract import add_literal, set_literal
 from graphprune.passes.onnx.fold import fold_branches
-from graphprune.passes.onnx.model import attributes, evaluate
 from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
 
@@ -27,7 +28,7 @@ def mask_groups(graph: ChannelGraph, removed: Mask) -> None:
         zero = np.broadcast_to(np.asarray(zero_of(value), dtype=array.dtype), array.shape)
         for dim, mask in gone.items():
             np.moveaxis(array, dim, 0)[mask] = np.moveaxis(zero, dim, 0)[mask]
-        _replace_tensor(value, array)
+        set_literal(value, array)
 
 
 def remove_groups(graph: ChannelGraph, removed: Mask) -> None:
@@ -49,21 +50,6 @@ def _hit(graph: ChannelGraph, removed: Mask) -> Iterator[tuple[ir.Value, dict[in
             yield value, gone
 
 
-def _replace_tensor(value: ir.Value, array: NDArray[Any]) -> None:
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    producer = value.producer()
-    if producer is not None:
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)
-    else:
-        value.const_value = tensor
-    value.shape = ir.Shape(array.shape)
-
-
-def _is_literal(value: ir.Value) -> bool:
-    producer = value.producer()
-    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
-
-
 #: Inputs by which a rule's operator is told sizes and places: they follow the cut, by themselves or by `resize`.
 _SIZES = frozenset(
     "shape sizes split starts ends axes steps pads repeats axis scales output_shape lengths index".split()
@@ -83,7 +69,7 @@ class _Cutter:
         self.front: OnnxFrontEnd = graph.front_end
         self.cuts = {value: graph.cuts(known, removed) for value, known in self.front.env.items()}
         self.opsets = dict(self.front.model.graph.opset_imports)
-        self._after: dict[ir.Value, NDArray[Any] | None] = {}
+        self.computed = ComputedNumbers(self.front, self.cuts)
 
     def run(self) -> None:
         for node in self.front.nodes:
@@ -94,7 +80,7 @@ class _Cutter:
             array = stored(value)
             for dim, mask in gone.items():
                 array = np.compress(~mask, array, axis=dim)
-            _replace_tensor(value, array)
+            set_literal(value, array)
         for value, cuts in self.cuts.items():
             if cuts and value.shape is not None and value.name not in self.front.names:
                 sizes = [int(cuts[dim].sum()) if dim in cuts else size for dim, size in enumerate(value.shape)]
@@ -125,13 +111,12 @@ class _Cutter:
         names = self.front.ops[node][1].inputs if node in self.front.ops else ()
         for position, value in enumerate(node.inputs):
             is_size = position < len(names) and names[position] in _SIZES
-            before = None if value is None or is_size or _is_literal(value) else self.front.numbers.get(value)
-            if value is None or before is None:
+            if value is None or is_size or is_literal(value) or value not in self.front.numbers:
                 continue
-            after = self._recomputed(value)
-            if after is not None and not np.array_equal(before, after):
+            after = self.computed.after(value)
+            if after is not None and not np.array_equal(self.computed.expected(value), after):
                 name = f"{node.outputs[0].name}_{position}_kept"
-                node.replace_input_with(position, self._literal(name, np.asarray(before)))
+                node.replace_input_with(position, self.computed.keep(node, value, name))
 
     def _is_attribute(self, node: ir.Node, key: str) -> bool:
         version = self.opsets.get(node.domain) or self.opsets.get("", 1)
@@ -153,53 +138,22 @@ class _Cutter:
             if new == rows:
                 return
         data = np.asarray(new, dtype=np.int64 if before is None else before.dtype)
-        found = None if old is None or _is_literal(old) else self._recomputed(old)
+        found = None if old is None or is_literal(old) else self.computed.after(old)
         if found is not None and np.array_equal(found, data):
             return  # case 1
         name = f"{node.outputs[0].name}_{position}_slim"
-        value = self._literal(name, data)
+        value = add_literal(self.front.model, name, ir.tensor(data))
         if old is not None and found is not None and found.shape == data.shape and data.ndim == 1:  # case 2
             value = self._patched(node, old, found == data, value)
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
         node.replace_input_with(position, value)
 
-    def _literal(self, name: str, data: NDArray[Any]) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(ir.DataType.from_numpy(data.dtype)))
-        value.const_value = ir.tensor(data, name=name)
-        self.front.model.graph.register_initializer(value)
-        return value
-
     def _patched(self, node: ir.Node, old: ir.Value, right: NDArray[Any], fixed: ir.Value) -> ir.Value:
         """`old` where it is right, else `fixed`."""
-        mask = self._literal(f"{fixed.name}_computed", right)
+        mask = add_literal(self.front.model, f"{fixed.name}_computed", ir.tensor(right))
         choice = ir.node("Where", [mask, old, fixed], name=f"{fixed.name}_choice")
         (value,) = choice.outputs
         value.name, value.shape, value.type = f"{fixed.name}_patched", fixed.shape, fixed.type
         self.front.model.graph.insert_before(node, choice)
         return value
-
-    def _recomputed(self, value: ir.Value) -> NDArray[Any] | None:
-        """What computed numbers are once the tensors whose sizes they read are cut; None if unknown."""
-        if value not in self._after:
-            self._after[value] = self._recompute(value)
-        return self._after[value]
-
-    def _recompute(self, value: ir.Value) -> NDArray[Any] | None:
-        known = self.front.numbers.get(value)
-        producer = value.producer()
-        if known is None or _is_literal(value) or producer is None:
-            return known
-        if producer.op_type in ("Shape", "Size") and producer.inputs[0] is not None:
-            source = producer.inputs[0]
-            cuts = self.cuts.get(source, {})
-            sizes = [int(cuts[d].sum()) if d in cuts else n for d, n in enumerate(self.front.env[source].shape)]
-            if producer.op_type == "Size":
-                return np.asarray(np.prod(sizes), dtype=np.int64)
-            options = attributes(producer)
-            return np.asarray(sizes, dtype=np.int64)[slice(options.get("start"), options.get("end"))]
-        inputs = [None if item is None else self._recomputed(item) for item in producer.inputs]
-        if any(item is not None and found is None for item, found in zip(producer.inputs, inputs, strict=True)):
-            return None
-        results = evaluate(producer, inputs, self.opsets)
-        return None if results is None else results[list(producer.outputs).index(value)]

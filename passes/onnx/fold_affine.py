@@ -15,9 +15,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.passes.onnx.contract import GraphPass, add_literal, literal
+from graphprune.passes.onnx.pages import put_aside
 
 _REAL = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
+
+#: So many numbers at a time are held in double precision.
+_CHUNK = 1 << 20
 
 
 class FoldBatchNormPass(GraphPass):
@@ -59,17 +63,34 @@ class _Layer:
         found = self.node.attributes.get("group")
         return 1 if found is None else found.as_int()
 
-    def scaled(self, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The weight with each output channel times its scale."""
+    def scaled(self, scale: NDArray[np.float64]) -> NDArray[Any] | None:
+        """The weight with each output channel times its scale; None where that is no finite number."""
+        inner = (1,) * (self.weight.ndim - 2)
+        shape: tuple[int, ...] = self.weight.shape
         if self.node.op_type == "Conv":
-            return self.weight * scale.reshape(-1, *(1,) * (self.weight.ndim - 1))
-        if self.node.op_type == "Gemm":
+            factors = scale.reshape(-1, 1, *inner)
+        elif self.node.op_type == "Gemm":
             transposed = self.node.attributes.get("transB")
-            is_rows = transposed is not None and transposed.as_int() == 1
-            return self.weight * (scale[:, None] if is_rows else scale[None, :])
-        by_group = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])  # (I, O/g) -> (g, I/g, O/g)
-        factors = scale.reshape(self.groups, 1, -1, *(1,) * (self.weight.ndim - 2))
-        return (by_group * factors).reshape(self.weight.shape)
+            factors = scale[:, None] if transposed is not None and transposed.as_int() == 1 else scale[None, :]
+        else:
+            shape = (self.groups, shape[0] // self.groups, *shape[1:])  # (I, O/g) -> (g, I/g, O/g)
+            factors = scale.reshape(self.groups, 1, -1, *inner)
+        product = _product(self.weight.reshape(shape), factors)
+        return None if product is None else product.reshape(self.weight.shape)
+
+
+def _product(weight: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[Any] | None:
+    """Computed in double precision, a part at a time; None where it is no finite number."""
+    factors = np.broadcast_to(factors, (weight.shape[0], *factors.shape[1:]))
+    result = np.empty_like(weight)
+    step = max(1, _CHUNK * weight.shape[0] // max(1, weight.size))
+    for start in range(0, weight.shape[0], step):
+        part = slice(start, start + step)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result[part] = weight[part] * factors[part]
+        if not np.isfinite(result[part]).all():
+            return None
+    return result
 
 
 def _layer(model: ir.Model, value: ir.Value | None) -> _Layer | None:
@@ -114,9 +135,9 @@ def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
     scale = gamma / np.sqrt(variance + epsilon)
     bias = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
     weight, bias = layer.scaled(scale), scale * (bias - mean) + beta
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+    if weight is None or not np.isfinite(bias).all():
         return False
-    _set(model, layer.node, 1, weight.astype(layer.weight.dtype))
+    _set(model, layer.node, 1, weight)
     _set(model, layer.node, 2, bias.astype(layer.weight.dtype))
     _skip(model, node, layer.node.outputs[0])
     return True
@@ -148,6 +169,8 @@ def _set(model: ir.Model, node: ir.Node, position: int, array: NDArray[Any]) -> 
     old = node.inputs[position] if position < len(node.inputs) else None
     tensor = ir.tensor(np.ascontiguousarray(array))
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        if old.const_value is not None:
+            put_aside(old.const_value.numpy())
         old.const_value, old.shape = ir.tensor(tensor.numpy(), name=old.name), ir.Shape(array.shape)
         return
     weight = node.inputs[1]

@@ -47,7 +47,9 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if not source.is_file():
         raise ModelLoadError(f"{source}: no such file" if not source.exists() else f"{source}: is a folder, not a file")
     try:
-        model = ir.from_proto(onnx.load_model_from_string(outline(source)))
+        message = onnx.load_model_from_string(outline(source))
+        _fill_sparse(message.graph)
+        model = ir.from_proto(message)
         _set_base(model, source.resolve())
     except (DecodeError, *_BROKEN) as error:
         raise ModelLoadError(f"{source}: is not an ONNX model ({_first_line(error)})") from error
@@ -62,6 +64,16 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     if fault:
         raise ModelLoadError(f"{source}: is not a valid ONNX model ({fault})")
     return model
+
+
+def _fill_sparse(graph: onnx.GraphProto) -> None:
+    """Write sparse literals out, as onnxruntime does when it loads them: onnx_ir knows none."""
+    for sparse in graph.sparse_initializer:
+        values, at = (onnx.numpy_helper.to_array(part) for part in (sparse.values, sparse.indices))
+        full = np.zeros(tuple(sparse.dims), dtype=values.dtype)
+        full[tuple(at.T) if at.ndim == 2 else np.unravel_index(at, full.shape)] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(full, sparse.values.name))
+    graph.ClearField("sparse_initializer")
 
 
 def _set_base(model: ir.Model, source: Path) -> None:
@@ -108,6 +120,9 @@ def is_quantized_bias(value: ir.Value) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong at the bottom; what lies above it are the calls that led there."""
+    while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
+        error = error.__cause__
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
@@ -135,7 +150,7 @@ def shape_types(shape: tuple[int, ...], dtype: ir.DataType | None) -> onnx.TypeP
 def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str, int]) -> list[NDArray[Any]] | None:
     """The results of one node on known numbers, by onnx's reference implementation; None where it has none."""
     names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
-    proto = ir.to_proto(node)
+    proto = ir.serde.serialize_node(node)
     proto.ClearField("input")
     proto.input.extend(names)
     proto.ClearField("output")
@@ -155,7 +170,7 @@ def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str,
     )
     try:
         found = ReferenceEvaluator(model).run(None, dict(given))
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AttributeError, KeyError):
+    except (*_BROKEN, ArithmeticError, MemoryError):
         return None
     return [np.asarray(result) for result in found]
 
@@ -165,9 +180,29 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
         value = attribute.value
-        if isinstance(value, tuple):
-            value = list(value)
-        elif isinstance(value, ir.TensorProtocol):
+        if attribute.type == ir.AttributeType.TENSOR:
             value = value.numpy()
-        found[name] = value
+        found[name] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """Values that the bodies of a node name, as inputs of their nodes or as results."""
+    graphs = [graph for a in node.attributes.values() for graph in _graphs(a)]
+    inner = [value for graph in graphs for step in graph.all_nodes() for value in step.inputs]
+    results = [value for graph in graphs for value in graph.outputs]
+    results += [
+        v
+        for graph in graphs
+        for step in graph.all_nodes()
+        for a in step.attributes.values()
+        for g in _graphs(a)
+        for v in g.outputs
+    ]
+    return [value for value in (*inner, *results) if value is not None]
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []

@@ -52,6 +52,21 @@ class Removal:
         )
 
 
+@dataclass(frozen=True)
+class Slimmed:
+    """What `slim_model` did to a model.
+
+    Attributes:
+        removal: what was removed.
+        unknown: operators without a rule, whose channels stay, and how often each occurs.
+        changed: whether anything at all was, by one of the passes.
+    """
+
+    removal: Removal
+    unknown: Mapping[str, int]
+    changed: bool
+
+
 class ChannelRemovalPass(GraphPass):
     """Remove groups of coupled channels: those of a plan, or without one those that are dead.
 
@@ -105,28 +120,28 @@ class ChannelRemovalPass(GraphPass):
         return True
 
 
-def slim_model(
-    model: ir.Model, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None
-) -> ChannelRemovalPass:
-    """Remove channels and what became superfluous from a model, in place; the pass that removed the channels.
+def slim_model(model: ir.Model, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None) -> Slimmed:
+    """Remove channels and what became superfluous from a model, in place.
 
     A plan is applied as it stands, before anything else. Then the passes run until none of them finds anything: in
     which order they do makes no difference to the result.
     """
     removal = ChannelRemovalPass(plan, sizes)
-    if plan is not None:
-        removal(model)
+    changed = plan is not None and removal(model).modified
     total = removal.removal
     passes: list[ir.passes.PassBase] = [EliminateIdentityPass(), FoldBatchNormPass(), FoldBiasPass()]
     passes += [EliminateDeadCodePass(), *([removal] if plan is None else [])]
-    unchanged = 0  # passes in a row that found nothing since the last one that did
+    version = 0  # of the model: how many passes have changed it
+    settled: dict[ir.passes.PassBase, int] = {}  # the version that a pass left behind; its own result holds no more
     for step in itertools.islice(itertools.cycle(passes), _ROUNDS * len(passes)):
-        if unchanged == len(passes):
+        if all(settled.get(each) == version for each in passes):
             break
-        unchanged = 0 if step(model).modified else unchanged + 1
+        if settled.get(step) == version:
+            continue
+        version += step(model).modified
+        settled[step] = version
         total += removal.removal if step is removal else Removal()
-    removal.removal = total
-    return removal
+    return Slimmed(total, removal.unknown, changed or version > 0)
 
 
 def dead_groups(graph: ChannelGraph) -> Mask:

@@ -17,6 +17,7 @@ from graphprune.precision import Precision, choose_precision
     ],
 )
 def test_only_a_clear_difference_decides(monkeypatch, seconds, expected):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "_seconds", lambda step, candidates: seconds)
     chosen, measured = choose_precision("auto", lambda _: None)
     assert (chosen.bfloat16, chosen.channels_last) == expected
@@ -39,7 +40,17 @@ def test_the_layout_changes_and_the_values_stay():
     assert Precision(**Precision(channels_last=True).to_dict()) == Precision(channels_last=True)
 
 
-def test_candidates_are_measured_by_the_work_they_take():
+@pytest.mark.parametrize("supported", [False, True])
+def test_bfloat16_is_tried_only_where_the_cpu_has_it(monkeypatch, supported):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: supported)
+    tried = []
+    choose_precision("auto", tried.append)
+    assert any(candidate.bfloat16 for candidate in tried) == supported
+
+
+def test_candidates_are_measured_by_the_work_they_take(monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+
     def step(candidate):
         x = torch.ones(300, 300)
         for _ in range(30 if candidate.channels_last else 3):

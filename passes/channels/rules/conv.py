@@ -20,15 +20,14 @@ import numpy as np
 from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
+from graphprune.passes.channels.zeros import nonzero_matrix
 
 
 def _silent(weight: Value, x_zero: Mask, groups: int, transposed: bool) -> Mask | None:
-    """Per output channel: is it zero for the given weights and dead inputs? None when weights are unknown."""
-    if weight.data is None:
-        return None
-    loud = weight.data != 0
-    dense = bool(loud.all())
-    loud = np.ones(loud.shape[:2], dtype=np.bool_) if dense else loud.any(axis=tuple(range(2, weight.rank)))
+    """Per output channel: is it zero for the given weights and dead inputs? None when the weight's slices tell."""
+    if weight.data is None or (groups == 1 and not x_zero.any()):
+        return None  # all inputs are heard: the weight's own slices say it
+    loud = nonzero_matrix(weight.data)
     if transposed:  # (I, O/g) -> (O, I/g)
         inputs, outs = loud.shape
         loud = loud.reshape(groups, inputs // groups, outs).transpose(0, 2, 1).reshape(groups * outs, -1)

@@ -15,6 +15,7 @@ from graphprune.passes.channels.coupling import any_zero, broadcast
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.movement import permute
 from graphprune.passes.channels.value import Facet, Value
+from graphprune.passes.channels.zeros import nonzero_matrix
 
 
 def transpose_last(value: Value) -> Value:
@@ -84,9 +85,9 @@ def product(analysis: Analysis, op: Op, a: Value, b: Value) -> Value:
 
 def _rows_zero(a: Value, k: Axis | None, fallback: Mask) -> Mask:
     """Per row of `a`: zero in the given numbers, wherever the other side's summed slice is not zero."""
-    if a.data is None or a.rank != 2 or k is None:
+    if a.data is None or a.rank != 2 or k is None or not k.zero.any():
         return fallback
-    return ~np.any((a.data != 0) & ~k.zero[None, :], axis=1)
+    return ~np.any(nonzero_matrix(a.data) & ~k.zero[None, :], axis=1)
 
 
 def product_cost(analysis: Analysis, op: Op, result: Value, summed: Axis | None, size: int) -> None:

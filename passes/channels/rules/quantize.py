@@ -79,7 +79,7 @@ def _real_weight(op: Op, x: Value, zero_point: Value | None) -> Value:
     for facet in x.facets:
         others = tuple(d for d in range(x.rank) if d not in facet.dims)
         facets.append(facet.with_zero(~loud.any(axis=others, keepdims=True)))
-    return Value(x.shape, tuple(facets), constant=True, data=loud.astype(np.float32))
+    return Value(x.shape, tuple(facets), constant=True, data=loud)
 
 
 def _per_channel(analysis: Analysis, op: Op, x: Value) -> None:

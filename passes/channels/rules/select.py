@@ -5,6 +5,7 @@ Indices along a dimension that is cut are counted again among what stays.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def slice_ranges(analysis: Analysis, op: Op) -> list[Value]:
         if (start, stop, step) == (0, x.shape[dim], 1):
             continue
         for facet in x.along(dim):
-            if step == 1:
+            if abs(step) == 1:
                 analysis.drop(facet.labels)
             elif 0 <= start < step and stop > x.shape[dim] - step and x.shape[dim] % step == 0:
                 blocks = np.moveaxis(facet.labels, dim, -1)
@@ -43,14 +44,20 @@ def slice_ranges(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def resize_slice(op: Op, cut: Cut) -> dict[str, Any]:
-    """Starts and stops are counted among the channels that stay."""
+    """Starts and stops are counted among the channels that stay; backwards, what lies before the first is -1."""
     ranges: dict[int, Range] = dict(op.attrs["ranges"])
     changed = False
     for dim, (start, stop, step) in ranges.items():
         kept = cut.kept("input", dim)
-        if kept is not None and step == 1 and (start, stop) != (0, len(kept)):
-            ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), step)
-            changed = True
+        whole = (0, op.value("input").shape[dim]) if step == 1 else (op.value("input").shape[dim] - 1, -1)
+        if kept is None or abs(step) != 1 or (start, stop) == whole:
+            continue
+        changed = True
+        if step == 1:
+            ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), 1)
+            continue
+        first, before = int(kept[: start + 1].sum()) - 1, int(kept[: stop + 1].sum()) - 1
+        ranges[dim] = (first, before, -1) if first >= 0 else (0, 0, -1)
     return {"ranges": ranges} if changed else {}
 
 
@@ -113,7 +120,10 @@ def unbind(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def take(analysis: Analysis, op: Op) -> list[Value]:
-    """Slices along `dim` picked by known indices of any rank; unknown ones freeze what they touch."""
+    """Slices along `dim` picked by known indices of any rank; unknown ones freeze what they touch.
+
+    A single number picks as `select` does, and the dimension disappears.
+    """
     x, index = op.value("input"), op.value("index")
     dim = op.attrs["dim"] % x.rank
     if index.data is None:
@@ -124,7 +134,9 @@ def take(analysis: Analysis, op: Op) -> list[Value]:
         x = Value(x.shape, rest, x.constant)
         return [x.moved(op.shape, movement.take(dim, np.zeros(index.shape, dtype=np.int64)))]
     indices = index.data.astype(np.int64) % x.shape[dim]
-    if indices.ndim != 1:
+    if indices.ndim == 0:
+        return select(analysis, replace(op, attrs={"dim": dim, "index": int(indices)}))
+    if indices.ndim > 1:
         for facet in x.along(dim):
             analysis.freeze_value(x.with_facets((facet,)), op, "is picked by indices of several dimensions")
     _drop_all(analysis, x, dim)
@@ -139,7 +151,7 @@ def resize_take(op: Op, cut: Cut) -> dict[str, Any]:
         return {}
     indices = index.data.astype(np.int64) % len(kept)
     position = np.cumsum(kept) - 1
-    return {"index": position[indices[kept[indices]]]}
+    return {"index": position[indices] if indices.ndim == 0 else position[indices[kept[indices]]]}
 
 
 def gated_halves(analysis: Analysis, op: Op) -> list[Value]:

@@ -1,0 +1,313 @@
+"""The whole way from file to file: what is proven before anything is written, what survives, what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
+
+from builder import FLOAT, INT64, Builder, image, literal, shapes, zero
+
+import graphprune.passes.onnx.slim as removal
+from graphprune import onnx_files, slimming
+from graphprune.cli import main
+from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError
+from graphprune.passes.channels.plan import PruningPlan
+from graphprune.slimming import slim_onnx
+
+
+def network(dead=(1, 5), opset=18, **fields) -> onnx.ModelProto:
+    """Three convolutions; some channels of the first are dead."""
+    b = Builder(opset)
+    x = b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first"))
+    x = b.call("Relu", b.conv(x, 8, 8, name="middle"))
+    b.output(b.conv(x, 8, 4, name="last"), ("n", 4, 8, 8))
+    model = b.model(**fields)
+    for name in ("first.weight", "first.bias"):
+        zero(model, name, list(dead))
+    return model
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(network(), path)
+    return path
+
+
+@pytest.fixture
+def _wrong(monkeypatch):
+    """A mistake of ours: a channel that is alive is taken for dead."""
+    right, calls = removal.dead_groups, []
+
+    def wrong(graph):
+        found = right(graph)
+        if not calls:
+            found[np.flatnonzero(~found)[0]] = True
+        calls.append(graph)
+        return found
+
+    monkeypatch.setattr(removal, "dead_groups", wrong)
+
+
+@pytest.mark.usefixtures("_wrong")
+def test_a_wrong_removal_is_refused_and_the_first_value_named(source):
+    with pytest.raises(VerificationError) as caught:
+        slim_onnx(source, source.with_name("slim.onnx"))
+    message = str(caught.value)
+    assert "the slim file does not compute what the given file does: output 'conv_9' differs by" in message
+    # the convolution that lost a channel has another size; the next one is the first whose numbers differ
+    assert "first difference inside: 'conv_5'" in message
+    assert sorted(path.name for path in source.parent.iterdir()) == ["net.onnx"]
+
+
+@pytest.mark.usefixtures("_wrong")
+def test_that_is_exit_code_4(source, capsys):
+    target = source.with_name("slim.onnx")
+    assert main(["slim", str(source), str(target)]) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "first difference inside" in err
+    assert not target.exists()
+
+
+def test_given_inputs_count_too(source, monkeypatch):
+    """A difference that only real inputs show: the random ones are not used here."""
+    monkeypatch.setattr(slimming, "random_inputs", lambda specs, shapes, seed=0: {"x": np.zeros(shapes["x"], "f4")})
+    right = removal.dead_groups
+    monkeypatch.setattr(removal, "dead_groups", lambda graph: right(graph) | (np.arange(graph.n_groups) == 0))
+    model = network()
+    zero(model, "first.bias", slice(None))
+    zero(model, "middle.bias", slice(None))
+    onnx.save(model, source)
+    slim_onnx(source, source.with_name("unseen.onnx"))
+    with pytest.raises(VerificationError):
+        slim_onnx(source, source.with_name("seen.onnx"), inputs={"x": image(2, 3, 8, 8)})
+    assert not source.with_name("seen.onnx").exists()
+
+
+def test_names_texts_and_versions_survive(source):
+    model = network(producer_name="somebody", producer_version="9", domain="d", model_version=7, doc_string="text")
+    helper.set_model_props(model, {"key": "value"})
+    graph = model.graph
+    graph.doc_string, graph.name = "graph text", "graph name"
+    graph.input[0].doc_string, graph.output[0].doc_string, graph.node[0].doc_string = "in", "out", "node"
+    graph.input[0].type.denotation = "IMAGE"
+    graph.node[0].metadata_props.add(key="a", value="b")
+    graph.metadata_props.add(key="c", value="d")
+    graph.initializer[0].doc_string = "weight"
+    onnx.save(model, source)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    after = onnx.load(source.with_name("slim.onnx"))
+    assert shapes(after)["first.weight"] == (6, 3, 3, 3)
+    for field in ("domain", "model_version", "doc_string", "ir_version", "metadata_props", "opset_import"):
+        assert getattr(after, field) == getattr(model, field)
+    for field in ("doc_string", "name", "metadata_props", "input", "output"):
+        assert getattr(after.graph, field) == getattr(graph, field)
+    assert after.graph.node[0].doc_string == "node"
+    assert after.graph.node[0].metadata_props[0].value == "b"
+    assert [t.doc_string for t in after.graph.initializer if t.name == "first.weight"] == ["weight"]
+    assert after.producer_name == "graphprune"
+
+
+def test_denormal_numbers_are_written_as_zero(source):
+    model = network()
+    weight = literal(model, "last.weight")
+    weight[0, 0] = 1e-35
+    zero(model, "last.weight", (0, 0), 1e-35)
+    inside = numpy_helper.from_array(np.float32([1, 1e-31, -1e-40, -2]).reshape(4, 1, 1))
+    model.graph.node.append(helper.make_node("Constant", [], ["shift"], value=inside))
+    model.graph.node.append(helper.make_node("Mul", [model.graph.output[0].name, "shift"], ["y"]))
+    model.graph.output[0].name = "y"
+    onnx.save(model, source)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    after = onnx.load(source.with_name("slim.onnx"))
+    arrays = [numpy_helper.to_array(t) for t in after.graph.initializer]
+    arrays += [numpy_helper.to_array(a.t) for n in after.graph.node for a in n.attribute if a.name == "value"]
+    assert len(arrays) == 7
+    assert all((np.abs(array)[array != 0] >= 1e-30).all() for array in arrays)
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        ({"ratio": 0.5}, (4, 4)),
+        ({"ratio": 0.5, "importance": "l1"}, (4, 4)),
+        ({"ratio": 0.5, "importance": "random", "seed": 3}, (4, 4)),
+        ({"ratio": 0.4, "align": 4}, (8, 8)),
+        ({"ratio": 0.5, "align": 4}, (4, 4)),
+    ],
+)
+def test_dense_files_are_pruned_in_one_shot(source, options, widths):
+    onnx.save(network(dead=()), source)
+    slim_onnx(source, source.with_name("slim.onnx"), **options)
+    found = shapes(onnx.load(source.with_name("slim.onnx")))
+    assert (found["first.weight"][0], found["middle.weight"][0]) == widths
+
+
+@pytest.mark.parametrize("goal", ["macs", "params"])
+def test_budgets_are_kept(source, goal):
+    onnx.save(network(dead=()), source)
+    report = slim_onnx(source, source.with_name("slim.onnx"), **{goal: 0.6}).to_dict()
+    assert 0.3 < report[f"{goal}_after"] / report[f"{goal}_before"] <= 0.6
+    with pytest.raises(BudgetError):
+        slim_onnx(source, source.with_name("less.onnx"), **{goal: 0.001})
+    assert not source.with_name("less.onnx").exists()
+
+
+def test_sums_of_bytes_that_saturate_are_no_difference(source):
+    """On processors without VNNI pairs of products are clipped, and removing a channel makes other pairs."""
+    b = Builder(18)
+    scale, point = b.literal(np.float32(0.05)), b.literal(np.uint8(3))
+    x = b.call("QuantizeLinear", b.input(("n", 3, 8, 8)), b.literal(np.float32(0.02)), point)
+
+    def conv(x, before, inputs, outputs, name):
+        weight = b.literal(b.rng.choice([-127, 127], (outputs, inputs, 3, 3)).astype(np.int8), name)
+        more = (b.literal(np.float32(0.002)), b.literal(np.int8(0)), scale, point)
+        bias = b.literal(np.zeros(outputs, np.int32), f"{name}.bias")
+        return b.call("QLinearConv", x, before, point, weight, *more, bias, pads=[1] * 4)
+
+    x = conv(x, b.literal(np.float32(0.02)), 3, 8, "first")
+    x = conv(x, scale, 8, 4, "second")
+    b.output(b.call("DequantizeLinear", x, scale, point), ("n", 4, 8, 8))
+    model = b.model()
+    zero(model, "first", [0, 3, 4])
+    onnx.save(model, source)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    assert shapes(onnx.load(source.with_name("slim.onnx")))["second"] == (4, 5, 3, 3)
+
+
+def test_sparse_literals_are_written_out(source):
+    values = helper.make_tensor("weight", FLOAT, [2], [1.0, 2.0])
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("at", INT64, [2], [0, 5]), [4, 3])
+    infos = [helper.make_tensor_value_info(name, FLOAT, ("n", size)) for name, size in (("x", 4), ("y", 3))]
+    node = helper.make_node("MatMul", ["x", "weight"], ["y"])
+    graph = helper.make_graph([node], "g", infos[:1], infos[1:], sparse_initializer=[sparse])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    (weight,) = onnx.load(source.with_name("slim.onnx")).graph.initializer
+    assert numpy_helper.to_array(weight).tolist() == [[1, 0, 0], [0, 0, 2], [0, 0, 0], [0, 0, 0]]
+
+
+def test_damaged_files_are_refused_by_the_same_words_with_a_plan(source, capfd):
+    """With a plan, the file is read here before onnxruntime sees it."""
+    for damage in ("attribute", "text", "sizes"):
+        model = network()
+        if damage == "attribute":
+            model.graph.node[0].attribute[0].type = onnx.AttributeProto.FLOAT
+        elif damage == "sizes":
+            model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1 << 40
+        content = model.SerializeToString()
+        if damage == "text":
+            content = content.replace(b"first.weight", b"first\xffweight")
+        source.write_bytes(content)
+        for plan in (None, PruningPlan({})):
+            with pytest.raises(GraphPruneError) as caught:
+                slim_onnx(source, source.with_name("slim.onnx"), plan)
+            assert "\n" not in str(caught.value)
+        assert [path.name for path in source.parent.iterdir()] == ["net.onnx"]
+    assert capfd.readouterr().out == ""  # onnxruntime's fallback would talk there
+
+
+def test_maps_are_said_to_be_the_reason(source):
+    model = network()
+    value = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, ()))
+    model.graph.output.append(helper.make_value_info("scores", value))
+    onnx.save(model, source)
+    with pytest.raises(ModelLoadError, match="Map types are not supported"):
+        slim_onnx(source, source.with_name("slim.onnx"), PruningPlan({}))
+
+
+def test_inputs_that_no_memory_holds(source):
+    model = network()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1 << 40
+    for value in model.graph.output:
+        value.type.tensor_type.shape.dim[2].dim_param = "h"
+    onnx.save(model, source)
+    with pytest.raises(UsageError, match="does not fit into memory"):
+        slim_onnx(source, source.with_name("slim.onnx"))
+
+
+def counted(monkeypatch):
+    """The batch sizes of all that is run, by model."""
+    runs = []
+    open_session = slimming.open_session
+
+    class Counting:
+        def __init__(self, session, name):
+            self.session, self.name = session, name
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, names, feed):
+            runs.append((self.name, len(feed["x"])))
+            return self.session.run(names, feed)
+
+    monkeypatch.setattr(
+        slimming, "open_session", lambda *a, name=None, **k: Counting(open_session(*a, name=name, **k), name)
+    )
+    return runs
+
+
+def test_both_files_run_at_two_batch_sizes(source, monkeypatch):
+    runs = counted(monkeypatch)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    assert runs == [("net.onnx", 1), ("net.onnx", 2), ("the slim file", 1), ("the slim file", 2)]
+
+
+def test_where_nothing_changed_the_written_file_runs_once(source, monkeypatch):
+    slim_onnx(source, source.with_name("slim.onnx"))
+    runs = counted(monkeypatch)
+    slim_onnx(source.with_name("slim.onnx"), source.with_name("again.onnx"))
+    assert runs == [("slim.onnx", 1), ("slim.onnx", 2), ("the slim file", 1)]
+
+
+def test_a_file_that_is_written_wrong_is_refused_though_nothing_changed(source, monkeypatch):
+    slim_onnx(source, source.with_name("slim.onnx"))
+    write = onnx_files.wire.write
+
+    def wrong(model, path):
+        (value,) = (v for v in model.graph.initializers.values() if v.name == "last.bias")
+        value.const_value = ir.tensor(value.const_value.numpy() + 1, name=value.name)
+        write(model, path)
+
+    monkeypatch.setattr(onnx_files.wire, "write", wrong)
+    with pytest.raises(VerificationError, match="does not compute"):
+        slim_onnx(source.with_name("slim.onnx"), source.with_name("again.onnx"))
+    assert not source.with_name("again.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("outside", [False, True])
+def test_slimming_needs_little_more_memory_than_the_file_has(tmp_path, outside):
+    b, width = Builder(), 4096
+    x = b.input(("n", width))
+    for number in range(5):
+        x = b.call("Relu", b.call("MatMul", x, b.weight(width, width, name=f"w{number}")))
+    b.output(x)
+    model = b.model()
+    zero(model, "w2", (slice(None), slice(0, None, 2)))
+    source = tmp_path / "net.onnx"
+    onnx.save(model, source, **({"save_as_external_data": True, "location": "net.data"} if outside else {}))
+    script = """
+import sys
+from pathlib import Path
+from graphprune.slimming import slim_onnx
+
+before = Path("/proc/self/clear_refs").write_text("5")
+resident = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
+start = resident("VmRSS")
+assert slim_onnx(sys.argv[1], sys.argv[2]).removed_groups == 2048
+print(resident("VmHWM") - start)
+"""
+    words = [sys.executable, "-c", script, str(source), str(tmp_path / "slim.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.6 * 5 * width**2 * 4 / 2**20
