@@ -5,7 +5,8 @@
     python benchmarks/coverage/run.py peers --repeats 3
     python benchmarks/coverage/run.py report
 
-Each model runs in a process of its own with a time limit, forked from one that has imported the libraries. A run that was stopped goes on with `--resume`.
+Each model runs in a process of its own with a time limit, forked from one that has imported the libraries. A run that
+was stopped goes on with `--resume`.
 """
 
 import argparse
