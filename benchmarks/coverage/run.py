@@ -5,7 +5,8 @@
     python benchmarks/coverage/run.py peers --repeats 3
     python benchmarks/coverage/run.py report
 
-Each model runs in a process of its own with a time limit. A run that was stopped goes on with `--resume`.
+Each model runs in a process of its own with a time limit, forked from one that has imported the libraries. A run that
+was stopped goes on with `--resume`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 import catalog  # noqa: E402
+import child  # noqa: E402
 from process import Row, run_child  # noqa: E402
 from results import RESULTS, Results, revision  # noqa: E402
 from summary import write_readme  # noqa: E402
@@ -60,6 +62,7 @@ def main() -> int:
     if arguments.command == "report":
         write_readme(arguments.results, arguments.output)
         return 0
+    import_libraries(arguments.command)
     results = Results(arguments.command, arguments.results, resume=arguments.resume)
     about = {
         "command": command_line(),
@@ -80,6 +83,20 @@ def main() -> int:
         print(line(row), flush=True)
     results.write(about)
     return 0
+
+
+def import_libraries(command: str) -> None:
+    """Import, once for all models, what a child needs; capturing something imports the rest of torch.export."""
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads would not outlive a fork
+    if command == "peers":
+        import peers  # noqa: F401  # sets what timm reads when it is imported
+    else:
+        import timm  # noqa: F401
+    from measure import warm_up
+
+    warm_up()
 
 
 def selected(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -106,7 +123,7 @@ def common(arguments: argparse.Namespace) -> list[str]:
 
 def coverage(suite: str, model: str, arguments: argparse.Namespace) -> Row:
     """One model through GraphPrune."""
-    return run_child(["coverage", suite, model, *common(arguments)], arguments.limit, arguments.threads)
+    return run_child(["coverage", suite, model, *common(arguments)], arguments.limit, arguments.threads, child.main)
 
 
 def peers(suite: str, model: str, arguments: argparse.Namespace) -> Row:
@@ -114,7 +131,7 @@ def peers(suite: str, model: str, arguments: argparse.Namespace) -> Row:
     options = common(arguments)
     row: Row = {"suite": suite, "model": model}
     for tool in ("ours", "theirs"):
-        row[tool] = run_child([tool, suite, model, *options], arguments.limit, arguments.threads)
+        row[tool] = run_child([tool, suite, model, *options], arguments.limit, arguments.threads, child.main)
         if row[tool]["status"] == "too big":
             return {**row[tool], "status": "too big"}
     row["parameters"] = row["ours"].get("parameters", row["theirs"].get("parameters"))
@@ -122,7 +139,8 @@ def peers(suite: str, model: str, arguments: argparse.Namespace) -> Row:
     if row["status"] == "ours+theirs":
         repeats = arguments.repeats if row["parameters"] <= SMALL else 1
         limit = arguments.limit * (1 + repeats)
-        row["times"] = run_child(["both", suite, model, *options, "--repeats", str(repeats)], limit, arguments.threads)
+        both = ["both", suite, model, *options, "--repeats", str(repeats)]
+        row["times"] = run_child(both, limit, arguments.threads, child.main)
     return row
 
 
