@@ -36,18 +36,13 @@ def describe_graph(graph: ChannelGraph) -> dict[str, Any]:
 def _describe_set(graph: ChannelGraph, group_set: GroupSet, macs: float, params: int) -> dict[str, Any]:
     kept = graph.all_kept()
     kept[group_set.groups] = False
-    layers = list(
-        dict.fromkeys(
-            name.rpartition(".")[0] or name
-            for name, dim, _ in group_set.members
-            if dim == 0 and len(graph.shapes[name]) > 1
-        )
-    )
+    weights = [name for name, _, _ in group_set.outputs if len(graph.shapes[name]) > 1]
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in weights))
     one = int(group_set.groups[0])
     return {
         "name": group_set.name,
         "channels": len(group_set.groups),
-        "indices_per_channel": max((each for _, dim, each in group_set.members if dim == 0), default=1),
+        "indices_per_channel": max((each for _, _, each in group_set.outputs), default=1),
         "layers": layers or list(group_set.layers),
         "macs_share": 1 - graph.cost.macs(kept) / macs if macs else 0.0,
         "params_share": 1 - graph.cost.params(kept) / params if params else 0.0,

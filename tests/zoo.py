@@ -1401,3 +1401,6 @@ def random_removal(
             else:
                 removed[rng.choice(groups)] = False
     return removed
+
+
+import zoo_tokens  # noqa: E402, F401 - registers its networks after those above

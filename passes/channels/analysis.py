@@ -81,6 +81,7 @@ class Analysis:
         self.space = LabelSpace()
         self.carriers: dict[tuple[str, int], Labels] = {}
         self.parameter_shapes: dict[str, tuple[int, ...]] = {}
+        self.output_dims: dict[str, int] = {}
         self.terms: list[CostTerm] = []
         self._harmful: list[tuple[Labels, str]] = []
         self._shapely: list[Facet] = []
@@ -141,6 +142,11 @@ class Analysis:
         """Removing these channels changes a statistic of those that stay."""
         self._declared.append(labels.ravel())
         self._harmful.append((labels.ravel(), f"{why}: {op.kind} at {op.where}"))
+
+    def outputs_along(self, value: Value | None, dim: int) -> None:
+        """Where `value` is a parameter: its output channels lie along `dim`. Unsaid, they lie along the first."""
+        if value is not None and value.parameter is not None and value.rank:
+            self.output_dims.setdefault(value.parameter, dim % value.rank)
 
     def drop(self, labels: Labels) -> None:
         """These channels leave the data here, and their removal needs nothing more (a slice that skips them)."""
@@ -224,7 +230,15 @@ class Analysis:
             facets.append(cut)
             if not value.constant:
                 self._alive.append((cut.labels.ravel(), op))
-        return replace(value, facets=tuple(facets))
+        return replace(value, facets=tuple(self._without_idle(facets)))
+
+    def _without_idle(self, facets: list[Facet]) -> list[Facet]:
+        """Without facets that never go, where another one says how the same dimensions are cut."""
+        for facet in facets if len(facets) > 1 else ():
+            others = [other for other in facets if other is not facet and set(other.dims) & set(facet.dims)]
+            if others and (self.space.frozen(facet.labels) >= 0).all():
+                return self._without_idle([other for other in facets if other is not facet])
+        return facets
 
     def _freeze_or_pin(self, facet: Facet, value: Value, op: Op) -> None:
         if value.constant:

@@ -108,7 +108,7 @@ class ChannelGraph:
         facets = (f for value in values.values() for f in value.facets)
         results = (f for step in steps for value in step.results for f in value.facets)
         table = FacetTable((*facets, *results), self._id_of)
-        self.set_of, sets = sort_into_sets(self.axes, self.n_groups, table, self.shapes)
+        self.set_of, sets = sort_into_sets(self.axes, self.n_groups, table, self.shapes, analysis.output_dims)
         self.flow = self._read_flow(steps, outputs, same or {}, table)
         self.sets: tuple[GroupSet, ...] = tuple(
             replace(s, bypassed=self.flow.fates(frozenset({s.index})) is not None) for s in sets
@@ -148,7 +148,7 @@ class ChannelGraph:
         return Flow(steps, outputs, whole, touched, same)
 
     def _read_frozen(self, carriers: Segments) -> list[Frozen]:
-        space, axes = self._analysis.space, self._analysis.carriers
+        space, axes, first = self._analysis.space, self._analysis.carriers, self._analysis.output_dims
         found: dict[int, dict[int, None]] = {}
         names: dict[int, dict[str, None]] = {}
         every = space.frozen(carriers.values)
@@ -156,8 +156,9 @@ class ChannelGraph:
         roots = space.find(carriers.values)
         parts = zip(axes, reported, carriers.apart(every), carriers.apart(roots), strict=True)
         for (name, dim), some, reasons, labels in parts:
-            if not some or (dim != 0 and (name, 0) in axes and len(self.shapes[name]) > 1):
-                continue  # a layer's own channels are its first dimension; the rest is said at its producer
+            own = first.get(name, 0)
+            if not some or (dim != own and (name, own) in axes and len(self.shapes[name]) > 1):
+                continue  # what is not a layer's own output is said at its producer
             for reason in np.unique(reasons[reasons > PINNED]):
                 found.setdefault(int(reason), {}).update(dict.fromkeys(labels[reasons == reason].tolist()))
                 names.setdefault(int(reason), {}).update({name: None} if name in self.parameters else {})

@@ -28,6 +28,7 @@ class GroupSet:
         name: the first layer that produces these channels.
         groups: ids of its groups.
         members: (parameter, dimension, indices per group) that every group of the set has.
+        outputs: those of the members that are output channels of a layer.
         bypassed: the whole set may go, because a branch around it exists.
     """
 
@@ -35,12 +36,13 @@ class GroupSet:
     name: str
     groups: Ids
     members: tuple[tuple[str, int, int], ...]
+    outputs: tuple[tuple[str, int, int], ...] = ()
     bypassed: bool = False
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Layers of which output channels belong to the set, in order."""
-        names = [p.rpartition(".")[0] or p for p, dim, _ in self.members if dim == 0]
+        names = [p.rpartition(".")[0] or p for p, _, _ in self.outputs]
         return tuple(dict.fromkeys(names))
 
 
@@ -90,7 +92,11 @@ class FacetTable:
 
 
 def sort_into_sets(
-    axes: Mapping[tuple[str, int], Ids], n_groups: int, facets: FacetTable, shapes: Mapping[str, tuple[int, ...]]
+    axes: Mapping[tuple[str, int], Ids],
+    n_groups: int,
+    facets: FacetTable,
+    shapes: Mapping[str, tuple[int, ...]],
+    output_dims: Mapping[str, int],
 ) -> tuple[Ids, list[GroupSet]]:
     """Set of each group, and the sets: groups whose members are the same slices, counted, are of one.
 
@@ -116,7 +122,8 @@ def sort_into_sets(
         one = slice(*by_group.indptr[by_set[start] : by_set[start] + 2])
         held = zip(by_group.indices[one].tolist(), by_group.data[one].tolist(), strict=True)
         members = tuple((*keys[axis], count) for axis, count in sorted(held))
-        sets.append(GroupSet(index, _name(members, shapes), by_set[start:end], members))
+        outputs = tuple(m for m in members if m[1] == output_dims.get(m[0], 0))
+        sets.append(GroupSet(index, _name(members, outputs, shapes), by_set[start:end], members, outputs))
     return set_of, sets
 
 
@@ -152,7 +159,11 @@ def _anchored(set_of: Ids, facets: FacetTable) -> Ids:
     return np.unique(set_of, return_inverse=True)[1].ravel().astype(np.int64)
 
 
-def _name(members: Sequence[tuple[str, int, int]], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    layered = [name for name, dim, _ in members if dim == 0 and len(shapes[name]) > 1]
+def _name(
+    members: Sequence[tuple[str, int, int]],
+    outputs: Sequence[tuple[str, int, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> str:
+    layered = [name for name, _, _ in outputs if len(shapes[name]) > 1]
     first = layered[0] if layered else members[0][0]
     return first.removesuffix(".weight")

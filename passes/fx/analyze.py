@@ -16,10 +16,10 @@ from torch import fx
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
-from graphprune.passes.channels.rules import ATEN
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.operators import find_rule
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 #: Integer tensors up to this size are read: they may be indices of channels.
@@ -43,17 +43,6 @@ def trace(model: Any, example_inputs: tuple[Any, ...] | None = None, *, whole_he
 def analyze(module: CapturedModule, *, whole_heads: bool = False) -> ChannelGraph:
     """The coupled channel groups of a captured model; see `trace`."""
     return _Walk(module, whole_heads).graph()
-
-
-@cache
-def find_rule(target: Any) -> tuple[Rule, Binding] | None:
-    """The rule of an ATen operator: by overload (`max.other`) first, then by name; in-place forms alike."""
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return None
-    name = target._schema.name.removeprefix("aten::")
-    if name.endswith("_") and not name.startswith("__"):
-        name = name.removesuffix("_")
-    return ATEN.get(f"{name}.{target._overloadname}") or ATEN.get(name)
 
 
 def source_line(node: fx.Node) -> str:

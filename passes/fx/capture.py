@@ -11,6 +11,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
+from graphprune.passes.fx.decompose import decompose
+from graphprune.passes.fx.operators import find_rule
 from graphprune.passes.fx.plain import is_plain, plain_copy
 
 logger = logging.getLogger("graphprune")
@@ -252,7 +254,11 @@ def _own_parameters(module: fx.GraphModule) -> None:
 
 
 def _clean(module: CapturedModule) -> None:
-    """Drop assertions and slices of everything; give tied tensors one name and every split its sizes."""
+    """Drop assertions and slices of everything; give tied tensors one name and every split its sizes.
+
+    What has no rule is taken apart where that helps.
+    """
+    decompose(module, lambda target: find_rule(target) is not None or target in _SPLITS)
     graph = module.graph
     names = _first_names(module)
     for node in list(graph.nodes):

@@ -12,6 +12,7 @@ from graphprune.passes.fx.capture import CapturedModule
 
 aten = torch.ops.aten
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
+_RELUS = (aten.relu.default, aten.relu_.default)
 
 
 def fold_branches(module: CapturedModule, fates: Mapping[str, tuple[Fate, Step]], sizes: Mapping[str, int]) -> None:
@@ -135,6 +136,14 @@ def _out_of_place(target: Any) -> Any:
     return getattr(getattr(aten, name.removesuffix("_")), target._overloadname) if name.endswith("_") else target
 
 
+def _drop_repeated(node: fx.Node) -> None:
+    """A relu that follows a relu does nothing; without the add between them, blocks have one."""
+    for user in list(node.users):
+        if node.target in _RELUS and user.target in _RELUS:
+            user.replace_all_uses_with(node)
+            user.graph.erase_node(user)
+
+
 def _join(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> None:
     """Add the constant, or nothing where it is zero."""
     folded = [source for source in node.all_input_nodes if source in constants]
@@ -142,6 +151,7 @@ def _join(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, tor
     plain = node.target in _ADDS and node.kwargs.get("alpha", 1) == 1
     if plain and len(staying) == 1 and not any(constants[source].any() for source in folded):
         node.replace_all_uses_with(staying[0])
+        _drop_repeated(staying[0])
         return
     if node.args[0] in folded:  # a constant is not written to, and has not the size of the result
         node.target = _out_of_place(node.target)

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 from graphprune.passes.channels.analysis import Binding, Rule
 from graphprune.passes.channels.rules import (
+    attention,
     conv,
+    einsum,
     elementwise,
     indexing,
     linear,
     lookup,
     norm,
+    pad,
     quantize,
     recurrent,
     reduce,
@@ -20,7 +23,10 @@ from graphprune.passes.channels.rules import (
     select,
 )
 
-FAMILIES = (conv, linear, recurrent, norm, elementwise, reduce, reshape, select, indexing, lookup, quantize)
+FAMILIES = (
+    *(conv, linear, einsum, attention, recurrent, norm, elementwise, reduce, reshape, select, pad, indexing, lookup),
+    quantize,
+)
 
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 

@@ -12,6 +12,7 @@ weight's output slices. With g groups, x and y are (g, I/g) and (g, O/g), and a 
 Shapes: weight (O, I/g, *kernel); transposed: (I, O/g, *kernel). Bias (O,).
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.labels import Mask
-from graphprune.passes.channels.value import Value
+from graphprune.passes.channels.value import Facet, Value
 from graphprune.passes.channels.zeros import nonzero_matrix, silent_rows
 
 
@@ -51,16 +52,17 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
     groups, transposed = op.attrs["groups"], op.attrs["transposed"]
     channel = _channel_dim(op)
     x_axis = analysis.axis(x, channel)
-    passing = []
+    passing, still = [], set() if op.optional("offset") is not None else _still_dims(op, channel)
     for facet in x.facets:
         if channel in facet.dims:
             continue
-        if all(dim < channel for dim in facet.dims):
+        if all(dim < channel or dim in still for dim in facet.dims):
             passing.append(facet.with_zero(False))
         else:
             analysis.freeze_value(x.with_facets((facet,)), op, "mixes positions")
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     w_in, w_out = analysis.axis(weight, in_dim), analysis.axis(weight, out_dim)
+    analysis.outputs_along(weight, out_dim)
     count = weight.shape[out_dim] * (groups if transposed else 1)
     out = _dense(analysis, op, x_axis, w_in, w_out) if groups == 1 else _grouped(analysis, op, x_axis, w_in, w_out)
     x_zero = np.zeros(1, dtype=np.bool_) if x_axis is None else x_axis.zero
@@ -73,10 +75,20 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
         elif bias is not None and bias.shape[0] > 1:
             analysis.freeze(out.labels, op, "its bias cannot be cut")
         facets.append(Axis(out.labels, zero).facet(x.rank, channel))
-    ends = x.shape if transposed else op.shape
-    positions = prod(ends[:channel] + ends[channel + 1 :])
-    _cost(analysis, op, positions, (w_out, w_in) if in_dim else (w_in, w_out))
+    _cost(analysis, op, channel, passing, (w_out, w_in) if in_dim else (w_in, w_out))
     return [Value(op.shape, tuple(facets))]
+
+
+def _still_dims(op: Op, channel: int) -> set[int]:
+    """Dimensions of positions that are neither mixed nor moved: the kernel is 1 there, as in a linear layer."""
+    x, weight = op.value("input"), op.value("weight")
+    strides = op.attrs.get("stride", op.attrs.get("strides")) or 1
+    steps = [strides] if isinstance(strides, int) else list(strides)
+    return {
+        dim
+        for axis, dim in enumerate(range(channel + 1, x.rank))
+        if weight.shape[axis + 2] == 1 and steps[axis % len(steps)] == 1 and op.shape[dim] == x.shape[dim]
+    }
 
 
 def _channel_dim(op: Op) -> int:
@@ -84,10 +96,16 @@ def _channel_dim(op: Op) -> int:
     return op.value("input").rank - (op.value("weight").rank - 1)
 
 
-def _cost(analysis: Analysis, op: Op, positions: int, axes: tuple[Axis | None, Axis | None]) -> None:
-    """`axes`: the weight's first two."""
-    unlabeled = prod(size for dim, size in enumerate(op.value("weight").shape) if dim > 1 or axes[dim] is None)
-    analysis.cost(op, float(positions * unlabeled), [axis.labels for axis in axes if axis is not None])
+def _cost(
+    analysis: Analysis, op: Op, channel: int, passing: Sequence[Facet], weight_axes: tuple[Axis | None, Axis | None]
+) -> None:
+    """Every position times the weight; `passing` channels that lie along positions, `weight_axes` of its first two."""
+    sizes = list(op.value("input").shape if op.attrs["transposed"] else op.shape)
+    along = {facet.dims[0]: facet.labels for facet in passing if len(facet.dims) == 1}
+    positions = prod(size for dim, size in enumerate(sizes) if dim != channel and dim not in along)
+    unlabeled = prod(size for dim, size in enumerate(op.value("weight").shape) if dim > 1 or weight_axes[dim] is None)
+    axes = [axis.labels for axis in weight_axes if axis is not None]
+    analysis.cost(op, float(positions * unlabeled), [*axes, *along.values()])
 
 
 def _dense(analysis: Analysis, op: Op, x: Axis | None, w_in: Axis | None, w_out: Axis | None) -> Axis | None:

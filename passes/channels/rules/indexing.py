@@ -233,7 +233,8 @@ RULES = (
         "sorting or accumulation",
         along_dims,
         aten={
-            name: Binding(read=_one_dim) for name in ("sort", "argsort", "topk", "cumsum", "cumprod", "logcumsumexp")
+            name: Binding(read=_one_dim)
+            for name in ("sort", "argsort", "topk", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
         },
         onnx={"TopK": _AXIS, **dict.fromkeys(("CumSum", "CumProd"), _AXIS_INPUT)},
     ),

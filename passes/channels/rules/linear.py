@@ -1,4 +1,4 @@
-"""Matrix products: linear layers, matmul, batched products, scaled dot-product attention.
+"""Matrix products: linear layers, matmul, batched products; what einsum and attention share with them.
 
     y[..., m, n] = sum over k of a[..., m, k] * b[..., k, n]
 
@@ -6,11 +6,13 @@ The summed dimension of both sides is one set of channels; rows come from a, col
 dimensions (batch, heads) meet as in an element-wise product.
 """
 
+from collections.abc import Sequence
+from itertools import product as pairs
 from typing import Any
 
 import numpy as np
 
-from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Op, Rule
 from graphprune.passes.channels.coupling import any_zero, broadcast
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.movement import permute
@@ -24,7 +26,7 @@ def transpose_last(value: Value) -> Value:
     return value.moved(tuple(value.shape[d] for d in dims), permute(dims))
 
 
-def _settled(analysis: Analysis, value: Value) -> Value:
+def settled(analysis: Analysis, value: Value) -> Value:
     """The value with every facet cut along one dimension.
 
     Channels that are laid out as (heads, channels of a head) lose the same channel of every head, which is the
@@ -43,6 +45,52 @@ def _settled(analysis: Analysis, value: Value) -> Value:
     return Value(value.shape, tuple(facets), value.constant, value.data, value.parameter)
 
 
+def agree(analysis: Analysis, left: Sequence[Facet], right: Sequence[Facet], dim: int, fixed: Sequence[bool]) -> None:
+    """Before two operands are settled: the same choice for both where they are summed over `dim`.
+
+    1. Channels laid out alike, as (heads, channels of a head), are the same ones, whichever way they are cut.
+    2. Where one side has no heads (every head reads the same keys), what goes along `dim` goes in every head. A
+       parameter of that form (`fixed`) may stay whole instead, and so may anything where heads go as a whole.
+
+    Args:
+        analysis: where it is stated.
+        left: facets of one operand, in dimensions that both have.
+        right: those of the other.
+        dim: the summed dimension.
+        fixed: is the operand made of parameters alone?
+    """
+    if all(len(facet.dims) < 2 for facet in (*left, *right)):
+        return
+    for mine, theirs in pairs(left, right):
+        if dim not in mine.dims or dim not in theirs.dims:
+            continue
+        heads = [set(facet.dims) - {dim} for facet in (mine, theirs)]
+        if heads[0] == heads[1]:
+            joint = bool(heads[0])  # case 1
+        else:
+            bare = [n for n in (0, 1) if not heads[n]]
+            joint = len(bare) == 1 and not fixed[bare[0]] and not analysis.whole_heads  # case 2
+        if joint:
+            analysis.unite(mine.labels, theirs.labels)
+
+
+def agree_on_rows(analysis: Analysis, a: Value, b: Value) -> None:
+    """`agree` on the last dimension of (..., m, k) and (..., n, k), as (..., m, n, k)."""
+    if all(len(facet.dims) < 2 for facet in (*a.facets, *b.facets)):
+        return
+    rank = max(a.rank, b.rank) + 1
+
+    def place(value: Value, own: slice) -> list[Facet]:
+        def move(array: Any) -> Any:
+            rows = [1, 1]
+            rows[own] = array.shape[-2:-1]
+            return array.reshape(*(1,) * (rank - value.rank - 1), *array.shape[:-2], *rows, array.shape[-1])
+
+        return [facet.map(move) for facet in value.facets]
+
+    agree(analysis, place(a, slice(0, 1)), place(b, slice(1, 2)), rank - 1, (a.constant, b.constant))
+
+
 def contract_pair(analysis: Analysis, op: Op, left: Axis | None, right: Axis | None) -> None:
     """The summed dimension: both sides are cut together, or neither."""
     if left is not None and right is not None:
@@ -56,7 +104,8 @@ def contract_pair(analysis: Analysis, op: Op, left: Axis | None, right: Axis | N
 
 def product(analysis: Analysis, op: Op, a: Value, b: Value) -> Value:
     """The coupling of a matrix product; both operands have rank 2 or more."""
-    a, b = _settled(analysis, a), _settled(analysis, b)
+    agree_on_rows(analysis, a, transpose_last(b))
+    a, b = settled(analysis, a), settled(analysis, b)
     rank = max(a.rank, b.rank)
     a_k, b_k = analysis.axis(a, -1), analysis.axis(b, -2)
     if a_k is None and b_k is not None and b.constant:
@@ -106,6 +155,7 @@ def product_cost(analysis: Analysis, op: Op, result: Value, summed: Axis | None,
 def linear(analysis: Analysis, op: Op) -> list[Value]:
     """`x @ weight.T + bias`; weight (out, in)."""
     x, weight = op.value("input"), op.value("weight")
+    analysis.outputs_along(weight, 0)
     lifted = x if x.rank > 1 else x.moved((1, *x.shape), lambda array: array[None])
     result = product(analysis, op, lifted, transpose_last(weight))
     if x.rank == 1:
@@ -127,6 +177,8 @@ def _both(zeros: Any) -> Any:
 def matmul(analysis: Analysis, op: Op) -> list[Value]:
     """`a @ b`, batched or not; vectors are lifted to matrices."""
     a, b = op.value("input"), op.value("other")
+    analysis.outputs_along(a, -2)
+    analysis.outputs_along(b, -1)
     left = a if a.rank > 1 else a.moved((1, *a.shape), lambda array: array[None])
     right = b if b.rank > 1 else b.moved((*b.shape, 1), lambda array: array[..., None])
     result = product(analysis, op, left, right)
@@ -139,124 +191,19 @@ def matmul(analysis: Analysis, op: Op) -> list[Value]:
 
 def addmm(analysis: Analysis, op: Op) -> list[Value]:
     """`bias + a @ b`."""
+    analysis.outputs_along(op.value("other"), -1)
     return [_biased(analysis, op, product(analysis, op, op.value("input"), op.value("other")))]
 
 
 def gemm(analysis: Analysis, op: Op) -> list[Value]:
     """ONNX Gemm: `op(a) @ op(b) + c` with optional transposition of each side."""
     a, b = op.value("input"), op.value("other")
+    analysis.outputs_along(b, 0 if op.attrs.get("transB", 0) else 1)
     if op.attrs.get("transA", 0):
         a = transpose_last(a)
     if op.attrs.get("transB", 0):
         b = transpose_last(b)
     return [_biased(analysis, op, product(analysis, op, a, b))]
-
-
-def attention(analysis: Analysis, op: Op) -> list[Value]:
-    """softmax(q k^T / sqrt(d)) v: q and k are cut together along d, heads together everywhere.
-
-    Shapes: query (..., heads, L, d), key (..., heads, S, d), value (..., heads, S, dv).
-    """
-    q, k, v = (_settled(analysis, op.value(name)) for name in ("query", "key", "value"))
-    contract_pair(analysis, op, analysis.axis(q, -1), analysis.axis(k, -1))
-    for name, value in (("key", k), ("value", v)):
-        axis = analysis.axis(value, -2)
-        if axis is not None:
-            analysis.freeze(axis.labels, op, f"softmax over the {name}s' positions")
-    rank = len(op.shape)
-    facets = []
-    for value, dim in ((q, rank - 2), (v, rank - 1)):
-        axis = analysis.axis(value, dim - rank)
-        if axis is not None:
-            facets.append(axis.facet(rank, dim))
-    mask = op.optional("attn_mask")
-    if mask is not None:  # a bias of every head meets the heads; along positions it cannot be cut
-        mask = _settled(analysis, mask)
-        positions = tuple(f for f in mask.facets if any(d >= mask.rank - 2 for d in f.dims))
-        analysis.freeze_value(mask.with_facets(positions), op, "attention mask over positions")
-    parts = [
-        Value((*x.shape[:-2], 1, 1), tuple(f for f in x.facets if all(d < x.rank - 2 for d in f.dims)), x.constant)
-        for x in (v, q, k, mask)
-        if x is not None
-    ]
-    lead = Op(op.kind, op.name, op.where, op.inputs, op.attrs, ((*op.shape[:-2], 1, 1),))
-    facets.extend(broadcast(analysis, lead, parts, lambda zeros: zeros[0] if zeros[0] is not None else False).facets)
-    result = Value(op.shape, tuple(facets))
-    scores = result.with_facets(tuple(f for f in result.facets if rank - 1 not in f.dims))
-    q_axis = analysis.axis(q, -1)
-    product_cost(analysis, op, Value((*op.shape[:-1], k.shape[-2]), scores.facets), q_axis, q.shape[-1])
-    product_cost(analysis, op, result, None, k.shape[-2])
-    return [result]
-
-
-def resize_attention(op: Op, cut: Cut) -> dict[str, Any]:
-    """The default scale is 1/sqrt(d) of the size before the cut; after it, it must be said."""
-    q = op.value("query")
-    if cut.kept("query", q.rank - 1) is None or op.attrs.get("scale") is not None:
-        return {}
-    return {"scale": q.shape[-1] ** -0.5}
-
-
-def einsum(analysis: Analysis, op: Op) -> list[Value]:
-    """Sum of products by letters: a letter of the result meets as in a product, any other is summed over.
-
-    Source: torch.einsum. Equations with "..." or a letter twice in one operand freeze what they touch.
-    """
-    values = op.values()
-    left, _, right = str(op.attrs["equation"]).replace(" ", "").partition("->")
-    terms = left.split(",")
-    if "." in left or not right or any(len(set(term)) != len(term) for term in terms) or len(terms) != len(values):
-        for value in values:
-            analysis.freeze_value(value, op, "an einsum of this form has no rule")
-        return [Value(shape) for shape in op.out_shapes]
-    values = [_settled(analysis, value) for value in values]
-    facets: list[Facet] = []
-    factor, axes = 1, []
-    for letter in dict.fromkeys("".join(terms)):
-        size = next(v.shape[t.index(letter)] for t, v in zip(terms, values, strict=True) if letter in t)
-        found = [analysis.axis(v, t.index(letter)) for t, v in zip(terms, values, strict=True) if letter in t]
-        merged = _merged_letter(analysis, op, found, letter in right)
-        if merged is None:
-            factor *= size
-            continue
-        axes.append(merged.labels)
-        if letter in right:
-            facets.append(merged.facet(len(right), right.index(letter)))
-    if len(terms) > 1:
-        analysis.cost(op, float(factor), axes)
-    return [Value(op.shape, tuple(facets), constant=all(v.constant for v in values))]
-
-
-def _merged_letter(analysis: Analysis, op: Op, found: list[Axis | None], in_result: bool) -> Axis | None:
-    present = [axis for axis in found if axis is not None]
-    if not present:
-        return None
-    if len(present) < len(found):  # an operand that cannot be cut along this letter
-        for axis in present:
-            analysis.freeze(axis.labels, op, "is multiplied with a tensor that cannot be cut")
-        return None
-    zero = np.logical_or.reduce([axis.zero for axis in present])
-    for axis in present[1:]:
-        analysis.unite(present[0].labels, axis.labels)
-    if not in_result:
-        analysis.contract(present[0].labels, zero, op)
-    return Axis(present[0].labels, zero)
-
-
-def _read_einsum(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    equation = attrs["equation"]
-    return {"equation": equation.decode() if isinstance(equation, bytes) else equation}
-
-
-def onnx_attention(analysis: Analysis, op: Op) -> list[Value]:
-    """ONNX Attention with heads as a dimension of their own; of another form, all it touches is frozen."""
-    q, k = op.value("query"), op.value("key")
-    cached = op.optional("past_key") is not None or len(op.out_shapes) > 1
-    if q.rank == 4 and q.shape[1] == k.shape[1] and not cached:
-        return attention(analysis, op)
-    for value in op.values():
-        analysis.freeze_value(value, op, "attention of this form has no rule")
-    return [Value(shape) for shape in op.out_shapes]
 
 
 def _last(op: Op) -> int:
@@ -278,17 +225,4 @@ RULES = (
         aten={"addmm": Binding(names={"bias": "self", "input": "mat1", "other": "mat2"})},
     ),
     Rule("general matrix product", gemm, onnx={"Gemm": Binding(inputs=("input", "other", "bias"))}, sums=_last),
-    Rule(
-        "einsum",
-        einsum,
-        aten={"einsum": Binding()},
-        onnx={"Einsum": Binding(inputs=("tensors...",), read=_read_einsum)},
-    ),
-    Rule("attention", attention, resize_attention, aten={"scaled_dot_product_attention": Binding()}),
-    Rule(
-        "attention with a cache",
-        onnx_attention,
-        resize_attention,
-        onnx={"Attention": Binding(inputs=("query", "key", "value", "attn_mask", "past_key", "past_value"))},
-    ),
 )

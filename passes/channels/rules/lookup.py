@@ -12,6 +12,7 @@ from graphprune.passes.channels.value import Facet, Value
 def embedding(analysis: Analysis, op: Op) -> list[Value]:
     """Rows of a table (V, D): D are channels, V is not."""
     weight = op.value("weight")
+    analysis.outputs_along(weight, 1)
     axis = analysis.axis(weight, 1)
     facets: tuple[Facet, ...] = () if axis is None else (axis.facet(len(op.shape), len(op.shape) - 1),)
     weights = op.optional("per_sample_weights")

@@ -1,4 +1,4 @@
-"""Operators that pick part of a tensor, join tensors, or pad them.
+"""Operators that pick part of a tensor or join tensors.
 
 Channels that a slice skips leave the data there, which needs nothing: they may go if all else lets them.
 Indices along a dimension that is cut are counted again among what stays.
@@ -13,8 +13,7 @@ import numpy as np
 from graphprune.passes.channels import movement
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.coupling import broadcast, concatenate, first_zero
-from graphprune.passes.channels.labels import Mask
-from graphprune.passes.channels.value import Facet, Value
+from graphprune.passes.channels.value import Value
 
 Range = tuple[int, int, int]
 
@@ -91,6 +90,18 @@ def split(analysis: Analysis, op: Op) -> list[Value]:
         results.append(x.moved(shape, movement.slices({dim: (start, stop, 1)})))
         start = stop
     return results
+
+
+def even_split(analysis: Analysis, op: Op) -> list[Value]:
+    """Parts that are counted, and whose sizes follow from that: only dimensions of variable size are split so.
+
+    Where sizes are known, the front end has given them.
+    """
+    x = op.value("input")
+    dim = op.attrs.get("dim", 0) % x.rank
+    for facet in x.along(dim):
+        analysis.freeze_value(x.with_facets((facet,)), op, "is split into equal parts")
+    return split(analysis, replace(op, attrs={"dim": dim}))
 
 
 def resize_split(op: Op, cut: Cut) -> dict[str, Any]:
@@ -172,61 +183,6 @@ def stack(analysis: Analysis, op: Op) -> list[Value]:
     return [concatenate(analysis, op, lifted, dim)]
 
 
-def pad(analysis: Analysis, op: Op) -> list[Value]:
-    """Constant padding. Along channels, the padding is channels of its own; elsewhere it changes nothing.
-
-    A padded channel is zero where the padding value is, so it may be cut with what it is added to.
-    """
-    x = op.value("input")
-    pads: list[tuple[int, int]] = op.attrs["pads"]
-    constant = op.attrs.get("mode", "constant") == "constant"
-    zero = op.attrs.get("value") in (None, 0, 0.0)
-    facets = []
-    for facet in x.facets:
-        padded = [dim for dim in facet.dims if pads[dim] != (0, 0)]
-        if not padded:
-            keeps = zero or not constant or all(p == (0, 0) for p in pads)
-            facets.append(facet if keeps else facet.with_zero(False))
-        elif not constant:
-            analysis.freeze_value(x.with_facets((facet,)), op, "is padded with its neighbors")
-        else:
-            facets.append(_padded(analysis, facet, padded, pads, zero))
-    return [Value(op.shape, tuple(facets), constant=x.constant)]
-
-
-def _padded(analysis: Analysis, facet: Facet, dims: list[int], pads: list[tuple[int, int]], zero: bool) -> Facet:
-    analysis.drop(facet.labels)  # negative padding crops
-    crop: list[Any] = [slice(None)] * facet.labels.ndim
-    grow = [(0, 0)] * facet.labels.ndim
-    for dim in dims:
-        before, after = pads[dim]
-        crop[dim] = slice(max(-before, 0), facet.labels.shape[dim] - max(-after, 0))
-        grow[dim] = (max(before, 0), max(after, 0))
-    labels = np.pad(facet.labels[tuple(crop)], grow, constant_values=-1)
-    zeros: Mask = np.pad(facet.zero[tuple(crop)], grow, constant_values=zero)
-    new = labels < 0
-    labels[new] = analysis.space.fresh(int(new.sum()))
-    return Facet(labels, zeros)
-
-
-def resize_pad(op: Op, cut: Cut) -> dict[str, Any]:
-    """Of a padded channel dimension, count what stays of the padding (or of what is cropped)."""
-    pads = list(op.attrs["pads"])
-    changed = False
-    for dim, (before, after) in enumerate(pads):
-        out, source = cut.outputs[0].get(dim), cut.kept("input", dim)
-        size = op.value("input").shape[dim]
-        if (out is None and source is None) or (before, after) == (0, 0):
-            continue
-        out = np.ones(op.shape[dim], dtype=np.bool_) if out is None else out
-        source = np.ones(size, dtype=np.bool_) if source is None else source
-        head = int(out[:before].sum()) if before > 0 else -int(source[:-before].sum()) if before < 0 else 0
-        tail = int(out[len(out) - after :].sum()) if after > 0 else -int(source[size + after :].sum()) if after else 0
-        changed = changed or (head, tail) != (before, after)
-        pads[dim] = (head, tail)
-    return {"pads": pads} if changed else {}
-
-
 def _clamped(start: int | None, stop: int | None, step: int, size: int) -> Range:
     start, stop, step = slice(start, stop, step).indices(size)
     return start, max(stop, start) if step > 0 else stop, step
@@ -284,50 +240,8 @@ def _write_onnx_slice(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str
     return {"starts": [start for start, _, _ in ranges], "ends": stops}
 
 
-def _write_onnx_pad(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    if "pads" not in attrs:
-        return {}
-    pads, axes = attrs["pads"], old.get("axes")
-    dims = range(len(pads)) if axes is None else [int(a) % len(pads) for a in axes.data]
-    return {"pads": [pads[d][0] for d in dims] + [pads[d][1] for d in dims]}
-
-
 def _write_split(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     return {"split": attrs["split_sizes"]} if "split_sizes" in attrs else {}
-
-
-def _read_pad(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    rank, flat = inputs["input"].rank, attrs["pad"]
-    pads = [(0, 0)] * rank
-    for i in range(len(flat) // 2):
-        pads[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
-    return {"pads": pads, "mode": attrs.get("mode", "constant"), "value": attrs.get("value")}
-
-
-def _write_pad(attrs: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    if "pads" not in attrs:
-        return {}
-    pairs = attrs["pads"][::-1]
-    count = max(
-        len(old["pad"]) // 2,
-        1 + max(i for i, pair in enumerate(pairs) if pair != (0, 0)) if any(pair != (0, 0) for pair in pairs) else 0,
-    )
-    return {"pad": [size for pair in pairs[:count] for size in pair]}
-
-
-def _read_onnx_pad(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    rank = inputs["input"].rank
-    given, axes, fill = inputs.get("pads"), inputs.get("axes"), inputs.get("constant_value")
-    flat = attrs["pads"] if given is None else given.data.tolist()
-    dims = list(range(rank)) if axes is None else [int(a) % rank for a in axes.data]
-    pads = [(0, 0)] * rank
-    for i, dim in enumerate(dims):
-        pads[dim] = (flat[i], flat[i + len(dims)])
-    mode = attrs.get("mode", "constant")
-    value = attrs.get("value", 0.0) if fill is None else (float(fill.data) if fill.data is not None else None)
-    if fill is not None and fill.data is None:
-        value = float("nan")
-    return {"pads": pads, "mode": mode.decode() if isinstance(mode, bytes) else mode, "value": value}
 
 
 def _axis(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,6 +276,14 @@ RULES = (
         onnx={"Split": Binding(inputs=("input", "split"), read=_axis, write=_write_split)},
         moves=True,
     ),
+    Rule(
+        "even split",
+        even_split,
+        aten={
+            name: Binding() for name in ("chunk", "split.Tensor", "tensor_split", "unsafe_chunk", "unsafe_split.Tensor")
+        },
+        moves=True,
+    ),
     Rule("gated halves", gated_halves, aten={"glu": Binding()}),
     Rule("unbind", unbind, aten={"unbind": Binding()}, moves=True),
     Rule(
@@ -380,21 +302,4 @@ RULES = (
         moves=True,
     ),
     Rule("stack", stack, aten={"stack": Binding(fixed={"dim": 0})}, moves=True),
-    Rule(
-        "padding",
-        pad,
-        resize_pad,
-        aten={
-            "pad": Binding(read=_read_pad, write=_write_pad),
-            "constant_pad_nd": Binding(read=_read_pad, write=_write_pad),
-        },
-        onnx={
-            "Pad": Binding(
-                inputs=("input", "pads", "constant_value", "axes"),
-                needs=("pads", "axes"),
-                read=_read_onnx_pad,
-                write=_write_onnx_pad,
-            )
-        },
-    ),
 )
