@@ -1,7 +1,7 @@
 """From a float32 ONNX file and unlabelled images to one that computes in int8, judged on images it has not seen.
 
-calibration part of the images -> ranges of activations
-search part of the images      -> which layers stay in float32
+The images are split at random: a calibration part gives the ranges of activations, a search part tells which layers
+stay in float32.
 """
 
 import json

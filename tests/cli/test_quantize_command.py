@@ -34,6 +34,7 @@ def work(tmp_path_factory):
     return folder
 
 
+ANY = ("--min-agreement", "0")
 QUICK = ("--calibration-images", "8", "--search-images", "8", "--benchmark-seconds", "0.01")
 
 
@@ -56,7 +57,7 @@ def test_a_table_with_size_speed_and_agreement(work, tmp_path):
 
 def test_json(work, tmp_path):
     target = tmp_path / "int8.onnx"
-    options = (*QUICK, "--min-agreement", "0", "--no-reduce-range", "--json", "--calibration", "percentile")
+    options = (*QUICK, *ANY, "--no-reduce-range", "--json", "--calibration", "percentile")
     code, out, err = run("quantize", work / "net.onnx", target, "--data", work / "images", *options)
     assert code == 0, err
     found = json.loads(out)

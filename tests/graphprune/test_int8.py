@@ -107,7 +107,7 @@ def test_a_layer_left_out_comes_with_what_is_fused_into_it(source):
     model = int8.prepare(source)
     scheme = int8.Scheme(reduce_range=True)
     calibrated = int8.calibrate(model, [pictures(8).batch(slice(None))], scheme)
-    convolutions = [name for name in calibrated.layers if "Conv" in name]
+    convolutions = calibrated.layers[:3]
     left = onnx.load_model_from_string(calibrated.quantized(without=[convolutions[1]]))
     readers = {name: node.op_type for node in left.graph.node for name in node.input}
     kinds = {node.name: node for node in model.graph.node}
