@@ -32,7 +32,7 @@ from graphprune.onnx_session import (
 )
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
 
-__all__ = ["BUSY", "FASTER", "NOT_FASTER", "BenchmarkReport", "ModelTiming", "benchmark"]
+__all__ = ["BUSY", "FASTER", "NOT_FASTER", "BenchmarkReport", "Contender", "ModelTiming", "benchmark"]
 
 logger = logging.getLogger("graphprune")
 
@@ -162,7 +162,7 @@ def benchmark(
     if batch < 1:
         raise UsageError(f"a batch of {batch} was asked for; at least 1 is needed")
     contenders = [
-        _Contender.open(name, source, threads, provider).feed(batch, inputs, shapes, seed)
+        Contender.open(name, source, threads, provider).feed(batch, inputs, shapes, seed)
         for name, source in models.items()
     ]
     logger.info("measuring %s, about %.0f s", ", ".join(models), min_seconds * 1.2 * len(models) + 1)
@@ -189,7 +189,7 @@ def benchmark(
     return report
 
 
-class _Contender:
+class Contender:
     """One model in the benchmark: its session, its inputs, and the times of its runs (rounds x runs, seconds)."""
 
     def __init__(self, name: str, session: ort.InferenceSession, specs: tuple[InputSpec, ...]) -> None:
@@ -204,7 +204,8 @@ class _Contender:
         self._runs_per_turn = 1
 
     @classmethod
-    def open(cls, name: str, source: OnnxSource, threads: int, provider: str) -> "_Contender":
+    def open(cls, name: str, source: OnnxSource, threads: int, provider: str) -> "Contender":
+        """A session of its own for one model."""
         label = name if isinstance(source, bytes) else None
         session = open_session(source, threads=threads, provider=provider, name=label)
         return cls(name, session, input_specs(session, name))
@@ -215,7 +216,7 @@ class _Contender:
         inputs: Mapping[str, np.ndarray] | None,
         shapes: Mapping[str, Sequence[int]] | None,
         seed: int,
-    ) -> "_Contender":
+    ) -> "Contender":
         """Bind inputs and outputs once, so that a timed run copies nothing in Python."""
         if inputs is None:
             fixed = self._specs[0].dims[:1] if self._specs else ()
@@ -233,17 +234,18 @@ class _Contender:
             self._binding.bind_output(output.name)
         return self
 
-    def warm_up(self) -> None:
+    def warm_up(self, seconds: float = _WARM_UP_SECONDS) -> None:
         """Run until caches, clock and memory pools have settled, and choose the number of runs in a turn."""
         start = time.perf_counter()
         runs = 0
-        while runs < 2 or time.perf_counter() - start < _WARM_UP_SECONDS:
+        while runs < 2 or time.perf_counter() - start < seconds:
             self._run()
             runs += 1
-        seconds = (time.perf_counter() - start) / runs
-        self._runs_per_turn = int(np.clip(_TURN_SECONDS / seconds, *_RUNS_PER_TURN))
+        each = (time.perf_counter() - start) / runs
+        self._runs_per_turn = int(np.clip(_TURN_SECONDS / each, *_RUNS_PER_TURN))
 
     def take_turn(self) -> None:
+        """Time a few runs, after one that brings the weights back into the caches."""
         if self._runs_per_turn > 1:
             self._run()
         wall, cpu = time.perf_counter(), time.thread_time()
@@ -257,6 +259,7 @@ class _Contender:
         self.wall_seconds += time.perf_counter() - wall
 
     def seconds(self) -> float:
+        """Timed seconds so far."""
         return sum(map(sum, self.times))
 
     def _run(self) -> None:
@@ -267,7 +270,7 @@ class _Contender:
 
 
 def _measure(
-    contenders: Sequence[_Contender],
+    contenders: Sequence[Contender],
     rng: np.random.Generator,
     min_seconds: float,
     min_rounds: int,
@@ -284,7 +287,7 @@ def _measure(
     return rounds
 
 
-def _summarize(contenders: Sequence[_Contender], rng: np.random.Generator) -> tuple[ModelTiming, ...]:
+def _summarize(contenders: Sequence[Contender], rng: np.random.Generator) -> tuple[ModelTiming, ...]:
     times = [np.array(contender.times) for contender in contenders]
     medians = _resampled_medians(times, rng)
     timings = []
