@@ -99,8 +99,8 @@ class BenchmarkReport:
         inputs: Shape of every input of the first model.
         machine: The machine and the versions.
         interference: Share of the measured time in which the processor was given to something else; None when it
-            is not known, with several threads in an operator. Medians of a busy machine (`BUSY`) are not to be trusted, nor are
-            their ratios: a longer run is interrupted more often.
+            is not known, with several threads in an operator. Medians of a busy machine (`BUSY`) are not to be trusted,
+            nor are their ratios: a longer run is interrupted more often.
         mode: "latency" or "throughput".
         streams: Sessions that ran at once; 1 for a latency.
         processors: Where the threads were kept; None where they were not.

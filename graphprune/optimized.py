@@ -17,7 +17,7 @@ import onnx
 from graphprune.machine import machine_facts
 from graphprune.onnx_session import CPU, OnnxSource, load_proto, open_session
 
-__all__ = ["BLOCKED", "Finding", "OptimizedGraph", "OptimizedNode", "optimized_graph"]
+__all__ = ["BLOCKED", "Finding", "OptimizedGraph", "OptimizedNode", "optimized_graph", "with_names"]
 
 BLOCKED = "com.microsoft.nchwc"
 _REORDERS = frozenset({"ReorderInput", "ReorderOutput"})
@@ -25,7 +25,7 @@ _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Concat"})
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Onnxruntime's additions to the names of nodes and values that it makes new.
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_kernel_time)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
 _WEIGHT = re.compile(r"(\.weight|_weight)?(_quantized|_DequantizeLinear.*|_bias)*$")
 
 
@@ -86,6 +86,7 @@ def optimized_graph(source: OnnxSource, *, threads: int = 1, provider: str = CPU
     Raises:
         ModelLoadError: The file is missing, broken or beyond this onnxruntime.
     """
+    source = with_names(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         open_session(source, threads=threads, provider=provider, optimized=str(path))
@@ -96,6 +97,16 @@ def optimized_graph(source: OnnxSource, *, threads: int = 1, provider: str = CPU
     has_blocks = machine_facts().conv_block > 1 and provider == CPU
     findings = tuple(_Findings(optimized.graph, known)) if has_blocks else ()
     return OptimizedGraph(tuple(known[id(node)] for node in nodes), findings)
+
+
+def with_names(source: OnnxSource) -> OnnxSource:
+    """The model with a name for every node, by which the optimized graph and the profiler speak of them."""
+    model = load_proto(source)
+    if all(node.name for node in model.graph.node):
+        return source
+    for at, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{at}"
+    return model.SerializeToString()
 
 
 class _Origins:

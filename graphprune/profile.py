@@ -12,7 +12,7 @@ from graphprune.latency.kernels import kernel_times
 from graphprune.latency.target import Target
 from graphprune.machine import Machine, machine_facts
 from graphprune.onnx_session import CPU, OnnxSource, input_shapes, input_specs, label_of, open_session, random_inputs
-from graphprune.optimized import Finding, optimized_graph
+from graphprune.optimized import Finding, optimized_graph, with_names
 
 __all__ = ["KernelShare", "ProfileReport", "profile"]
 
@@ -107,6 +107,7 @@ def profile(
         UsageError: A size is open.
     """
     name = name or label_of(source)
+    source = with_names(source)
     specs = input_specs(open_session(source, threads=threads, provider=provider, name=name), name)
     feeds = random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name), seed)
     graph = optimized_graph(source, threads=threads, provider=provider)

@@ -61,9 +61,7 @@ def latency_model(
     file_graph = graph
     if hasattr(graph.front_end, "module"):
         onnx_model = load_onnx(dense)
-        file_graph = trace_onnx(
-            onnx_model, sizes=free_sizes(onnx_model, {k: tuple(v) for k, v in (shapes or {}).items()})
-        )
+        file_graph = trace_onnx(onnx_model, sizes=free_sizes(onnx_model, {k: tuple(v) for k, v in (shapes or {}).items()}))
     segments = read_segments(file_graph, graph)
     reference = Reference(dense, target, shapes, seed)
     structure = structure_digest(segments, graph, reference.shapes)
@@ -78,7 +76,9 @@ def latency_model(
 
 
 class _Builder:
-    def __init__(self, graph: "ChannelGraph", dense: Path, segments: Segments, reference: Reference, seed: int) -> None:
+    def __init__(
+        self, graph: "ChannelGraph", dense: Path, segments: Segments, reference: Reference, seed: int
+    ) -> None:
         self.graph = graph
         self.dense = dense
         self.segments = segments
@@ -100,7 +100,9 @@ class _Builder:
         for kept in itertools.islice(drawn, _FITTED):
             file = cut_file(self.graph, self.dense, kept)
             share, milliseconds = self.reference.share(file, _SHARE_SECONDS)
-            kernels = kernel_times(file, self.feeds, self.target, min_seconds=_KERNEL_SECONDS, min_runs=_KERNEL_RUNS)
+            kernels = kernel_times(
+                file, self.feeds, self.target, min_seconds=_KERNEL_SECONDS, min_runs=_KERNEL_RUNS
+            )
             runs.append((kept, share, kernels))
             dense_ms.append(milliseconds)
         unit = float(np.median(dense_ms)) / 1e3

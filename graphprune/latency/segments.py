@@ -161,13 +161,7 @@ class _Reader:
         spatial = [list(value.shape[2:]) for value in known if value is not None]
         weights = [self.front.env[v].shape[2:] for v in node.inputs if v is not None and v.name in self.front.names]
         grouping = self._grouping(node)
-        return [
-            node.op_type,
-            json.loads(json.dumps(options, default=str)),
-            spatial,
-            [list(w) for w in weights],
-            grouping,
-        ]
+        return [node.op_type, json.loads(json.dumps(options, default=str)), spatial, [list(w) for w in weights], grouping]
 
     def _grouping(self, node: ir.Node) -> str:
         group = attributes(node).get("group", 1)

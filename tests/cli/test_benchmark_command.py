@@ -64,7 +64,7 @@ def test_a_profile_follows_the_table(tmp_path, capsys):
     assert "the most expensive kernels" in capsys.readouterr().out
     assert main(["-q", "benchmark", path, "--profile", "--json", *QUICK]) == 0
     (found,) = json.loads(capsys.readouterr().out)["profiles"]
-    assert [kernel["op_type"] for kernel in found["kernels"]] == ["Relu"]
+    assert [(kernel["op_type"], kernel["layer"]) for kernel in found["kernels"]] == [("Relu", "Relu_0")]
 
 
 def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path, capsys):

@@ -240,8 +240,9 @@ def test_threads_are_kept_in_place_and_let_go_afterwards(monkeypatch):
     seen.clear()
     assert benchmark({"a": net()}, pin=False, **QUICK).processors is None
     assert all(found == before for found in seen)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,4] table) => (float[k,4] y) <int64[1] at = {9}> { y = Gather(table, at) }"""
+    outside = onnx.parser.parse_model(text).SerializeToString()
     with pytest.raises(UnsupportedModelError):
-        text = """<ir_version: 8, opset_import: ["" : 17]>
-        net (float[n,4] table) => (float[k,4] y) <int64[1] at = {9}> { y = Gather(table, at) }"""
-        benchmark({"a": onnx.parser.parse_model(text).SerializeToString()}, **QUICK)
+        benchmark({"a": outside}, **QUICK)
     assert os.sched_getaffinity(0) == before

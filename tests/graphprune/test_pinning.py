@@ -33,9 +33,16 @@ def test_systems_that_cannot_do_it(monkeypatch):
 @needs_affinity
 def test_the_thread_is_let_go_even_after_an_error():
     before = os.sched_getaffinity(0)
-    with pytest.raises(ValueError, match="x"), pinning.pinned([max(before)]):
-        assert os.sched_getaffinity(0) == {max(before)}
-        raise ValueError("x")
+    seen = []
+
+    def fail():
+        with pinning.pinned([max(before)]):
+            seen.append(os.sched_getaffinity(0))
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        fail()
+    assert seen == [{max(before)}]
     assert os.sched_getaffinity(0) == before
 
 
