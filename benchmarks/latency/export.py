@@ -11,8 +11,8 @@ does, and computes the same.
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ sys.path[:0] = [str(HERE.parents[1])]
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
+import onnx_ir as ir  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
 from graphprune.benchmark import benchmark  # noqa: E402
 from graphprune.files import atomic_write_text  # noqa: E402
 from graphprune.machine import machine_facts  # noqa: E402
 from graphprune.optimized import optimized_graph  # noqa: E402
+from graphprune.passes.onnx.clean import EliminateDeadCodePass  # noqa: E402
+from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass  # noqa: E402
+from graphprune.passes.onnx.model import load_model  # noqa: E402
 
 FULL = "export_onnx"
+PASSES = ("SelectChannelsPass", "GlobalPoolPass")
 NETWORKS = ("resnet56", "vgg_small", "mobilenet_v2")
 BATCHES = (1, 16)
 VARIANTS = {
@@ -52,31 +57,42 @@ def make(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     example = (torch.randn(4, 3, 32, 32),)
-
-    def write(model: torch.nn.Module, path: Path) -> None:
-        gp.export_onnx(model, example, path, force=True)
-
     for network in NETWORKS:
-        if all(variant(folder / f"{network}.{kind}", [*CHANGES][-1]).exists() for kind in ("dense", "slim")):
-            continue  # of a run that was stopped
-        torch.manual_seed(0)
-        dense = getattr(models, network)().eval()
-        graph = gp.trace(dense, example)
-        slim = gp.slim(dense, gp.plan(graph, macs=0.5, align=machine_facts().conv_block), example, graph=graph)
-        for kind, model in (("dense", dense), ("slim", slim)):
+        for kind in ("dense", "slim"):
             stem = folder / f"{network}.{kind}"
-            write(model, variant(stem, FULL))
-            for name, left_out in (("slice-and-pad", "SelectChannelsPass"), ("reduce-mean", "GlobalPoolPass")):
-                without(export, left_out, partial(write, model, variant(stem, name)))
-            batch = {0: torch.export.Dim("batch")}
-            program = torch.export.export(model, example, dynamic_shapes=(batch,), strict=False)
+            if variant(stem, FULL).exists():
+                continue  # of a run that was stopped
+            torch.manual_seed(0)
+            model = getattr(models, network)().eval()
+            if kind == "slim":
+                graph = gp.trace(model, example)
+                plan = gp.plan(graph, macs=0.5, align=machine_facts().conv_block)
+                model = gp.slim(model, plan, example, graph=graph)
+            with without(export, *PASSES):
+                gp.export_onnx(model, example, variant(stem, "plain"), force=True)
+            dims = ({0: torch.export.Dim("batch")},)
+            program = torch.export.export(model, example, dynamic_shapes=dims, strict=False)
             alone = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
             alone.save(variant(stem, "exporter-alone"))
-            for name, change in CHANGES.items():
-                changed = onnx.load(variant(stem, FULL))
-                change(changed)
-                onnx.save(changed, variant(stem, name))
+            vary(stem)
             print(network, kind, flush=True)
+
+
+def vary(stem: Path) -> None:
+    """Write the variants that follow from the export without passes for the layout."""
+    passed = {
+        "slice-and-pad": (GlobalPoolPass,),
+        "reduce-mean": (SelectChannelsPass,),
+        **dict.fromkeys((*CHANGES, FULL), (SelectChannelsPass, GlobalPoolPass)),
+    }
+    for name, passes in passed.items():
+        model = load_model(variant(stem, "plain"))
+        for apply in (*passes, EliminateDeadCodePass):
+            apply()(model)
+        proto = ir.to_proto(ir.external_data.load_to_model(model))
+        if name in CHANGES:
+            CHANGES[name](proto)
+        onnx.save(proto, variant(stem, name))
 
 
 def variant(stem: Path, name: str) -> Path:
@@ -84,14 +100,17 @@ def variant(stem: Path, name: str) -> Path:
     return stem.with_name(f"{stem.name}.{name}.onnx")
 
 
-def without(module: Any, name: str, work: Callable[[], Any]) -> None:
-    """Do the work with a pass of the exporter replaced by one that does nothing."""
-    kept = getattr(module, name)
-    setattr(module, name, lambda: lambda model: None)
+@contextmanager
+def without(module: Any, *names: str) -> Iterator[None]:
+    """Replace passes of the exporter by one that does nothing."""
+    kept = {name: getattr(module, name) for name in names}
     try:
-        work()
+        for name in names:
+            setattr(module, name, lambda: lambda model: None)
+        yield
     finally:
-        setattr(module, name, kept)
+        for name, value in kept.items():
+            setattr(module, name, value)
 
 
 def list_weights(model: onnx.ModelProto) -> None:
@@ -151,8 +170,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`, one thread, {machine['cpu']} ({machine['instruction_set']}), onnxruntime "
         f"{machine['onnxruntime']};",
-        "made from [results/export.json](results/export.json). A ratio is the latency of the file without that choice over",
-        "that of the file as it is written, with its 95 % interval; above 1 the choice pays. Bold: the interval does not hold 1.",
+        "made from [results/export.json](results/export.json). A ratio is the latency of the file without that choice",
+        "over that of the file as it is written, with its 95 % interval; above 1 the choice pays. Bold: the interval",
+        "does not hold 1.",
         "",
         *(f"- *{name}*: {text}" for name, text in VARIANTS.items() if name != FULL),
         "",
