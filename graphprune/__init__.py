@@ -26,7 +26,7 @@ if (_ROOT / "pyproject.toml").exists() and (_ROOT / "passes" / "__init__.py").ex
 
 if TYPE_CHECKING:
     from graphprune.api import plan, trace
-    from graphprune.benchmark import benchmark
+    from graphprune.benchmark import benchmark, benchmark_grid
     from graphprune.compress import BenchmarkOptions, CompressResult, DataOptions, compress
     from graphprune.config import CompressConfig
     from graphprune.data import ImageSource, load_images
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.slim import mask, slim
+    from graphprune.profile import profile
+    from graphprune.quantize import QuantizeOptions, QuantizeReport, quantize_onnx
     from graphprune.saving import load, save
     from graphprune.slimming import SlimReport, slim_onnx
     from graphprune.sparse_trainer import SparseTrainer
@@ -67,6 +69,8 @@ __all__ = [
     "OutputExistsError",
     "PlanError",
     "PruningPlan",
+    "QuantizeOptions",
+    "QuantizeReport",
     "SlimReport",
     "SparseTrainer",
     "TrainingError",
@@ -75,6 +79,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "benchmark",
+    "benchmark_grid",
     "compress",
     "export_onnx",
     "load",
@@ -82,6 +87,8 @@ __all__ = [
     "load_model",
     "mask",
     "plan",
+    "profile",
+    "quantize_onnx",
     "save",
     "slim",
     "slim_onnx",
@@ -97,8 +104,11 @@ _HOMES = {
     "ImageSource": "data",
     "SparseTrainer": "sparse_trainer",
     "PruningPlan": "passes.channels.plan",
+    "QuantizeOptions": "quantize",
+    "QuantizeReport": "quantize",
     "SlimReport": "slimming",
     "benchmark": "benchmark",
+    "benchmark_grid": "benchmark",
     "compress": "compress",
     "export_onnx": "export",
     "load": "saving",
@@ -106,6 +116,8 @@ _HOMES = {
     "load_model": "loading",
     "mask": "passes.fx.slim",
     "plan": "api",
+    "profile": "profile",
+    "quantize_onnx": "quantize",
     "save": "saving",
     "slim": "passes.fx.slim",
     "slim_onnx": "slimming",

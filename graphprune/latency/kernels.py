@@ -1,0 +1,58 @@
+"""Times of the kernels that onnxruntime runs for a file, by its own profiler."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from graphprune.latency.target import Target
+from graphprune.onnx_session import OnnxSource, open_session
+
+__all__ = ["kernel_times"]
+
+_SUFFIX = "_kernel_time"
+_TRUNCATED = 0.5  # the profiler cuts microseconds off
+
+
+def kernel_times(
+    model: OnnxSource, feeds: Mapping[str, np.ndarray], target: Target, *, min_seconds: float, min_runs: int
+) -> list[tuple[str, float]]:
+    """(name, seconds) of every kernel of one run, in their order: medians over runs.
+
+    Args:
+        model: the file, or its content.
+        feeds: inputs by name.
+        target: how it is run.
+        min_seconds: timed seconds at least.
+        min_runs: runs at least.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(
+            model, threads=target.threads, provider=target.provider, profile=str(Path(folder) / "run")
+        )
+        return _medians(_events(session, feeds, min_seconds, min_runs))
+
+
+def _events(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], min_seconds: float, min_runs: int
+) -> list[dict]:
+    import time
+
+    start, runs = time.perf_counter(), 0
+    while runs < min_runs + 1 or time.perf_counter() - start < min_seconds:
+        session.run(None, dict(feeds))
+        runs += 1
+    return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+
+
+def _medians(events: list[dict]) -> list[tuple[str, float]]:
+    """The first run is left out: it warms up."""
+    seen: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
+            key = f"{event['args'].get('node_index', '')}\0{event['name'].removesuffix(_SUFFIX)}"
+            seen.setdefault(key, []).append(float(event["dur"]) + _TRUNCATED)
+    return [(key.partition("\0")[2], float(np.median(found[1:] or found)) / 1e6) for key, found in seen.items()]
