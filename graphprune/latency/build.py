@@ -1,5 +1,6 @@
 """Measuring a latency model: random allocations of the exported file, timed kernel by kernel and as a whole."""
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -18,6 +19,7 @@ from graphprune.latency.sampling import allocations, draw, lattice_of
 from graphprune.latency.segments import Segments, read_segments
 from graphprune.latency.target import Target
 from graphprune.latency.timing import Reference
+from graphprune.machine import machine_facts
 from graphprune.onnx_session import input_specs, open_session, random_inputs
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.model import free_sizes
@@ -86,8 +88,6 @@ class _Builder:
         self.target = reference.target
         self.seed = seed
         self.facts = self.target.key()
-        from graphprune.machine import machine_facts
-
         self.block = machine_facts().conv_block
         session = open_session(dense)
         self.feeds = random_inputs(input_specs(session), reference.shapes, seed)
@@ -145,6 +145,4 @@ class _Builder:
             "the mean, %.1f %% at most",
             *(_FITTED, seconds, model.dense_ms, _CHECKED, 100 * np.abs(errors).mean(), 100 * np.abs(errors).max()),
         )
-        import dataclasses
-
         return dataclasses.replace(model, errors=tuple(errors), seconds=round(seconds, 2))

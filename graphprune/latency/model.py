@@ -68,15 +68,14 @@ class LatencyModel:
         """Predicted seconds of one run when each set keeps so many groups; (n_sets,)."""
         return sum(self.curves[s.kind].at(tuple(axis.length(widths) for axis in s.axes)) for s in self.segments)
 
-    @cached_property
-    def _scale(self) -> float:
-        """What makes the prediction for the dense network the time that was measured."""
+    @property
+    def dense_seconds(self) -> float:
+        """What predicted shares refer to: the measured latency of the dense file."""
         return self.dense_ms / 1e3
 
     def share(self, graph: "ChannelGraph", kept: np.ndarray) -> float:
         """Predicted latency as a share of the dense network's."""
-        dense = self.seconds_at(set_widths(graph, graph.all_kept()))
-        return self.seconds_at(set_widths(graph, kept)) / dense
+        return self.seconds_at(set_widths(graph, kept)) / self.dense_seconds
 
     @property
     def error(self) -> dict[str, float]:
