@@ -3,8 +3,8 @@
 The file has a symbolic batch dimension called "batch" wherever the model allows it, normalization folded into the
 convolution before it, stable names for inputs and outputs, no denormal weights (one that is 1e-39 instead of 0
 makes a convolution 22 times slower), and nothing that takes a residual Add out of onnxruntime's blocked layout
-(`passes/onnx/layout.py`). What each of these brings is measured in benchmarks/latency/export.py. Before it gets its name it is run in onnxruntime at several batch sizes
-and compared with the model.
+(`passes/onnx/layout.py`). What each of these brings is measured in benchmarks/latency/export.py. Before the file gets
+its name it is run in onnxruntime at several batch sizes and compared with the model.
 """
 
 import contextlib

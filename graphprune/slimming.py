@@ -289,7 +289,8 @@ def _compare(proof: _Proof, draft: Path, tolerance: float) -> float:
                 open_session(path, name=name, threads=machine_facts().logical_cores, saturates=False)
                 for path, name in ((proof.path, _REFERENCE), (draft, _OURS))
             ]
-            error, failed = _judge(proof.names, *(_run(one, proof.names, feed) for one in exact), tolerance)
+            ours, theirs = (_run(one, proof.names, feed) for one in exact)
+            error, failed = _judge(proof.names, ours, theirs, tolerance)
         if failed is not None:
             del session
             raise VerificationError(_explain(proof, draft, feed, failed, tolerance))

@@ -70,7 +70,8 @@ class GroupIndex:
 
     def _elements(self) -> Tensor:
         """Elements of each group: what `sums` would give of ones."""
-        pieces, doubly = [], []
+        pieces: list[Tensor] = []
+        doubly: list[tuple[Tensor, Tensor]] = []
         for parameter, member in zip(self.parameters, self._members, strict=True):
             counts = [parameter.numel() // max(parameter.shape[dim], 1) for dim in member.dims]
             pieces.extend(
@@ -97,7 +98,7 @@ class GroupIndex:
                 doubly.append((groups, core[first, second]))
         return self._total(pieces, doubly)
 
-    def _total(self, pieces: Sequence[Tensor], doubly: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def _total(self, pieces: list[Tensor], doubly: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Add up one number for each index of each member's dimensions, less what two of them hold, by group."""
         total = torch.zeros(self.n_groups + 1, dtype=self._dtype)
         if pieces:
@@ -189,7 +190,7 @@ def _member_sums(
     rows = max(1, _BLOCK * len(tensor) // max(tensor.numel(), 1)) if function is not None and tensor.ndim else 0
     cores: list[Tensor] = []
     parts: list[list[Tensor]] = [[] for _ in member.dims]
-    for block in tensor.split(rows) if rows else (tensor,):
+    for block in torch.split(tensor, rows) if rows else (tensor,):
         block = block if function is None else function(block)
         core = block.sum(dim=other) if other else block
         if member.overlap is not None:
@@ -210,7 +211,7 @@ def _member(dims: tuple[int, ...], axes: Sequence[np.ndarray], n_groups: int) ->
     ids = tuple(torch.from_numpy(np.where(a >= 0, a, n_groups).astype(np.int64)) for a in axes)
     overlap = None
     if len(dims) == 2:
-        shared = np.intersect1d(*(np.unique(a[a >= 0]) for a in axes), assume_unique=True)
+        shared = np.intersect1d(axes[0][axes[0] >= 0], axes[1][axes[1] >= 0])
         rows, columns = (np.flatnonzero(np.isin(a, shared)) for a in axes)
         first, second = np.nonzero(axes[0][rows][:, None] == axes[1][columns][None, :])
         if len(first):

@@ -67,6 +67,8 @@ def calibrate(model: nn.Module, plan: gp.PruningPlan, inputs: tuple[torch.Tensor
         hook.remove()
     known = _tensors(scaled)
     for name, tensor in _tensors(model).items():
+        if name not in known or known[name].shape != tensor.shape or _overlaps(tensor):
+            continue  # tables that a model makes anew in forward (ConViT's distances of patches)
         fresh = known[name].clone()
         for dim, indices in plan.removed.get(name, {}).items():
             gone = torch.tensor(indices)
@@ -77,6 +79,11 @@ def calibrate(model: nn.Module, plan: gp.PruningPlan, inputs: tuple[torch.Tensor
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return {**named, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Several elements share one place in memory (an expanded tensor)."""
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def images(shape: torch.Size, batch: int, generator: torch.Generator) -> torch.Tensor:

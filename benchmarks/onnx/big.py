@@ -1,7 +1,7 @@
 """Time and memory of `graphprune slim` on large files, beside what onnxruntime needs to load and optimize them.
 
     python benchmarks/onnx/big.py make --folder WORK       # ResNet50, and a 2.5 GB file with external data
-    python benchmarks/onnx/big.py measure --folder WORK    # results/big.json and big.md
+    python benchmarks/onnx/big.py measure --folder WORK    # results/big.json and README.md
 
 Every measurement is a process of its own, onnxruntime and slim in turn. Inside it the peak of resident memory is
 reset once everything is imported. It counts all that is resident, so also pages of files that are mapped and that
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ def resident() -> tuple[float, float]:
 
 def measure(folder: Path, names: Sequence[str]) -> None:
     """Measure the files and write the results."""
+    from page import page
     from results import surroundings
 
     from graphprune.files import atomic_write_json, atomic_write_text
@@ -118,13 +119,14 @@ def measure(folder: Path, names: Sequence[str]) -> None:
         for _ in range(CASES[name]):
             for work, found in runs.items():
                 found.append(child(work, folder, name))
-        rows.append({"file": name, "about": ABOUT[name], "bytes": size_of(folder / name), "runs": runs})
-        print(name, summary(rows[-1]), flush=True)
+        row = {"file": name, "about": ABOUT[name], "bytes": size_of(folder / name), "runs": runs}
+        rows.append({**row, "summary": summary(row)})
+        print(name, rows[-1]["summary"], flush=True)
     affinity = len(os.sched_getaffinity(0))
     about = {"command": "python benchmarks/onnx/big.py measure", "processors": affinity, **surroundings()}
     (HERE / "results").mkdir(exist_ok=True)
     atomic_write_json(HERE / "results" / "big.json", {**about, "rows": rows})
-    atomic_write_text(HERE / "big.md", "\n".join(page({**about, "rows": rows})) + "\n")
+    atomic_write_text(HERE / "README.md", page(HERE / "results"))
 
 
 def child(work: str, folder: Path, name: str) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def summary(row: dict[str, Any]) -> dict[str, float]:
     ours, theirs = row["runs"]["slim"], row["runs"]["onnxruntime"]
     middle = statistics.median
     size = row["bytes"] / MEGABYTE
-    return {
+    found = {
         "load": middle(run["seconds"] for run in theirs),
         "slim": middle(run["seconds"] for run in ours),
         "ratio": middle(a["seconds"] / b["seconds"] for a, b in zip(ours, theirs, strict=True)),
@@ -163,38 +165,7 @@ def summary(row: dict[str, Any]) -> dict[str, float]:
         "own": max(run["peak"] - run["imported"] for run in ours) / size,
         "load_memory": max(run["peak"] for run in theirs) / size,
     }
-
-
-def page(document: dict[str, Any]) -> Iterator[str]:
-    """The lines of big.md."""
-    machine = document["machine"]
-    yield "# Large files through `graphprune slim`: time and memory\n"
-    yield "Made by `benchmarks/onnx/big.py` (see its help) from `results/big.json`.\n"
-    yield f"{machine['cpu']}, {document['processors']} processor(s) allowed, onnxruntime {machine['onnxruntime']}, "
-    yield f"revision {document['revision']}, {document['date']}.\n"
-    yield "| file | size | onnxruntime loads | slim | ratio (goal) | of slim, proof | peak memory / file (goal) |"
-    yield "|---|---|---|---|---|---|---|"
-    for row in document["rows"]:
-        found, size = summary(row), row["bytes"] / MEGABYTE
-        large = size > 2000
-        ratio = f"{found['ratio']:.2f}x" + ("" if large else " (3x)")
-        memory = f"{found['memory']:.2f}x, {found['own']:.2f}x without the interpreter ({2 if large else 3}x)"
-        yield (
-            f"| {row['about']} | {size:.0f} MB | {found['load']:.2f} s | {found['slim']:.2f} s | {ratio} | "
-            f"{found['proof']:.2f} s | {memory} |"
-        )
-    yield ""
-    yield NOTES.format(
-        **{row["file"].split(".")[0].replace("-", "_"): summary(row)["wall"] for row in document["rows"]}
-    )
-
-
-NOTES = """\
-*onnxruntime loads*: a session with all optimizations on one thread. *slim*: the whole command with its proof, from
-arguments to printed table; both without the start of the interpreter and imports. Ratios are medians over pairs of
-processes that ran one after the other. *Peak memory*: everything resident, the interpreter with its imports included,
-and so are the pages of mapped files.
-"""
+    return {key: round(value, 3) for key, value in found.items()}
 
 
 if __name__ == "__main__":

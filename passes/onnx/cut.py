@@ -14,7 +14,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
 from graphprune.passes.onnx.computed import ComputedNumbers, is_literal
-from graphprune.passes.onnx.contract import set_literal
+from graphprune.passes.onnx.contract import add_literal, set_literal
 from graphprune.passes.onnx.fold import fold_branches
 from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
@@ -142,22 +142,16 @@ class _Cutter:
         if found is not None and np.array_equal(found, data):
             return  # case 1
         name = f"{node.outputs[0].name}_{position}_slim"
-        value = self._literal(name, data)
+        value = add_literal(self.front.model, name, ir.tensor(data))
         if old is not None and found is not None and found.shape == data.shape and data.ndim == 1:  # case 2
             value = self._patched(node, old, found == data, value)
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
         node.replace_input_with(position, value)
 
-    def _literal(self, name: str, data: NDArray[Any]) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(ir.DataType.from_numpy(data.dtype)))
-        value.const_value = ir.tensor(data, name=name)
-        self.front.model.graph.register_initializer(value)
-        return value
-
     def _patched(self, node: ir.Node, old: ir.Value, right: NDArray[Any], fixed: ir.Value) -> ir.Value:
         """`old` where it is right, else `fixed`."""
-        mask = self._literal(f"{fixed.name}_computed", right)
+        mask = add_literal(self.front.model, f"{fixed.name}_computed", ir.tensor(right))
         choice = ir.node("Where", [mask, old, fixed], name=f"{fixed.name}_choice")
         (value,) = choice.outputs
         value.name, value.shape, value.type = f"{fixed.name}_patched", fixed.shape, fixed.type

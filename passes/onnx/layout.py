@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graphprune.passes.onnx.contract import GraphPass, add_literal, literal
 
-__all__ = ["GlobalPoolPass", "SELECTS", "SelectChannelsPass"]
+__all__ = ["SELECTS", "GlobalPoolPass", "SelectChannelsPass"]
 
 #: Key of a node's metadata: its multiplications are by 0 and 1 and stand for data movement.
 SELECTS = "graphprune.selects"

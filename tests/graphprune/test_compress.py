@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -241,3 +242,38 @@ def test_an_observer_adds_to_the_history(model):
     assert [record["seen"] for record in result.metrics["history"]] == list(range(1, len(seen) + 1))
     assert not any(seen)
     assert result.metrics["steps"]["number"] == result.metrics["history"][-1]["step"]
+
+
+class Segmenter(nn.Module):
+    """A map of class scores at the size of the image."""
+
+    def __init__(self, channels):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.Sequential(nn.Conv2d(channels, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU())
+        self.head = nn.Conv2d(24, 3, 1)
+
+    def forward(self, x):
+        scores = self.head(self.middle(self.down(x)))
+        return nn.functional.interpolate(scores, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("output_loss", ["auto", "kl"])
+def test_a_dense_prediction_from_images_of_all_kinds_at_an_odd_size(tmp_path, channels, output_loss):
+    random = np.random.default_rng(0)
+    for at, mode in enumerate(["L", "RGB", "RGBA", "LA", "P"] * 5):
+        pixels = random.integers(0, 256, (random.integers(9, 40), random.integers(9, 40), 4), np.uint8)
+        Image.fromarray(pixels, "RGBA").convert(mode).save(tmp_path / f"{at}.png")
+    result = gp.compress(
+        Segmenter(channels).eval(),
+        str(tmp_path),
+        macs=0.5,
+        config=dataclasses.replace(SETTINGS, batch_size=8, epochs=6, crop=True, flip=True, output_loss=output_loss),
+        data=gp.DataOptions(image_size=(23, 17), channels=channels),
+        benchmark=QUICK,
+    )
+    assert 0.4 < result.metrics["reached"]["macs"] <= 0.5
+    assert result.model(torch.zeros(2, channels, 23, 17)).shape == (2, 3, 23, 17)
+    assert 0 < result.metrics["quality"]["agreement"] <= 1

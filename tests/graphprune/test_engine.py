@@ -12,6 +12,7 @@ from torch import nn
 
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
+from graphprune.data.batches import evaluation_batches
 from graphprune.engine import Engine
 from graphprune.passes.errors import (
     BudgetError,
@@ -222,6 +223,17 @@ def test_two_students_with_their_own_budgets_teach_each_other():
     assert 0.35 < small.cost["macs"] <= 0.4
     assert min(large.agreement, small.agreement) > 0.8
     assert large.history[-1]["loss_mutual"] > 0
+
+
+def test_all_students_learn_from_one_pass_of_the_teacher():
+    run = engine(dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, epochs=1))
+    shapes = []
+    run._teacher_tapped.inner.register_forward_hook(lambda module, inputs, _: shapes.append(tuple(inputs[0].shape)))
+    run.run()
+    steps = sum(shape[0] == SETTINGS.batch_size for shape in shapes)
+    looks = len(shapes) - steps  # at the images held out, once for the whole run
+    assert steps == run.schedule.total
+    assert looks == len(list(evaluation_batches(run.held_out, 256)))
 
 
 def test_students_of_one_budget_try_different_sets():

@@ -1,10 +1,12 @@
 """The whole way from file to file: what is proven before anything is written, what survives, what is refused."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -13,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
 from builder import FLOAT, INT64, Builder, image, literal, shapes, zero
 
 import graphprune.passes.onnx.slim as removal
+from graphprune import onnx_files, slimming
 from graphprune.cli import main
 from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError
 from graphprune.passes.channels.plan import PruningPlan
@@ -76,8 +79,6 @@ def test_that_is_exit_code_4(source, capsys):
 
 def test_given_inputs_count_too(source, monkeypatch):
     """A difference that only real inputs show: the random ones are not used here."""
-    import graphprune.slimming as slimming
-
     monkeypatch.setattr(slimming, "random_inputs", lambda specs, shapes, seed=0: {"x": np.zeros(shapes["x"], "f4")})
     right = removal.dead_groups
     monkeypatch.setattr(removal, "dead_groups", lambda graph: right(graph) | (np.arange(graph.n_groups) == 0))
@@ -231,3 +232,82 @@ def test_inputs_that_no_memory_holds(source):
     onnx.save(model, source)
     with pytest.raises(UsageError, match="does not fit into memory"):
         slim_onnx(source, source.with_name("slim.onnx"))
+
+
+def counted(monkeypatch):
+    """The batch sizes of all that is run, by model."""
+    runs = []
+    open_session = slimming.open_session
+
+    class Counting:
+        def __init__(self, session, name):
+            self.session, self.name = session, name
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, names, feed):
+            runs.append((self.name, len(feed["x"])))
+            return self.session.run(names, feed)
+
+    monkeypatch.setattr(
+        slimming, "open_session", lambda *a, name=None, **k: Counting(open_session(*a, name=name, **k), name)
+    )
+    return runs
+
+
+def test_both_files_run_at_two_batch_sizes(source, monkeypatch):
+    runs = counted(monkeypatch)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    assert runs == [("net.onnx", 1), ("net.onnx", 2), ("the slim file", 1), ("the slim file", 2)]
+
+
+def test_where_nothing_changed_the_written_file_runs_once(source, monkeypatch):
+    slim_onnx(source, source.with_name("slim.onnx"))
+    runs = counted(monkeypatch)
+    slim_onnx(source.with_name("slim.onnx"), source.with_name("again.onnx"))
+    assert runs == [("slim.onnx", 1), ("slim.onnx", 2), ("the slim file", 1)]
+
+
+def test_a_file_that_is_written_wrong_is_refused_though_nothing_changed(source, monkeypatch):
+    slim_onnx(source, source.with_name("slim.onnx"))
+    write = onnx_files.wire.write
+
+    def wrong(model, path):
+        (value,) = (v for v in model.graph.initializers.values() if v.name == "last.bias")
+        value.const_value = ir.tensor(value.const_value.numpy() + 1, name=value.name)
+        write(model, path)
+
+    monkeypatch.setattr(onnx_files.wire, "write", wrong)
+    with pytest.raises(VerificationError, match="does not compute"):
+        slim_onnx(source.with_name("slim.onnx"), source.with_name("again.onnx"))
+    assert not source.with_name("again.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("outside", [False, True])
+def test_slimming_needs_little_more_memory_than_the_file_has(tmp_path, outside):
+    b, width = Builder(), 4096
+    x = b.input(("n", width))
+    for number in range(5):
+        x = b.call("Relu", b.call("MatMul", x, b.weight(width, width, name=f"w{number}")))
+    b.output(x)
+    model = b.model()
+    zero(model, "w2", (slice(None), slice(0, None, 2)))
+    source = tmp_path / "net.onnx"
+    onnx.save(model, source, **({"save_as_external_data": True, "location": "net.data"} if outside else {}))
+    script = """
+import sys
+from pathlib import Path
+from graphprune.slimming import slim_onnx
+
+before = Path("/proc/self/clear_refs").write_text("5")
+resident = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
+start = resident("VmRSS")
+assert slim_onnx(sys.argv[1], sys.argv[2]).removed_groups == 2048
+print(resident("VmHWM") - start)
+"""
+    words = [sys.executable, "-c", script, str(source), str(tmp_path / "slim.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.6 * 5 * width**2 * 4 / 2**20

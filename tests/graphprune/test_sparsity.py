@@ -71,6 +71,14 @@ def test_only_parameters_with_groups_are_members(index):
     ]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 1000])
+def test_a_function_of_the_weights_block_by_block_gives_what_it_gives_at_once(model, index, rows, monkeypatch):
+    monkeypatch.setattr("graphprune.sparsity._BLOCK", rows * 9)
+    weights = [p.detach() for p in index.parameters]
+    torch.testing.assert_close(index.sums(weights, torch.exp), index.sums([w.exp() for w in weights]))
+    torch.testing.assert_close(index.sizes, index.sums([torch.ones_like(w) for w in weights]))
+
+
 def test_norms_sizes_and_slopes_equal_the_slow_way(model, index):
     masks = element_masks(model)
     for group in range(10):

@@ -32,7 +32,7 @@ def slice_ranges(analysis: Analysis, op: Op) -> list[Value]:
         if (start, stop, step) == (0, x.shape[dim], 1):
             continue
         for facet in x.along(dim):
-            if step == 1:
+            if abs(step) == 1:
                 analysis.drop(facet.labels)
             elif 0 <= start < step and stop > x.shape[dim] - step and x.shape[dim] % step == 0:
                 blocks = np.moveaxis(facet.labels, dim, -1)
@@ -44,14 +44,20 @@ def slice_ranges(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def resize_slice(op: Op, cut: Cut) -> dict[str, Any]:
-    """Starts and stops are counted among the channels that stay."""
+    """Starts and stops are counted among the channels that stay; backwards, what lies before the first is -1."""
     ranges: dict[int, Range] = dict(op.attrs["ranges"])
     changed = False
     for dim, (start, stop, step) in ranges.items():
         kept = cut.kept("input", dim)
-        if kept is not None and step == 1 and (start, stop) != (0, len(kept)):
-            ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), step)
-            changed = True
+        whole = (0, op.value("input").shape[dim]) if step == 1 else (op.value("input").shape[dim] - 1, -1)
+        if kept is None or abs(step) != 1 or (start, stop) == whole:
+            continue
+        changed = True
+        if step == 1:
+            ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), 1)
+            continue
+        first, before = int(kept[: start + 1].sum()) - 1, int(kept[: stop + 1].sum()) - 1
+        ranges[dim] = (first, before, -1) if first >= 0 else (0, 0, -1)
     return {"ranges": ranges} if changed else {}
 
 

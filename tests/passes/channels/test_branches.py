@@ -146,3 +146,14 @@ def test_the_flow_is_a_graph_of_operators(sketch):
     assert next(flow.nodes[n]["kind"] for n in nx.topological_sort(flow)) == "conv2d"
     join = next(n for n in flow if flow.nodes[n]["kind"] == "add")
     assert {flow.nodes[n]["name"] for n in flow.predecessors(join)} == {"conv2d_0", "conv2d_3"}
+
+
+def test_what_the_outputs_still_read_is_the_same_from_either_end(sketch):
+    """Followed from the operators, up to the last one that went, or from the outputs through the whole network."""
+    graph = block(sketch, "sigmoid", "relu")
+    flow, number = graph.flow, len(graph.flow.steps)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        fates = {int(n): rng.choice([Fate.GONE, Fate.HEAD, Fate.JOIN]) for n in rng.choice(number, 2)}
+        live = flow._live(fates)
+        assert {n for n in range(number) if flow._is_read([n], fates)} == live

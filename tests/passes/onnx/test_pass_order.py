@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from builder import Builder, difference, image, run, zero
 
+from graphprune.passes.onnx import clean, fold_affine, slim
 from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentityPass, ZeroDenormalsPass
 from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
 from graphprune.passes.onnx.slim import ChannelRemovalPass, slim_model
@@ -82,3 +83,69 @@ def test_modified_is_true_to_fact(make):
         if not modified:
             return
     raise AssertionError("no end of changes")
+
+
+@pytest.mark.parametrize(("dead", "looks"), [([], 1), ([0, 3], 2)])
+def test_no_pass_runs_on_its_own_result(monkeypatch, dead, looks):
+    b = Builder()
+    x = b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first"))
+    b.output(b.conv(x, 8, 4, name="last"), ("n", 4, 8, 8))
+    model = b.model()
+    for name in ("first.weight", "first.bias"):
+        zero(model, name, dead)
+    traces, trace = [], slim.trace_onnx
+    monkeypatch.setattr(slim, "trace_onnx", lambda *a, **k: traces.append(a) or trace(*a, **k))
+    done = slim_model(ir.from_proto(model))
+    assert (done.changed, done.removal.groups, len(traces)) == (bool(dead), len(dead), looks)
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm", "Gemm transposed", "ConvTranspose", "ConvTranspose in groups"])
+def test_norms_are_folded_a_part_at_a_time(monkeypatch, kind):
+    b = Builder()
+    if kind.startswith("Gemm"):
+        x = b.input(("n", 6))
+        weight = b.weight(*((8, 6) if "transposed" in kind else (6, 8)))
+        x, feed = b.call("Gemm", x, weight, transB=int("transposed" in kind)), image(2, 6)
+    else:
+        groups = 2 if "groups" in kind else 1
+        shape = (8, 6, 3, 3) if kind == "Conv" else (6, 8 // groups, 3, 3)
+        x, feed = b.call(kind.split()[0], b.input(("n", 6, 5, 5)), b.weight(*shape), group=groups), image(2, 6, 5, 5)
+    b.output(b.norm(x, 8))
+    model = b.model()
+    results = []
+    for chunk in (1 << 20, 1, 100):
+        monkeypatch.setattr(fold_affine, "_CHUNK", chunk)
+        folded = ir.from_proto(model)
+        assert FoldBatchNormPass()(folded).modified
+        assert len(folded.graph) == 1
+        assert difference(run(model, {"x": feed}), run(folded, {"x": feed})) < 1e-5
+        results.append([value.const_value.numpy() for value in folded.graph.initializers.values() if value.uses()])
+    for other in results[1:]:
+        assert all(np.array_equal(a, c) for a, c in zip(results[0], other, strict=True))
+
+
+def test_a_norm_that_would_overflow_stays():
+    b = Builder()
+    b.output(b.norm(b.conv(b.input(("n", 3, 5, 5)), 3, 4, name="first"), 4))
+    model = b.model()
+    zero(model, "first.weight", (1, 2, 0, 0), 3e38)
+    zero(model, model.graph.node[1].input[1], 1, 100.0)
+    loaded = ir.from_proto(model)
+    assert not FoldBatchNormPass()(loaded).modified
+    assert len(loaded.graph) == 2
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE", "BFLOAT16"])
+def test_small_numbers_are_found_in_any_part_of_a_tensor(monkeypatch, kind):
+    monkeypatch.setattr(clean, "_CHUNK", 7)
+    numbers = np.array([0, -0.0, 1e-31, -1e-31, 1.1e-30, -1.1e-30, 1, np.nan, np.inf, -1e-38] * 3, dtype=np.float64)
+    numbers = numbers.astype(ir.DataType[kind].numpy())
+    value = ir.Value(name="w", const_value=ir.tensor(numbers.reshape(6, 5), name="w"))
+    reader = ir.node("Identity", [value], name="n")
+    model = ir.Model(ir.Graph([], reader.outputs, nodes=[reader], initializers=[value]), ir_version=10)
+    assert ZeroDenormalsPass()(model).modified
+    found = value.const_value.numpy().astype(np.float64).ravel()
+    expected = numbers.astype(np.float64)
+    expected[[at for at in range(30) if at % 10 in (2, 3, 9)]] = 0
+    np.testing.assert_array_equal(found, expected)
+    assert not ZeroDenormalsPass()(model).modified

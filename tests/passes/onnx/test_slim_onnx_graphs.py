@@ -448,3 +448,29 @@ def test_one_of_several_slices_is_selected():
     zero(model, "qkv", (slice(None), gone))
     zero(model, "bias", gone)
     check(model, {"qkv": (4, 12), "bias": (12,), "last": (4, 3)}, {"x": image(2, 5, 4)})
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, -(2**31)), (7, -9), (5, 1), (-2, 2), (99, 0)])
+def test_slices_backwards(start, stop):
+    picked = range(8)[slice(start, None if stop < -8 else stop, -1)]
+    b = Builder()
+    x = b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first"))
+    back = b.call("Slice", x, *(b.literal(np.array([v])) for v in (start, stop, 1, -1)))
+    x = b.call("Concat", b.conv(x, 8, 2), b.conv(back, len(picked), 2, name="back"), axis=1)
+    b.output(b.conv(x, 4, 3, name="last"))
+    model = b.model()
+    kill(model, "first", [2, 3, 7])
+    left = sum(channel not in (2, 3, 7) for channel in picked)
+    check(model, {"first.weight": (5, 3, 3, 3), "back.weight": (2, left, 3, 3)})
+
+
+def test_literals_of_a_slim_file_get_names_of_their_own():
+    """Padding that was rewritten once is rewritten again, in the same file."""
+    b = Builder()
+    x = b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first")
+    x = b.call("Pad", x, b.literal(np.array([0, 1, 0, 0, 0, 2, 0, 0])), b.literal(np.float32(0.5)))
+    b.output(b.conv(x, 11, 4, name="last"))
+    model = b.model()
+    for left in (10, 9):  # the last of the padded channels is not read any more, then the one before it
+        zero(model, "last.weight", (slice(None), [-1]))
+        model = ir.to_proto(check(model, {"first.weight": (8, 3, 3, 3), "last.weight": (4, left, 3, 3)}))
