@@ -92,6 +92,14 @@ _FILES = {
 @click.option(
     "--benchmark-threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime."
 )
+@click.option("--quantize", type=click.Choice(["int8"]), help="Also write slim-int8.onnx, calibrated on the images.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="Share of images on which int8 must answer as float32 does; else layers are left in float32.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT.")
 @force_option
 @json_option
@@ -114,6 +122,8 @@ def command(
     output: Path,
     benchmark_seconds: float,
     benchmark_threads: int,
+    quantize: str | None,
+    min_agreement: float,
     resume: bool,
     force: bool,
     as_json: bool,
@@ -131,6 +141,7 @@ def command(
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.loading import load_model
     from graphprune.processes import Processes
+    from graphprune.quantize import QuantizeOptions
     from graphprune.report import render_metrics
 
     processes = Processes.join()
@@ -151,6 +162,9 @@ def command(
             ),
             eval_images=eval_data,
             benchmark=BenchmarkOptions(seconds=benchmark_seconds, threads=benchmark_threads),
+            quantize=None
+            if quantize is None
+            else QuantizeOptions(min_agreement=min_agreement, seed=config.seed, threads=benchmark_threads),
             resume=resume,
             force=force,
             reporter=reporter,
@@ -162,21 +176,24 @@ def command(
         print_json(result.metrics)
     else:
         print_text(render_metrics, result.metrics)
-        say_files(output, list(result.family))
+        say_files(output, list(result.family), int8=quantize is not None)
 
 
-def say_files(folder: Path, family: Sequence[str] = ("slim",)) -> None:
+def say_files(folder: Path, family: Sequence[str] = ("slim",), *, int8: bool = False) -> None:
     """Say where the results are.
 
     Args:
         folder: the output folder.
         family: names of the slim models in it.
+        int8: whether each has an int8 version.
     """
     files = dict(_FILES)
     if list(family) != ["slim"]:
         files = {name: text for name, text in files.items() if name in ("dense.onnx", "metrics.json")}
         slim = [{f"{n}.onnx": _FILES["slim.onnx"], f"{n}.pt2": _FILES["slim.pt2"]} for n in family]
         files = {name: text for found in [*slim, files] for name, text in found.items()}
+    if int8:
+        files = {**{f"{name}-int8.onnx": "the slim model in int8" for name in family}, **files}
     width = max(len(str(folder / name)) for name in files)
     click.echo()
     for name, text in files.items():

@@ -26,6 +26,7 @@ __all__ = [
     "force_option",
     "json_option",
     "provider_option",
+    "quantize_options",
     "run_options",
     "seed_option",
     "shape_option",
@@ -215,6 +216,48 @@ arch_options = _all(
         help="What builds the network of a state dict, as in graphprune.models:resnet56.",
     ),
     click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which can run any code it holds."),
+)
+quantize_options = _all(
+    click.option(
+        "--calibration",
+        type=click.Choice(["auto", "minmax", "percentile", "entropy"]),
+        default="auto",
+        show_default=True,
+        help="Range of an activation; auto: minmax, and percentile where that misses the agreement.",
+    ),
+    click.option(
+        "--calibration-images",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        help="Images for the ranges.",
+    ),
+    click.option(
+        "--search-images",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Further images, to compare int8 with float32 on.",
+    ),
+    click.option(
+        "--min-agreement",
+        type=click.FloatRange(0, 1),
+        default=0.99,
+        show_default=True,
+        help="Share of images on which int8 must answer as float32 does.",
+    ),
+    click.option(
+        "--max-float-layers",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        show_default=True,
+        help="Share of the layers that may be left in float32 for it.",
+    ),
+    click.option(
+        "--reduce-range/--no-reduce-range",
+        default=None,
+        help="7-bit weights. Default: where the int8 kernels of this machine saturate (no VNNI).",
+    ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force_option = click.option("--force", is_flag=True, help="Replace what exists under the output's name.")

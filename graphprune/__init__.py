@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.slim import mask, slim
+    from graphprune.quantize import QuantizeOptions, QuantizeReport, quantize_onnx
     from graphprune.saving import load, save
     from graphprune.slimming import SlimReport, slim_onnx
     from graphprune.sparse_trainer import SparseTrainer
@@ -67,6 +68,8 @@ __all__ = [
     "OutputExistsError",
     "PlanError",
     "PruningPlan",
+    "QuantizeOptions",
+    "QuantizeReport",
     "SlimReport",
     "SparseTrainer",
     "TrainingError",
@@ -82,6 +85,7 @@ __all__ = [
     "load_model",
     "mask",
     "plan",
+    "quantize_onnx",
     "save",
     "slim",
     "slim_onnx",
@@ -97,6 +101,8 @@ _HOMES = {
     "ImageSource": "data",
     "SparseTrainer": "sparse_trainer",
     "PruningPlan": "passes.channels.plan",
+    "QuantizeOptions": "quantize",
+    "QuantizeReport": "quantize",
     "SlimReport": "slimming",
     "benchmark": "benchmark",
     "compress": "compress",
@@ -106,6 +112,7 @@ _HOMES = {
     "load_model": "loading",
     "mask": "passes.fx.slim",
     "plan": "api",
+    "quantize_onnx": "quantize",
     "save": "saving",
     "slim": "passes.fx.slim",
     "slim_onnx": "slimming",

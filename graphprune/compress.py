@@ -30,6 +30,7 @@ from graphprune.delivery import Delivery, member_names
 from graphprune.engine import Engine, Observer, StudentResult
 from graphprune.files import atomic_write_json
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
+from graphprune.int8_delivery import quantize_members
 from graphprune.loading import load_model
 from graphprune.output_folder import CHECKPOINT, OutputFolder
 from graphprune.passes.channels.graph import ChannelGraph
@@ -38,6 +39,7 @@ from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule
 from graphprune.processes import Processes
+from graphprune.quantize import QuantizeOptions
 from graphprune.report import count, render_metrics
 from graphprune.results import BenchmarkOptions, measure
 
@@ -93,6 +95,7 @@ def compress(
     data: DataOptions | None = None,
     eval_images: Images | None = None,
     benchmark: BenchmarkOptions | None = None,
+    quantize: QuantizeOptions | None = None,
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -113,6 +116,7 @@ def compress(
         data: how images are read from files.
         eval_images: more images, labelled or not, to measure the result on; by default those held out of `images`.
         benchmark: how latency is measured.
+        quantize: also write an int8 version of every slim model, calibrated on the images; None writes none.
         resume: go on with the run in `output`.
         force: replace an earlier result in `output`.
         reporter: told how it goes.
@@ -164,8 +168,12 @@ def compress(
         with clock("verifying"):
             for member in delivery.members:
                 member.verify()
+        int8 = []
+        if quantize is not None:
+            with clock("quantizing"):
+                int8 = quantize_members(delivery, engine.batches.source, quantize)
         with clock("measuring"):
-            metrics = measure(delivery, source, judges, benchmark or BenchmarkOptions())
+            metrics = measure(delivery, source, judges, benchmark or BenchmarkOptions(), int8)
         facts = {"record": dict(record or {}), "students": _students(results), **clock.to_dict()}
         facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
         metrics = _finite({**metrics, **facts})

@@ -31,6 +31,7 @@ from graphprune.verify import Comparison
 __all__ = [
     "METRICS_SCHEMA",
     "collect_metrics",
+    "describe_int8",
     "render_benchmark",
     "render_comparison",
     "render_metrics",
@@ -81,9 +82,10 @@ def render_metrics(metrics: Metrics, console: Console | None = None) -> str:
     before, after = models[0], models[-1]
     has_change = len(models) == 2
     table = _table(["", *(model["name"] for model in models), *(["change"] if has_change else [])])
-    for label, cell, change in _ROWS:
+    for name, cell, change in _ROWS:
         cells = [cell(model) for model in models]
         if any(cells):
+            label = name if before["name"] == "dense" else name.replace("the dense model", before["name"])
             table.add_row(label, *cells, *([change(before, after)] if has_change else []))
     return _render(table, _metrics_notes(metrics), console)
 
@@ -215,7 +217,23 @@ def _metrics_notes(metrics: Metrics) -> list[str]:
             notes.append(f"not in the MACs of {model['name']}: {'; '.join(missing[:3])}{more}")
         if len(metrics["models"]) > 2 and model.get("verdict"):
             notes.append(f"{model['name']}: {model['verdict']}")
+    notes += [describe_int8(fact) for fact in metrics.get("int8", ())]
     return notes
+
+
+def describe_int8(fact: Metrics) -> str:
+    """What an int8 file is and what it has brought beside its float one, in one line."""
+    floats, layers = len(fact["float_layers"]), fact["layers"]
+    kept = "all layers in int8" if not floats else f"{layers - floats} of {layers} layers in int8"
+    parts = [f"{kept}, {fact['scheme_text']}"]
+    if fact["agreement"] is not None:
+        missed = "" if fact["reached"] else " (LESS THAN ASKED FOR)"
+        images = f"{fact['search_images']} images"
+        parts.append(f"gives {fact['of']}'s answer on {_percent(fact['agreement'])} of {images}{missed}")
+    if fact.get("speedup"):
+        low, high = fact["speedup_interval"]
+        parts.append(f"{_times(fact['speedup'])} ({low:.2f} - {high:.2f}) of its speed: {fact['verdict']}")
+    return f"{fact['name']}: {'; '.join(parts)}"
 
 
 def _conditions(benchmark: Metrics) -> str:

@@ -10,6 +10,7 @@ from graphprune.accuracy import Quality, measure_quality
 from graphprune.benchmark import NOT_FASTER, BenchmarkReport, benchmark
 from graphprune.data import ImageSource
 from graphprune.delivery import Delivery, Member, count_parameters
+from graphprune.int8_delivery import add_timing
 from graphprune.machine import machine_facts
 from graphprune.passes.errors import UsageError
 from graphprune.report import collect_metrics
@@ -44,6 +45,7 @@ def measure(
     source: ImageSource,
     judged_on: ImageSource | None,
     options: BenchmarkOptions,
+    int8: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of the files that `delivery` has written.
 
@@ -52,12 +54,14 @@ def measure(
         source: all images of the run.
         judged_on: images for agreement and, if they are labelled, accuracy; by default those never trained on.
         options: of the latency.
+        int8: what `quantize_members` returned.
     """
     judged_on = judged_on or delivery.engine.held_out
     timing = _latency(delivery, options) if options.seconds else None
-    qualities = {
-        member.name: measure_quality(delivery.files["dense"], member.file, judged_on) for member in delivery.members
-    }
+    if int8 and options.seconds:
+        add_timing(int8, delivery, seconds=options.seconds, threads=options.threads, batch=options.batch)
+    candidates = {name: file for name, file in delivery.files.items() if name != "dense"}
+    qualities = {name: measure_quality(delivery.files["dense"], file, judged_on) for name, file in candidates.items()}
     first = next(iter(qualities.values()))
     _warn_of_bad_start(first, judged_on)
     agreement = {name: quality.agreement for name, quality in qualities.items() if quality.agreement is not None}
@@ -65,17 +69,19 @@ def measure(
     if first.accuracy:
         accuracy["dense"] = first.accuracy["dense"]
     metrics = collect_metrics(delivery.files, benchmark=timing, agreement=agreement, accuracy=accuracy)
-    models = [delivery.dense, *(member.model for member in delivery.members)]
-    for entry, model in zip(metrics["models"], models, strict=True):
+    models = {"dense": delivery.dense, **{member.name: member.model for member in delivery.members}}
+    models |= {fact["name"]: models[fact["of"]] for fact in int8 or ()}
+    for entry in metrics["models"]:
         # The budget is one of the model's parameters; the files hold fewer, with normalization folded in.
         entry["stored_weights"] = entry["params"]
-        entry["params"] = count_parameters(model)
+        entry["params"] = count_parameters(models[entry["name"]])
     members = [_about(member, qualities[member.name]) for member in delivery.members]
     return {
         **metrics,
         "graphprune": __version__,
         "machine": machine_facts().to_dict(),
         **({key: value for key, value in members[0].items() if key != "name"} if len(members) == 1 else {}),
+        "int8": int8 or [],
         "members": members if len(members) > 1 else [],
         "verification": {name: found.to_dict() for name, found in delivery.comparisons.items()},
         "config": delivery.engine.config.to_dict(),
