@@ -30,15 +30,17 @@ from graphprune.widths import set_widths
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
 
-__all__ = ["Reached", "Stopwatch", "stopwatch"]
+__all__ = ["TOLERANCE", "Reached", "Stopwatch", "stopwatch"]
 
 logger = logging.getLogger("graphprune")
 
+_DENSE = "dense_ms"
 _ROUNDS = 6
 _ENOUGH = (0.98, 1.0)  # measured latency over the one asked for
 _AIM = 0.99
 _STEP = (0.7, 1.3)  # of the correction in one round
 _SECONDS = 3.0
+TOLERANCE = 0.03  # of a latency that is asked for
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Reached:
     removed: np.ndarray
     share: float
     predicted: float
+
+    def require(self, share: float) -> None:
+        """Raises: BudgetError: it is clearly slower than `share` of the dense network's latency."""
+        if self.share > share * (1 + TOLERANCE):
+            raise BudgetError(
+                f"a speed-up of {1 / share:.3g} was not reached: the best allocation found measures "
+                f"{1 / self.share:.3g}; ask for less, or let more go (freeze, min_channels)"
+            )
 
 
 class Stopwatch:
@@ -124,6 +134,37 @@ class Stopwatch:
         if self._journal is not None:
             atomic_write_json(self._journal, {"measured": self.measured, "model": self.model.to_dict()})
 
+    @property
+    def reference(self) -> Reference:
+        """The dense file, open."""
+        if self._reference is None:
+            self._reference = Reference(self._dense, self.target, self._shapes, self._seed)
+        return self._reference
+
+    def share_of(self, speedup: float | None, latency_ms: float | None) -> float:
+        """The share of the dense latency that both budgets leave.
+
+        Raises:
+            UsageError: the dense network is as fast already.
+        """
+        shares = [1 / speedup] if speedup is not None else []
+        if latency_ms is not None:
+            dense_ms = self.dense_ms()
+            if latency_ms >= dense_ms:
+                raise UsageError(
+                    f"the dense network takes {dense_ms:.3g} ms here, less than the {latency_ms:.3g} ms asked for: "
+                    "there is nothing to do"
+                )
+            shares.append(latency_ms / dense_ms)
+        return min(shares)
+
+    def dense_ms(self) -> float:
+        """Latency of the dense network, measured once."""
+        if _DENSE not in self.measured:
+            self.measured[_DENSE] = self.reference.dense_ms()
+            self._note()
+        return self.measured[_DENSE]
+
     def predicted(self, kept: np.ndarray) -> float:
         """Predicted latency as a share of the dense network's."""
         return self.model.share(self.graph, kept)
@@ -133,10 +174,8 @@ class Stopwatch:
         widths = set_widths(self.graph, kept).tolist()
         key = hashlib.sha256(json.dumps(widths).encode()).hexdigest()[:24]
         if key not in self.measured:
-            if self._reference is None:
-                self._reference = Reference(self._dense, self.target, self._shapes, self._seed)
             file = cut_file(self.graph, self._dense, kept)
-            self.measured[key] = self._reference.share(file, _SECONDS)[0]
+            self.measured[key] = self.reference.share(file, _SECONDS)[0]
             self._note()
         return self.measured[key]
 

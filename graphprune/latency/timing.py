@@ -39,6 +39,13 @@ class Reference:
         """The shape of every input."""
         return self._dense.shapes
 
+    def dense_ms(self) -> float:
+        """Median latency of the dense file in milliseconds."""
+        self._dense.times = []
+        for _ in range(2 * _ROUNDS[0]):
+            self._dense.take_turn()
+        return float(np.median([time for turn in self._dense.times for time in turn]) * 1e3)
+
     def share(self, source: OnnxSource, max_seconds: float = 2.0) -> tuple[float, float]:
         """Latency of a file as a share of the dense one's, and the dense one's in milliseconds.
 
