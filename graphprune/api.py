@@ -17,7 +17,7 @@ import torch
 from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, removable_groups, select_ratio
 from graphprune.freezing import frozen_groups
 from graphprune.inputs import Images
-from graphprune.latency import Target
+from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.latency.stopwatch import stopwatch as new_stopwatch
 from graphprune.loading import load_model
@@ -66,7 +66,7 @@ def plan(
     freeze: Sequence[str] = (),
     align: int | str | None = None,
     policy: str = "auto",
-    target: Target | None = None,
+    target: LatencyTarget | None = None,
     allow_inexact: bool = False,
     seed: int = 0,
     stopwatch: Stopwatch | None = None,
@@ -128,7 +128,7 @@ def plan(
     elif stopwatch is not None:
         removed = _measured(problem, policy, speedup, latency_ms, stopwatch, meta)
     else:
-        with new_stopwatch(graph, target or Target(), seed=seed) as opened:
+        with new_stopwatch(graph, target or LatencyTarget(), seed=seed) as opened:
             removed = _measured(problem, policy, speedup, latency_ms, opened, meta)
     meta["importance"] = importance if isinstance(importance, str) else "given"
     return graph.plan(removed, **meta, freeze=list(freeze), align=align or 1, seed=seed)

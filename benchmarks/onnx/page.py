@@ -113,12 +113,12 @@ def _big(document: Row) -> Iterator[str]:
 
 _BIG = """\
 *onnxruntime loads it*: makes a session with all its optimizations. *slim*: the whole command with its proof, from
-arguments to printed table; *proof* is its share. Both on one processor, without the start of the interpreter and imports, which *whole
-processes* includes. Times are medians, ratios medians of pairs of processes that ran one after the other. *memory*:
-the largest peak of resident memory of a process that slims, everything included (interpreter, libraries, pages of
-mapped files), relative to the file with its external data. Goals: 3x the time and 3x the memory at 100 MB, 2x the
-memory at 2.5 GB. The proof runs the given file and the slim one, unoptimized, on batches of one and two; where
-nothing was changed, the written file is run once."""
+arguments to printed table; *proof* is its share. Both on one processor, without the start of the interpreter and
+imports, which *whole processes* includes. Times are medians, ratios medians of pairs of processes that ran one after
+the other. *memory*: the largest peak of resident memory of a process that slims, everything included (interpreter,
+libraries, pages of mapped files), relative to the file with its external data. Goals: 3x the time and 3x the memory at
+100 MB, 2x the memory at 2.5 GB. The proof runs the given file and the slim one, unoptimized, on batches of one and
+two; where nothing was changed, the written file is run once."""
 
 
 def _cells(row: Row) -> list[Any]:

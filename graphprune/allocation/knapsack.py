@@ -5,9 +5,9 @@
 
 A multiple-choice knapsack whose items have prices in pairs: a layer's time depends on the widths of the sets on both of
 its sides. Each pair of lengths that share a layer gets variables y_ij >= 0 with x_i and x_j as their marginals (the
-local polytope of a pairwise model), in which every cost is linear. A length that several sets add up to has variables of
-its own, tied to theirs. Solved by HiGHS to a gap of 0.5 %, limited by nodes and not by time, so that it is repeatable.
-Widths are looked at coarsely first, then closely around what was found.
+local polytope of a pairwise model), in which every cost is linear. A length that several sets add up to has variables
+of its own, tied to theirs. Solved by HiGHS to a gap of 0.5 %, limited by nodes and not by time, so that it is
+repeatable. Widths are looked at coarsely first, then closely around what was found.
 
 Source: multiple-choice knapsack for latency, HALP (Shen et al. 2022); linearization of products, Fortet 1960.
 """
@@ -22,7 +22,6 @@ from graphprune.allocation.program import Infeasible, Program
 from graphprune.allocation.resources import Layer, layers_of
 from graphprune.allocation.steps import on_steps
 from graphprune.passes.errors import BudgetError
-
 
 __all__ = ["knapsack"]
 

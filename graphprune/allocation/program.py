@@ -19,7 +19,7 @@ _GRID = 16
 _TIE = 1e-4  # weight of the latency beside what is lost
 
 
-class Infeasible(Exception):  # noqa: N818
+class Infeasible(Exception):
     """No choice of widths meets the budgets."""
 
 
@@ -32,7 +32,9 @@ class Program:
         secondary: what decides between choices that lose as much.
     """
 
-    def __init__(self, choices: Sequence[Choice], linked: Sequence[tuple[int, int]], secondary: Sequence[Layer]) -> None:
+    def __init__(
+        self, choices: Sequence[Choice], linked: Sequence[tuple[int, int]], secondary: Sequence[Layer]
+    ) -> None:
         self.choices = choices
         self._rows: list[tuple[list[int], list[float], float, float]] = []
         self._upper: dict[int, float] = {}
@@ -129,13 +131,14 @@ class Program:
             if not layer.axes:
                 constant += layer.cost(())
                 continue
+            entries: list[tuple[int, tuple[float, ...]]] = []
             if len(layer.axes) == 1:
                 variables, lengths = self._axis(layer.axes[0])
-                entries = [(v, (length,)) for v, length in zip(variables, lengths, strict=True)]
+                entries += [(v, (length,)) for v, length in zip(variables, lengths, strict=True)]
             else:
                 first, second = sorted(layer.axes, key=lambda axis: (axis.terms, axis.fixed))
                 both, swapped = self._pair(first, second), first != layer.axes[0]
-                entries = [
+                entries += [
                     (int(both[i, j]), (b, a) if swapped else (a, b))
                     for i, a in enumerate(self._axis(first)[1])
                     for j, b in enumerate(self._axis(second)[1])

@@ -40,7 +40,9 @@ def _latency(problem: Problem) -> list[Layer]:
     assert model is not None, "a budget in latency needs a latency model"
     dense = model.dense_seconds
     number = Counter((segment.kind, segment.axes) for segment in model.segments)
-    return [Layer(axes, partial(_times, times / dense, model.curves[kind].at)) for (kind, axes), times in number.items()]
+    return [
+        Layer(axes, partial(_times, times / dense, model.curves[kind].at)) for (kind, axes), times in number.items()
+    ]
 
 
 def _times(factor: float, function: Callable[[tuple[float, ...]], float], lengths: tuple[float, ...]) -> float:

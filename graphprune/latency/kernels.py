@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.onnx_session import open_session
 
 __all__ = ["kernel_times"]
@@ -19,7 +19,7 @@ _TRUNCATED = 0.5  # the profiler cuts microseconds off
 
 
 def kernel_times(
-    model: bytes, feeds: Mapping[str, np.ndarray], target: Target, *, min_seconds: float, min_runs: int
+    model: bytes, feeds: Mapping[str, np.ndarray], target: LatencyTarget, *, min_seconds: float, min_runs: int
 ) -> list[tuple[str, float]]:
     """(name, seconds) of every kernel of one run, in their order, in calm runs.
 

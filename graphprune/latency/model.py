@@ -20,7 +20,7 @@ import numpy as np
 
 from graphprune.latency.curve import Curve, Point
 from graphprune.latency.segments import Segment, Segments
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.passes.errors import ModelLoadError
 from graphprune.widths import Axis, set_widths
 
@@ -49,7 +49,7 @@ class LatencyModel:
         structure: digest of the network's shape, which a model fits to.
     """
 
-    target: Target
+    target: LatencyTarget
     block: int
     segments: tuple[Segment, ...]
     samples: Mapping[str, Sequence[tuple[Point, float]]]
@@ -112,7 +112,7 @@ class LatencyModel:
                 raise ModelLoadError(f"latency model of schema {data['schema']}, this version reads {_SCHEMA}")
             kinds = [entry["kind"] for entry in data["kinds"]]
             return cls(
-                target=Target(**data["target"]),
+                target=LatencyTarget(**data["target"]),
                 block=int(data["block"]),
                 segments=tuple(
                     Segment(name, kinds[kind], tuple(_axis(axis) for axis in axes))

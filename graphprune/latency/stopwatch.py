@@ -22,7 +22,7 @@ from graphprune.files import atomic_write_json
 from graphprune.latency.build import latency_model
 from graphprune.latency.cut import cut_file
 from graphprune.latency.model import LatencyModel
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.latency.timing import Reference
 from graphprune.passes.errors import BudgetError, ModelLoadError, UsageError
 from graphprune.widths import set_widths
@@ -78,7 +78,7 @@ class Stopwatch:
         self,
         graph: "ChannelGraph",
         dense: Path,
-        target: Target,
+        target: LatencyTarget,
         *,
         shapes: Mapping[str, Sequence[int]] | None = None,
         journal: Path | None = None,
@@ -228,7 +228,7 @@ class Stopwatch:
 
 @contextmanager
 def stopwatch(
-    graph: "ChannelGraph", target: Target, *, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+    graph: "ChannelGraph", target: LatencyTarget, *, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> Iterator[Stopwatch]:
     """A stopwatch for a traced model of which no ONNX file has been written yet.
 

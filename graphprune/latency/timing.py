@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from graphprune.benchmark import Contender
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.onnx_session import OnnxSource
 
 __all__ = ["Reference"]
@@ -21,7 +21,11 @@ class Reference:
     """The dense file, kept open, which others are timed against."""
 
     def __init__(
-        self, source: OnnxSource, target: Target, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+        self,
+        source: OnnxSource,
+        target: LatencyTarget,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        seed: int = 0,
     ) -> None:
         self.target = target
         self._shapes = shapes
@@ -67,4 +71,4 @@ class Reference:
 
 def _quick(times: Sequence[float]) -> float:
     """The time of a run in a turn: interruptions make runs longer, never shorter."""
-    return float(np.percentile(times, 25))
+    return min(times)
