@@ -162,6 +162,20 @@ class Shares(click.ParamType):
         return found[0] if len(found) == 1 else found
 
 
+class Align(click.ParamType):
+    """A number of channels, or auto."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or "auto"."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of channels nor auto", param, ctx)
+        return int(value)
+
+
 class ImageSize(click.ParamType):
     """A side of a square, or height x width: 32, 480x640."""
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         CaptureError,
         DataError,
         GraphPruneError,
+        MissedBudgetError,
         ModelLoadError,
         OutputExistsError,
         PlanError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphprune.export import export_onnx
+    from graphprune.latency.target import LatencyTarget
     from graphprune.loading import load_model
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
@@ -65,6 +67,8 @@ __all__ = [
     "DataOptions",
     "GraphPruneError",
     "ImageSource",
+    "LatencyTarget",
+    "MissedBudgetError",
     "ModelLoadError",
     "OutputExistsError",
     "PlanError",
@@ -102,6 +106,7 @@ _HOMES = {
     "CompressResult": "compress",
     "DataOptions": "compress",
     "ImageSource": "data",
+    "LatencyTarget": "latency.target",
     "SparseTrainer": "sparse_trainer",
     "PruningPlan": "passes.channels.plan",
     "QuantizeOptions": "quantize",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphprune.latency.kernels import kernel_times
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.machine import Machine, machine_facts
 from graphprune.onnx_session import CPU, OnnxSource, input_shapes, input_specs, label_of, open_session, random_inputs
 from graphprune.optimized import Finding, optimized_graph, with_names
@@ -111,7 +111,7 @@ def profile(
     specs = input_specs(open_session(source, threads=threads, provider=provider, name=name), name)
     feeds = random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name), seed)
     graph = optimized_graph(source, threads=threads, provider=provider)
-    target = Target(threads=threads, batch=batch, provider=provider)
+    target = LatencyTarget(threads=threads, batch=batch, provider=provider)
     times = kernel_times(source, feeds, target, min_seconds=min_seconds, min_runs=_RUNS)
     nodes = {node.name: node for node in graph.nodes}
     total = sum(seconds for _, seconds in times)

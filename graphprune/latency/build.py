@@ -1,5 +1,6 @@
 """Measuring a latency model: random allocations of the exported file, timed kernel by kernel and as a whole."""
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -16,8 +17,9 @@ from graphprune.latency.kernels import kernel_times
 from graphprune.latency.model import LatencyModel, structure_digest
 from graphprune.latency.sampling import allocations, draw, lattice_of
 from graphprune.latency.segments import Segments, read_segments
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.latency.timing import Reference
+from graphprune.machine import machine_facts
 from graphprune.onnx_session import input_specs, open_session, random_inputs
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.model import free_sizes
@@ -39,7 +41,7 @@ _SHARE_SECONDS = 1.0
 def latency_model(
     graph: "ChannelGraph",
     dense: str | os.PathLike[str],
-    target: Target,
+    target: LatencyTarget,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
@@ -61,7 +63,9 @@ def latency_model(
     file_graph = graph
     if hasattr(graph.front_end, "module"):
         onnx_model = load_onnx(dense)
-        file_graph = trace_onnx(onnx_model, sizes=free_sizes(onnx_model, {k: tuple(v) for k, v in (shapes or {}).items()}))
+        file_graph = trace_onnx(
+            onnx_model, sizes=free_sizes(onnx_model, {k: tuple(v) for k, v in (shapes or {}).items()})
+        )
     segments = read_segments(file_graph, graph)
     reference = Reference(dense, target, shapes, seed)
     structure = structure_digest(segments, graph, reference.shapes)
@@ -76,9 +80,7 @@ def latency_model(
 
 
 class _Builder:
-    def __init__(
-        self, graph: "ChannelGraph", dense: Path, segments: Segments, reference: Reference, seed: int
-    ) -> None:
+    def __init__(self, graph: "ChannelGraph", dense: Path, segments: Segments, reference: Reference, seed: int) -> None:
         self.graph = graph
         self.dense = dense
         self.segments = segments
@@ -86,8 +88,6 @@ class _Builder:
         self.target = reference.target
         self.seed = seed
         self.facts = self.target.key()
-        from graphprune.machine import machine_facts
-
         self.block = machine_facts().conv_block
         session = open_session(dense)
         self.feeds = random_inputs(input_specs(session), reference.shapes, seed)
@@ -100,9 +100,7 @@ class _Builder:
         for kept in itertools.islice(drawn, _FITTED):
             file = cut_file(self.graph, self.dense, kept)
             share, milliseconds = self.reference.share(file, _SHARE_SECONDS)
-            kernels = kernel_times(
-                file, self.feeds, self.target, min_seconds=_KERNEL_SECONDS, min_runs=_KERNEL_RUNS
-            )
+            kernels = kernel_times(file, self.feeds, self.target, min_seconds=_KERNEL_SECONDS, min_runs=_KERNEL_RUNS)
             runs.append((kept, share, kernels))
             dense_ms.append(milliseconds)
         unit = float(np.median(dense_ms)) / 1e3
@@ -145,6 +143,4 @@ class _Builder:
             "the mean, %.1f %% at most",
             *(_FITTED, seconds, model.dense_ms, _CHECKED, 100 * np.abs(errors).mean(), 100 * np.abs(errors).max()),
         )
-        import dataclasses
-
         return dataclasses.replace(model, errors=tuple(errors), seconds=round(seconds, 2))

@@ -1,6 +1,7 @@
 """Latency models on disk: measured once for a network's shape, a machine, a runtime and a way of running.
 
-They lie in `$GRAPHPRUNE_CACHE`, or `graphprune` in the user's cache folder. Set GRAPHPRUNE_CACHE to nothing to keep none.
+They lie in `$GRAPHPRUNE_CACHE`, or `graphprune` in the user's cache folder. An empty GRAPHPRUNE_CACHE
+keeps none.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any
 
 from graphprune.files import atomic_write_json
 from graphprune.latency.model import LatencyModel
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.passes.errors import GraphPruneError
 
 __all__ = ["cache_folder", "load", "store"]
@@ -35,13 +36,13 @@ def cache_folder() -> Path | None:
     return Path(base).expanduser() / "graphprune"
 
 
-def _file(structure: str, target: Target, folder: Path) -> Path:
+def _file(structure: str, target: LatencyTarget, folder: Path) -> Path:
     key: dict[str, Any] = {"structure": structure, **target.key()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return folder / "latency" / f"{digest}.json"
 
 
-def load(structure: str, target: Target) -> LatencyModel | None:
+def load(structure: str, target: LatencyTarget) -> LatencyModel | None:
     """The model that was stored, or None."""
     folder = cache_folder()
     if folder is None:

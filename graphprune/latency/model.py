@@ -20,7 +20,7 @@ import numpy as np
 
 from graphprune.latency.curve import Curve, Point
 from graphprune.latency.segments import Segment, Segments
-from graphprune.latency.target import Target
+from graphprune.latency.target import LatencyTarget
 from graphprune.passes.errors import ModelLoadError
 from graphprune.widths import Axis, set_widths
 
@@ -49,7 +49,7 @@ class LatencyModel:
         structure: digest of the network's shape, which a model fits to.
     """
 
-    target: Target
+    target: LatencyTarget
     block: int
     segments: tuple[Segment, ...]
     samples: Mapping[str, Sequence[tuple[Point, float]]]
@@ -68,15 +68,14 @@ class LatencyModel:
         """Predicted seconds of one run when each set keeps so many groups; (n_sets,)."""
         return sum(self.curves[s.kind].at(tuple(axis.length(widths) for axis in s.axes)) for s in self.segments)
 
-    @cached_property
-    def _scale(self) -> float:
-        """What makes the prediction for the dense network the time that was measured."""
+    @property
+    def dense_seconds(self) -> float:
+        """What predicted shares refer to: the measured latency of the dense file."""
         return self.dense_ms / 1e3
 
     def share(self, graph: "ChannelGraph", kept: np.ndarray) -> float:
         """Predicted latency as a share of the dense network's."""
-        dense = self.seconds_at(set_widths(graph, graph.all_kept()))
-        return self.seconds_at(set_widths(graph, kept)) / dense
+        return self.seconds_at(set_widths(graph, kept)) / self.dense_seconds
 
     @property
     def error(self) -> dict[str, float]:
@@ -113,7 +112,7 @@ class LatencyModel:
                 raise ModelLoadError(f"latency model of schema {data['schema']}, this version reads {_SCHEMA}")
             kinds = [entry["kind"] for entry in data["kinds"]]
             return cls(
-                target=Target(**data["target"]),
+                target=LatencyTarget(**data["target"]),
                 block=int(data["block"]),
                 segments=tuple(
                     Segment(name, kinds[kind], tuple(_axis(axis) for axis in axes))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphprune.passes.errors import PlanError
+from graphprune.widths import set_widths
 
 if TYPE_CHECKING:
     from graphprune.latency.segments import Segments
@@ -60,10 +61,10 @@ def allocations(
     seen: set[tuple[str, tuple[float, ...]]] = set()
     kept = graph.all_kept()
     while True:
-        seen |= _shown(segments, _widths(graph, kept))
+        seen |= _shown(segments, set_widths(graph, kept))
         yield kept
         trials = [draw(graph, choices, rng) for _ in range(_TRIALS)]
-        kept = max(trials, key=lambda trial: len(_shown(segments, _widths(graph, trial)) - seen))
+        kept = max(trials, key=lambda trial: len(_shown(segments, set_widths(graph, trial)) - seen))
 
 
 def draw(graph: "ChannelGraph", choices: Sequence[Sequence[int]], rng: np.random.Generator) -> np.ndarray:
@@ -82,10 +83,6 @@ def draw(graph: "ChannelGraph", choices: Sequence[Sequence[int]], rng: np.random
             except PlanError:  # not together with those that went before
                 continue
     return ~removed
-
-
-def _widths(graph: "ChannelGraph", kept: np.ndarray) -> np.ndarray:
-    return np.bincount(graph.set_of[kept], minlength=len(graph.sets))
 
 
 def _shown(segments: "Segments", widths: np.ndarray) -> set[tuple[str, tuple[float, ...]]]:

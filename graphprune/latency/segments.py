@@ -133,9 +133,10 @@ class _Reader:
         head = self.heads[index]
         read = next((value for value in head.inputs if value is not None and self._is_activation(value)), None)
         ends = [read, head.outputs[0]] if head.op_type != "Concat" else [head.outputs[0]]
-        axes = [self._axis(value) for value in ends if value is not None]
+        present = [value for value in ends if value is not None]
+        axes = [self._axis(value) for value in present]
         moving = tuple(dict.fromkeys(axis for axis in axes if axis is not None and axis.terms))
-        fixed = [self._channels(v) for v, axis in zip(ends, axes, strict=True) if axis is None or not axis.terms]
+        fixed = [self._channels(v) for v, axis in zip(present, axes, strict=True) if axis is None or not axis.terms]
         kind = [fixed, [self._describe(node) for node in self.members[index]]]
         return Segment(head.name or head.outputs[0].name or head.op_type, json.dumps(kind), moving)
 
@@ -161,7 +162,13 @@ class _Reader:
         spatial = [list(value.shape[2:]) for value in known if value is not None]
         weights = [self.front.env[v].shape[2:] for v in node.inputs if v is not None and v.name in self.front.names]
         grouping = self._grouping(node)
-        return [node.op_type, json.loads(json.dumps(options, default=str)), spatial, [list(w) for w in weights], grouping]
+        return [
+            node.op_type,
+            json.loads(json.dumps(options, default=str)),
+            spatial,
+            [list(w) for w in weights],
+            grouping,
+        ]
 
     def _grouping(self, node: ir.Node) -> str:
         group = attributes(node).get("group", 1)

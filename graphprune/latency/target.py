@@ -7,11 +7,11 @@ from graphprune.machine import machine_facts
 from graphprune.onnx_session import CPU
 from graphprune.passes.errors import UsageError
 
-__all__ = ["Target"]
+__all__ = ["LatencyTarget"]
 
 
 @dataclass(frozen=True)
-class Target:
+class LatencyTarget:
     """How the file will be run.
 
     Attributes:
@@ -37,4 +37,4 @@ class Target:
         """Everything beside the network that a latency depends on; what measurements are cached under."""
         machine = machine_facts()
         facts = ("cpu", "instruction_set", "features", "onnxruntime", "logical_cores")
-        return {**self.to_dict(), **{name: getattr(machine, name) for name in facts}}
+        return {**self.to_dict(), **{name: machine.to_dict()[name] for name in facts}}
