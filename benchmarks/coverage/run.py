@@ -168,8 +168,12 @@ def succeeded(row: Row) -> bool:
 
 
 def command_line() -> str:
-    """The command as somebody else would type it."""
-    return f"python benchmarks/coverage/{os.path.basename(sys.argv[0])} {' '.join(sys.argv[1:])}"
+    """The command as somebody else would type it: without the folder that results go to."""
+    words = sys.argv[1:]
+    if "--results" in words:
+        at = words.index("--results")
+        del words[at : at + 2]
+    return f"python benchmarks/coverage/{os.path.basename(sys.argv[0])} {' '.join(words)}"
 
 
 def line(row: Row) -> str:
