@@ -1,15 +1,28 @@
 """`graphprune compress MODEL --data DIR --macs 0.5 -o OUT/`: the main job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from graphprune.cli.options import RunState, Shares, arch_options, data_options, force_option, json_option, seed_option
+from graphprune.cli.options import (
+    Align,
+    RunState,
+    Shares,
+    arch_options,
+    data_options,
+    force_option,
+    json_option,
+    seed_option,
+)
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.progress import progress
 from graphprune.config import CompressConfig
+from graphprune.passes.errors import MissedBudgetError
+
+if TYPE_CHECKING:
+    from graphprune.compress import CompressResult
 
 __all__ = ["command", "say_files"]
 
@@ -20,6 +33,7 @@ _FILES = {
     "dense.onnx": "the model as it came, for comparison",
     "slim.pt2": 'the slim model for PyTorch: graphprune.load("{}")',
     "plan.json": "the channels that went",
+    "latency.json": "how long every layer takes at which width on this machine",
     "metrics.json": "everything measured, with settings and versions",
 }
 
@@ -39,12 +53,31 @@ _FILES = {
 )
 @click.option("--params", type=Shares(), metavar="SHARE[,...]", help="Share of the parameters that may be left.")
 @click.option(
+    "--speedup",
+    type=Shares(),
+    metavar="TIMES[,...]",
+    help="How many times faster than before, measured in onnxruntime on this machine: 2.",
+)
+@click.option(
+    "--latency-ms", type=Shares(), metavar="MS[,...]", help="Milliseconds that one run may take, measured likewise."
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Folder for the results."
 )
 @click.option("--epochs", type=float, help=f"Passes over the images; may be a fraction. Default: {_DEFAULT.epochs:g}.")
 @click.option("--batch-size", type=int, help=f"Images a step. Default: {_DEFAULT.batch_size}.")
 @click.option("--lr", type=float, help=f"Peak learning rate. Default: {_DEFAULT.lr:g}.")
-@click.option("--align", type=int, help=f"Keep multiples of so many channels in a layer. Default: {_DEFAULT.align}.")
+@click.option(
+    "--align",
+    type=Align(),
+    help="Keep multiples of so many channels in a layer; auto: widths that are quick on this machine, measured, as "
+    f"--speedup takes in any case. Default: {_DEFAULT.align}.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["auto", "knapsack", "threshold", "uniform"]),
+    help="How many channels go from where. Default: auto, the knapsack where latency matters, else the threshold.",
+)
 @click.option(
     "--freeze", multiple=True, metavar="GLOB", help="Layers that keep all their channels: layer1.*. Can be repeated."
 )
@@ -90,7 +123,26 @@ _FILES = {
     help="Timed seconds for each file at the end; 0 for none.",
 )
 @click.option(
-    "--benchmark-threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime."
+    "--benchmark-threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads of onnxruntime, at the end and for budgets in latency.",
+)
+@click.option(
+    "--benchmark-batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Images in one run, likewise.",
+)
+@click.option("--quantize", type=click.Choice(["int8"]), help="Also write slim-int8.onnx, calibrated on the images.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="Share of images on which int8 must answer as float32 does; else layers are left in float32.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT.")
 @force_option
@@ -111,9 +163,14 @@ def command(
     trust_pickle: bool,
     macs: float | tuple[float, ...] | None,
     params: float | tuple[float, ...] | None,
+    speedup: float | tuple[float, ...] | None,
+    latency_ms: float | tuple[float, ...] | None,
     output: Path,
     benchmark_seconds: float,
     benchmark_threads: int,
+    benchmark_batch: int,
+    quantize: str | None,
+    min_agreement: float,
     resume: bool,
     force: bool,
     as_json: bool,
@@ -122,15 +179,19 @@ def command(
     """Make a trained network smaller and faster, from images alone: no labels, no training code.
 
     MODEL is a .pt2 archive (torch.export.save), or a state dict (.safetensors, .pt) with --arch. The network learns
-    from its own answers on the images while channels are taken out, until the budget (--macs, --params) is met. What
-    is written is verified: the slim ONNX file computes what the trained network with those channels at zero does.
-    Class folders in the images serve to report accuracy, never to learn.
+    from its own answers on the images while channels are taken out, until the budget (--speedup, --latency-ms, --macs,
+    --params; several must all hold) is met. What is written is verified: the slim ONNX file computes what the trained
+    network with those channels at zero does. Class folders in the images serve to report accuracy, never to learn.
+
+    Exit code 5 says that the budget was not reached: before the training, that it cannot be; after it, that the slim
+    file turned out slower than was asked for. It is written and described all the same.
     """
     config = CompressConfig(**{name: value for name, value in settings.items() if value is not None})
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.loading import load_model
     from graphprune.processes import Processes
+    from graphprune.quantize import QuantizeOptions
     from graphprune.report import render_metrics
 
     processes = Processes.join()
@@ -139,18 +200,24 @@ def command(
         ctx.ensure_object(RunState).set_up_log()
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle)
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
-        result = compress(
+        result, missed = _with_missed(
+            compress,
             loaded,
             data,
             macs=macs,
             params=params,
+            speedup=speedup,
+            latency_ms=latency_ms,
             output=output,
             config=config,
             data=DataOptions(
                 image_size=image_size, channels=int(channels) if channels else None, mean=mean, std=std, limit=limit
             ),
             eval_images=eval_data,
-            benchmark=BenchmarkOptions(seconds=benchmark_seconds, threads=benchmark_threads),
+            benchmark=BenchmarkOptions(seconds=benchmark_seconds, threads=benchmark_threads, batch=benchmark_batch),
+            quantize=None
+            if quantize is None
+            else QuantizeOptions(min_agreement=min_agreement, seed=config.seed, threads=benchmark_threads),
             resume=resume,
             force=force,
             reporter=reporter,
@@ -162,21 +229,37 @@ def command(
         print_json(result.metrics)
     else:
         print_text(render_metrics, result.metrics)
-        say_files(output, list(result.family))
+        say_files(output, list(result.family), int8=quantize is not None)
+    if missed is not None:
+        raise missed
 
 
-def say_files(folder: Path, family: Sequence[str] = ("slim",)) -> None:
+def _with_missed(
+    compress: Callable[..., "CompressResult"], *arguments: Any, **options: Any
+) -> tuple["CompressResult", MissedBudgetError | None]:
+    """What was made, and the error that says that it is too slow, if it is."""
+    try:
+        return compress(*arguments, **options), None
+    except MissedBudgetError as error:
+        return cast("CompressResult", error.result), error
+
+
+def say_files(folder: Path, family: Sequence[str] = ("slim",), *, int8: bool = False) -> None:
     """Say where the results are.
 
     Args:
         folder: the output folder.
         family: names of the slim models in it.
+        int8: whether each has an int8 version.
     """
     files = dict(_FILES)
     if list(family) != ["slim"]:
         files = {name: text for name, text in files.items() if name in ("dense.onnx", "metrics.json")}
         slim = [{f"{n}.onnx": _FILES["slim.onnx"], f"{n}.pt2": _FILES["slim.pt2"]} for n in family]
         files = {name: text for found in [*slim, files] for name, text in found.items()}
+    if int8:
+        files = {**{f"{name}-int8.onnx": "the slim model in int8" for name in family}, **files}
+    files = {name: text for name, text in files.items() if name != "latency.json" or (folder / name).exists()}
     width = max(len(str(folder / name)) for name in files)
     click.echo()
     for name, text in files.items():

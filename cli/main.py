@@ -27,6 +27,7 @@ COMMANDS = {
     "compress": "Make a trained network smaller and faster, from images alone.",
     "inspect": "Show what can be removed from a network, and what cannot and why.",
     "slim": "Remove dead or planned channels from an ONNX file.",
+    "quantize": "Write an int8 version of an ONNX file, calibrated on images.",
     "verify": "Check that two models compute the same.",
     "benchmark": "Measure ONNX files against each other on this machine.",
     "demo": "Train, compress and measure a small network, in about two minutes.",

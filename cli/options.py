@@ -20,12 +20,14 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "Counts",
     "RunState",
     "arch_options",
     "data_options",
     "force_option",
     "json_option",
     "provider_option",
+    "quantize_options",
     "run_options",
     "seed_option",
     "shape_option",
@@ -127,6 +129,21 @@ class FloatList(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
 
 
+class Counts(click.ParamType):
+    """Whole numbers of at least 1, separated by commas: 1,16."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.strip().isdecimal() and int(part) for part in parts):
+            self.fail(f"{value!r} is no number of at least 1, and no list like 1,16", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 class Shares(click.ParamType):
     """One share, or several separated by commas: 0.5, or 0.66,0.5,0.33."""
 
@@ -143,6 +160,20 @@ class Shares(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is no share like 0.5, and no list like 0.66,0.5,0.33", param, ctx)
         return found[0] if len(found) == 1 else found
+
+
+class Align(click.ParamType):
+    """A number of channels, or auto."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or "auto"."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of channels nor auto", param, ctx)
+        return int(value)
 
 
 class ImageSize(click.ParamType):
@@ -215,6 +246,48 @@ arch_options = _all(
         help="What builds the network of a state dict, as in graphprune.models:resnet56.",
     ),
     click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which can run any code it holds."),
+)
+quantize_options = _all(
+    click.option(
+        "--calibration",
+        type=click.Choice(["auto", "minmax", "percentile", "entropy"]),
+        default="auto",
+        show_default=True,
+        help="Range of an activation; auto: minmax, and percentile where that misses the agreement.",
+    ),
+    click.option(
+        "--calibration-images",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        help="Images for the ranges.",
+    ),
+    click.option(
+        "--search-images",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Further images, to compare int8 with float32 on.",
+    ),
+    click.option(
+        "--min-agreement",
+        type=click.FloatRange(0, 1),
+        default=0.99,
+        show_default=True,
+        help="Share of images on which int8 must answer as float32 does.",
+    ),
+    click.option(
+        "--max-float-layers",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        show_default=True,
+        help="Share of the layers that may be left in float32 for it.",
+    ),
+    click.option(
+        "--reduce-range/--no-reduce-range",
+        default=None,
+        help="7-bit weights. Default: where the int8 kernels of this machine saturate (no VNNI).",
+    ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 force_option = click.option("--force", is_flag=True, help="Replace what exists under the output's name.")

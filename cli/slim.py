@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import force_option, json_option, seed_option, shape_option
+from graphprune.cli.options import Align, force_option, json_option, seed_option, shape_option
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.tables import render_table
 from graphprune.passes.errors import DataError, ModelLoadError
@@ -17,20 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 SCHEMA = 1
-
-
-class Align(click.ParamType):
-    """A number of channels, or auto."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Return the number, or "auto"."""
-        if value == "auto" or isinstance(value, int):
-            return value
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of channels nor auto", param, ctx)
-        return int(value)
 
 
 _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)

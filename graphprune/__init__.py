@@ -26,7 +26,7 @@ if (_ROOT / "pyproject.toml").exists() and (_ROOT / "passes" / "__init__.py").ex
 
 if TYPE_CHECKING:
     from graphprune.api import plan, trace
-    from graphprune.benchmark import benchmark
+    from graphprune.benchmark import benchmark, benchmark_grid
     from graphprune.compress import BenchmarkOptions, CompressResult, DataOptions, compress
     from graphprune.config import CompressConfig
     from graphprune.data import ImageSource, load_images
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         CaptureError,
         DataError,
         GraphPruneError,
+        MissedBudgetError,
         ModelLoadError,
         OutputExistsError,
         PlanError,
@@ -44,10 +45,13 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphprune.export import export_onnx
+    from graphprune.latency.target import LatencyTarget
     from graphprune.loading import load_model
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.slim import mask, slim
+    from graphprune.profile import profile
+    from graphprune.quantize import QuantizeOptions, QuantizeReport, quantize_onnx
     from graphprune.saving import load, save
     from graphprune.slimming import SlimReport, slim_onnx
     from graphprune.sparse_trainer import SparseTrainer
@@ -63,10 +67,14 @@ __all__ = [
     "DataOptions",
     "GraphPruneError",
     "ImageSource",
+    "LatencyTarget",
+    "MissedBudgetError",
     "ModelLoadError",
     "OutputExistsError",
     "PlanError",
     "PruningPlan",
+    "QuantizeOptions",
+    "QuantizeReport",
     "SlimReport",
     "SparseTrainer",
     "TrainingError",
@@ -75,6 +83,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "benchmark",
+    "benchmark_grid",
     "compress",
     "export_onnx",
     "load",
@@ -82,6 +91,8 @@ __all__ = [
     "load_model",
     "mask",
     "plan",
+    "profile",
+    "quantize_onnx",
     "save",
     "slim",
     "slim_onnx",
@@ -95,10 +106,14 @@ _HOMES = {
     "CompressResult": "compress",
     "DataOptions": "compress",
     "ImageSource": "data",
+    "LatencyTarget": "latency.target",
     "SparseTrainer": "sparse_trainer",
     "PruningPlan": "passes.channels.plan",
+    "QuantizeOptions": "quantize",
+    "QuantizeReport": "quantize",
     "SlimReport": "slimming",
     "benchmark": "benchmark",
+    "benchmark_grid": "benchmark",
     "compress": "compress",
     "export_onnx": "export",
     "load": "saving",
@@ -106,6 +121,8 @@ _HOMES = {
     "load_model": "loading",
     "mask": "passes.fx.slim",
     "plan": "api",
+    "profile": "profile",
+    "quantize_onnx": "quantize",
     "save": "saving",
     "slim": "passes.fx.slim",
     "slim_onnx": "slimming",

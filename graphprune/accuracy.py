@@ -15,7 +15,7 @@ from graphprune.closeness import Agreement
 from graphprune.data import ImageSource
 from graphprune.model_runner import Runner, open_runner
 
-__all__ = ["Quality", "measure_quality"]
+__all__ = ["Distance", "Quality", "measure_quality"]
 
 _BATCH = 64
 
@@ -48,7 +48,7 @@ def measure_quality(
 ) -> Quality:
     """Run both ONNX files on all images of `source` and compare their answers."""
     runners = {"dense": open_runner(dense, threads=threads), "slim": open_runner(slim, threads=threads)}
-    agreement, distance = Agreement(), _Distance()
+    agreement, distance = Agreement(), Distance()
     right: dict[str, int] | None = None if source.labels is None else dict.fromkeys(runners, 0)
     for positions, batch in _batches(source, *runners.values()):
         answers = {name: runner.run([batch]) for name, runner in runners.items()}
@@ -79,12 +79,13 @@ def _batches(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarray
 
 
 @dataclass
-class _Distance:
+class Distance:
     """Sums for || a - b ||^2 / || a - mean(a) ||^2 over all outputs, averaged over the outputs."""
 
     sums: dict[int, np.ndarray] = field(default_factory=dict)
 
     def see(self, dense: list[np.ndarray], slim: list[np.ndarray], rows: int) -> None:
+        """Take in the outputs of one batch, of which the first `rows` samples count."""
         for index, (a, b) in enumerate(zip(dense, slim, strict=True)):
             if a.shape != b.shape or not np.issubdtype(a.dtype, np.floating):
                 continue
@@ -94,5 +95,6 @@ class _Distance:
 
     @property
     def value(self) -> float:
+        """The distance; 0 where no output could be compared."""
         shares = [gap / max(square - total**2 / size, 1e-12) for gap, square, total, size in self.sums.values()]
         return float(np.mean(shares)) if shares else 0.0

@@ -4,6 +4,8 @@ A one-shot plan looks at the weights, or at a few images. It is for a first look
 elsewhere, and for tests; `compress` decides all along a training.
 """
 
+import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphprune.allocation import Limits, removable_groups, select, select_ratio
+from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, removable_groups, select_ratio
 from graphprune.freezing import frozen_groups
 from graphprune.inputs import Images
+from graphprune.latency import LatencyTarget
+from graphprune.latency.stopwatch import Stopwatch
+from graphprune.latency.stopwatch import stopwatch as new_stopwatch
 from graphprune.loading import load_model
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
@@ -54,30 +59,46 @@ def plan(
     ratio: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
     importance: str | Scores = "l2",
     images: Images | None = None,
     freeze: Sequence[str] = (),
-    align: int | None = None,
+    align: int | str | None = None,
+    policy: str = "auto",
+    target: LatencyTarget | None = None,
     allow_inexact: bool = False,
     seed: int = 0,
+    stopwatch: Stopwatch | None = None,
 ) -> PruningPlan:
     """Return the plan that removes the channels worth least, without any training.
 
     Give either `ratio`, which takes the same share of channels from every set of coupled ones, or budgets, which
-    take the least important channels for what they cost wherever they are.
+    take the least important channels for what they cost wherever they are. Several budgets must all hold.
+
+    A budget in latency is one of the exported file in onnxruntime on this machine: the first time, a minute or two of
+    measuring tell how long every layer takes at which width; then the plan is cut, measured, and corrected until the
+    file, without its training, is as fast as asked for.
 
     Args:
         graph: what `trace` returned.
         ratio: share of the channels of each set to remove, at most.
         macs: share of the multiply-accumulates that may be left.
         params: share of the parameters that may be left.
+        speedup: how many times faster than the dense model it must be; 2.0 is half the latency.
+        latency_ms: milliseconds that one run may take.
         importance: name of a criterion, or one score a group. "random", "l1", "l2", "bn_scale" and "fpgm" look at the
             weights; "taylor", "apoz", "entropy" and "hrank" need images.
         images: for criteria that need them: a path, what `load_images` returned, or an array of network inputs.
         freeze: patterns (`layer1.*`) of modules or parameters that keep all their output channels.
-        align: kept channels of every set are a multiple of this.
+        align: kept channels of every set are a multiple of this; "auto": widths on the staircase that was measured on
+            this machine, none slower than a wider one. Budgets in latency choose such widths by themselves.
+        policy: how many channels go from where: "knapsack", "threshold", "uniform"; "auto" takes the knapsack where
+            latency matters and the threshold elsewhere.
+        target: threads, batch and execution provider that the latency is one of.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
-        seed: of the criterion "random".
+        seed: of the criterion "random", and of what latency is measured on.
+        stopwatch: measures latencies; by default one of the network that is exported for it.
 
     Raises:
         UsageError: an argument is out of range, or neither or both kinds of target are given.
@@ -85,28 +106,77 @@ def plan(
         PlanError: a pattern of `freeze` fits nothing, or there are not as many scores as groups.
     """
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
-    _check_targets(ratio, budgets, align)
+    _check_targets(ratio, budgets, speedup, latency_ms, align)
     scores = _scores(graph, importance, images, seed)
     removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)
-    limits = Limits(align=align or 1)
+    limits = Limits(align=align if isinstance(align, int) else 1)
+    dense = count(graph, graph.all_kept())
+    problem = Problem(
+        graph,
+        scores,
+        {unit: share * dense[unit] for unit, share in budgets.items()},
+        removable,
+        limits,
+        is_on_steps=align == "auto",
+    )
+    asked = {"ratio": ratio, **budgets, "speedup": speedup, "latency_ms": latency_ms}
+    meta: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if ratio is not None:
         removed = select_ratio(scores, ratio, graph.sets, removable, limits)
+    elif speedup is None and latency_ms is None and align != "auto":
+        removed = allocate(problem, policy)
+    elif stopwatch is not None:
+        removed = _measured(problem, policy, speedup, latency_ms, stopwatch, meta)
     else:
-        dense = {unit: float(getattr(graph.cost, unit)(graph.all_kept())) for unit in budgets}
-        goals = {unit: share * dense[unit] for unit, share in budgets.items()}
-        removed = select(scores, graph.cost, goals, graph.sets, removable, limits=limits)
-    target = budgets if ratio is None else {"ratio": ratio}
-    name = importance if isinstance(importance, str) else "given"
-    return graph.plan(removed, **target, importance=name, freeze=list(freeze), align=align or 1, seed=seed)
+        with new_stopwatch(graph, target or LatencyTarget(), seed=seed) as opened:
+            removed = _measured(problem, policy, speedup, latency_ms, opened, meta)
+    meta["importance"] = importance if isinstance(importance, str) else "given"
+    return graph.plan(removed, **meta, freeze=list(freeze), align=align or 1, seed=seed)
 
 
-def _check_targets(ratio: float | None, budgets: dict[str, float], align: int | None) -> None:
-    if (ratio is None) == (not budgets):
-        raise UsageError("say what to remove with either ratio=, or macs= and params=")
+def _measured(
+    problem: Problem,
+    policy: str,
+    speedup: float | None,
+    latency_ms: float | None,
+    stopwatch: Stopwatch,
+    meta: dict[str, Any],
+) -> np.ndarray:
+    """The groups to remove for a budget in latency, or on the staircase; notes in `meta` what was measured."""
+    problem = dataclasses.replace(problem, latency=stopwatch.model)
+    if speedup is None and latency_ms is None:
+        return allocate(problem, policy)
+    share = stopwatch.share_of(speedup, latency_ms)
+    reached = stopwatch.reach(
+        share,
+        lambda budget: allocate(dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: budget}), policy),
+    )
+    reached.require(share)
+    meta["measured_speedup"] = round(1 / reached.share, 4)
+    return reached.removed
+
+
+def _check_targets(
+    ratio: float | None,
+    budgets: dict[str, float],
+    speedup: float | None,
+    latency_ms: float | None,
+    align: int | str | None,
+) -> None:
+    if (ratio is None) == (not budgets and speedup is None and latency_ms is None):
+        raise UsageError("say what to remove with either ratio=, or macs=, params=, speedup= and latency_ms=")
     for name, share in ({"ratio": ratio} if ratio is not None else budgets).items():
         if not 0 < share < 1:  # also false for NaN
             raise UsageError(f"{name} must be between 0 and 1, not {share}")
-    if align is not None and align < 1:
+    if speedup is not None and not 1 < speedup < math.inf:
+        raise UsageError(f"speedup must be above 1, not {speedup}")
+    if latency_ms is not None and not 0 < latency_ms < math.inf:
+        raise UsageError(f"latency_ms must be above 0, not {latency_ms}")
+    if align == "auto" and ratio is not None:
+        raise UsageError('align="auto" is for budgets; with ratio= give a number of channels')
+    if isinstance(align, str) and align != "auto":
+        raise UsageError(f"align must be a number of channels or auto, not {align!r}")
+    if isinstance(align, int) and align < 1:
         raise UsageError(f"align must be at least 1, not {align}")
 
 

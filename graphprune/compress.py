@@ -27,19 +27,21 @@ from graphprune.checkpoint import load_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.delivery import Delivery, member_names
-from graphprune.engine import Engine, Observer, StudentResult
+from graphprune.engine import NO_BUDGET, Engine, Observer, StudentResult
 from graphprune.files import atomic_write_json
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
+from graphprune.int8_delivery import quantize_members
 from graphprune.loading import load_model
 from graphprune.output_folder import CHECKPOINT, OutputFolder
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import UsageError
+from graphprune.passes.errors import MissedBudgetError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule
 from graphprune.processes import Processes
+from graphprune.quantize import QuantizeOptions
 from graphprune.report import count, render_metrics
-from graphprune.results import BenchmarkOptions, measure
+from graphprune.results import BenchmarkOptions, measure, missed
 
 __all__ = ["BenchmarkOptions", "CompressResult", "DataOptions", "Reporter", "compress"]
 
@@ -88,11 +90,14 @@ def compress(
     *,
     macs: float | Sequence[float] | None = None,
     params: float | Sequence[float] | None = None,
+    speedup: float | Sequence[float] | None = None,
+    latency_ms: float | Sequence[float] | None = None,
     output: str | os.PathLike[str] | None = None,
     config: CompressConfig | None = None,
     data: DataOptions | None = None,
     eval_images: Images | None = None,
     benchmark: BenchmarkOptions | None = None,
+    quantize: QuantizeOptions | None = None,
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -107,12 +112,15 @@ def compress(
         example_inputs: the arguments of one call, to capture the model with; by default a few of the images.
         macs: share of the multiply-accumulates that may be left; goes before the one in `config`. Several make a
             family: as many students learn from one teacher and from each other, and each is delivered.
-        params: likewise, of the parameters.
+        params: likewise, of the parameters; and so on for what follows.
+        speedup: how many times faster than the dense file the slim one must be in onnxruntime on this machine.
+        latency_ms: milliseconds that one run of it may take.
         output: folder for the files; without it they are measured and thrown away, and the model is returned.
         config: settings of the training.
         data: how images are read from files.
         eval_images: more images, labelled or not, to measure the result on; by default those held out of `images`.
         benchmark: how latency is measured.
+        quantize: also write an int8 version of every slim model, calibrated on the images; None writes none.
         resume: go on with the run in `output`.
         force: replace an earlier result in `output`.
         reporter: told how it goes.
@@ -122,12 +130,18 @@ def compress(
     Raises:
         UsageError: no budget, a setting out of range, or a resumed run with other settings.
         BudgetError: the budget cannot be reached; said before the training.
+        MissedBudgetError: the file that was made, and is delivered all the same, is slower than was asked for by more
+            than 3 %; the error holds the result.
         DataError: the images are missing, or not what the model takes.
         CaptureError, UnsupportedModelError: the model cannot be captured, or not be written as ONNX.
         OutputExistsError: the folder holds something else.
         VerificationError: masked model, slim model and ONNX file do not compute the same; no result is written.
     """
-    settings = _settings(config or CompressConfig(), macs, params)
+    asked = {"macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
+    settings = _settings(config or CompressConfig(), asked)
+    options = benchmark or BenchmarkOptions()
+    if not options.seconds and any(settings.budget(number).has_latency for number in range(settings.n_students)):
+        raise UsageError("a budget in latency is measured at the end: give the benchmark some seconds")
     processes = Processes.join()
     if not processes.is_first:
         return _help(model, images, example_inputs, settings, data or DataOptions(), output, processes)
@@ -155,7 +169,7 @@ def compress(
         _log_model(engine.graph)
         delivery = Delivery(engine, staging)
         with clock("rehearsing"):
-            delivery.rehearse()
+            delivery.rehearse(options.target, folder.journal, folder.resume)
         with clock("training"), _saying_how_to_go_on(folder):
             results = engine.run(processes.first(folder.resume))
         with clock("removing channels"):
@@ -164,8 +178,12 @@ def compress(
         with clock("verifying"):
             for member in delivery.members:
                 member.verify()
+        int8 = []
+        if quantize is not None:
+            with clock("quantizing"):
+                int8 = quantize_members(delivery, engine.batches.source, quantize)
         with clock("measuring"):
-            metrics = measure(delivery, source, judges, benchmark or BenchmarkOptions())
+            metrics = measure(delivery, source, judges, options, int8)
         facts = {"record": dict(record or {}), "students": _students(results), **clock.to_dict()}
         facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
         metrics = _finite({**metrics, **facts})
@@ -176,7 +194,10 @@ def compress(
             logger.info("done: %s, %s", member.name, shares)
     first = delivery.members[0]
     family = {member.name: member.model for member in delivery.members}
-    return CompressResult(first.model, first.result.plan, metrics, folder.path, family)
+    done = CompressResult(first.model, first.result.plan, metrics, folder.path, family)
+    if problem := missed(metrics):
+        raise MissedBudgetError(f"the budget was not reached: {problem}", done)
+    return done
 
 
 def _delivered(results: Sequence[StudentResult], config: CompressConfig) -> list[tuple[StudentResult, str]]:
@@ -224,17 +245,16 @@ class _Clock:
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
 
-def _settings(
-    config: CompressConfig, macs: float | Sequence[float] | None, params: float | Sequence[float] | None
-) -> CompressConfig:
-    macs, params = (
-        tuple(value) if isinstance(value, Sequence) else value
-        for value in (config.macs if macs is None else macs, config.params if params is None else params)
-    )
-    students = max([config.n_students, *(len(value) for value in (macs, params) if isinstance(value, tuple))])
-    config = dataclasses.replace(config, n_students=students, macs=macs, params=params)
+def _settings(config: CompressConfig, asked: Mapping[str, float | Sequence[float] | None]) -> CompressConfig:
+    """The settings with the budgets that are asked for, and as many students as there are."""
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, Sequence) else value for name, value in asked.items()
+    }
+    budgets: dict[str, Any] = {name: getattr(config, name) if value is None else value for name, value in given.items()}
+    students = max([config.n_students, *(len(value) for value in budgets.values() if isinstance(value, tuple))])
+    config = dataclasses.replace(config, n_students=students, **budgets)
     if not config.budget(0).limits():
-        raise UsageError("no budget given: say how small the model must become with --macs or --params")
+        raise UsageError(NO_BUDGET)
     return config
 
 

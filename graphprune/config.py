@@ -1,6 +1,6 @@
 """Every setting of a compression run, with its default and unit, in one place.
 
-A budget is a share of the dense model's cost: 0.5 means that at most half of it is left. Several budgets
+A budget is a share of the dense model's cost: 0.5 means that at most half of it is left; or a latency. Several budgets
 must all hold. With several students each may have its own: `macs=(0.66, 0.5, 0.33)`.
 """
 
@@ -16,20 +16,41 @@ Precision = Literal["auto", "float32", "bfloat16"]
 OutputLoss = Literal["auto", "kl", "mse"]
 Course = Literal["dynamic", "static", "one-shot"]
 
+#: Settings that say what must be reached: one value, or one per student.
+BUDGETS = ("macs", "params", "speedup", "latency_ms")
+
 # Settings that may differ between a run and its continuation: they do not change what is computed.
 _FREE_ON_RESUME = frozenset({"threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one student must reach, as shares of the dense cost; `None` is no limit."""
+    """What one student must reach; `None` is no limit.
+
+    Attributes:
+        macs: share of the dense multiply-accumulates.
+        params: share of the dense parameters.
+        speedup: latency of the dense network over that of the slim one.
+        latency_ms: milliseconds of one run of the slim network.
+    """
 
     macs: float | None = None
     params: float | None = None
+    speedup: float | None = None
+    latency_ms: float | None = None
 
     def limits(self) -> dict[str, float]:
-        """The limits that are set, by the name of their unit."""
-        return {name: share for name, share in dataclasses.asdict(self).items() if share is not None}
+        """The limits that are set, by name."""
+        return {name: limit for name, limit in dataclasses.asdict(self).items() if limit is not None}
+
+    def shares(self) -> dict[str, float]:
+        """The limits on what is counted, as shares of the dense cost by unit."""
+        return {name: limit for name, limit in self.limits().items() if name in ("macs", "params")}
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether something is to be reached that has to be measured."""
+        return self.speedup is not None or self.latency_ms is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +60,8 @@ class CompressConfig:
     Attributes:
         macs: budget in multiply-accumulates, share of the dense model's; one number, or one per student.
         params: budget in parameters, share of the dense model's; one number, or one per student.
+        speedup: how many times faster than the dense model, measured in onnxruntime; one number, or one per student.
+        latency_ms: budget in milliseconds of one run in onnxruntime; one number, or one per student.
         n_students: how many students learn side by side.
         epochs: length of the run in passes over the images; may be a fraction.
         batch_size: images per step.
@@ -65,7 +88,10 @@ class CompressConfig:
         sparsify: share of the run in which the budget is approached; what is left of the run settles.
         fade: share of the sparsify phase over which one group goes to exactly zero.
         min_channels: groups that every set keeps, unless it can be bypassed as a whole.
-        align: kept groups of a set are a multiple of this.
+        align: kept groups of a set are a multiple of this; "auto": widths on the staircase measured on this machine,
+            as budgets in latency always take.
+        policy: how many channels go from where: "knapsack", "threshold" or "uniform"; "auto" takes the knapsack where
+            latency matters and the threshold elsewhere.
         freeze: patterns (`layer1.*`) of layers that keep all their output channels.
         shrink: remove dead groups from the students while they learn, which makes steps cheaper and changes nothing
             else.
@@ -84,6 +110,8 @@ class CompressConfig:
 
     macs: float | tuple[float, ...] | None = None
     params: float | tuple[float, ...] | None = None
+    speedup: float | tuple[float, ...] | None = None
+    latency_ms: float | tuple[float, ...] | None = None
     n_students: int = 1
     epochs: float = 10.0
     batch_size: int = 64
@@ -108,7 +136,8 @@ class CompressConfig:
     sparsify: float = 0.45
     fade: float = 0.2
     min_channels: int = 1
-    align: int = 1
+    align: int | Literal["auto"] = 1
+    policy: str = "auto"
     freeze: tuple[str, ...] = ()
     shrink: bool = True
     allow_inexact: bool = False
@@ -126,7 +155,8 @@ class CompressConfig:
     def __post_init__(self) -> None:
         _check_budgets(self)
         for name, (low, high, closed_low, closed_high) in _RANGES.items():
-            _check_range(name, getattr(self, name), low, high, closed_low, closed_high)
+            if (name, getattr(self, name)) != ("align", "auto"):
+                _check_range(name, getattr(self, name), low, high, closed_low, closed_high)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{_flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
@@ -143,7 +173,13 @@ class CompressConfig:
 
     def budget(self, student: int) -> Budget:
         """The budget of one student."""
-        return Budget(*(v[student] if isinstance(v, tuple) else v for v in (self.macs, self.params)))
+        values = {name: getattr(self, name) for name in BUDGETS}
+        return Budget(**{name: v[student] if isinstance(v, tuple) else v for name, v in values.items()})
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether widths are chosen by measured latency."""
+        return self.align == "auto" or any(self.budget(number).has_latency for number in range(self.n_students))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as JSON and checkpoints take them."""
@@ -207,10 +243,11 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
 }
 _WHOLE = frozenset(
     field.name for field in dataclasses.fields(CompressConfig) if field.type is int and field.name in _RANGES
-)
+) | {"align"}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("random", "l1", "l2", "taylor", "bn_scale", "fpgm", "apoz", "entropy", "hrank"),
     "course": ("dynamic", "static", "one-shot"),
+    "policy": ("auto", "knapsack", "threshold", "uniform"),
     "precision": ("auto", "float32", "bfloat16"),
     "output_loss": ("auto", "kl", "mse"),
 }
@@ -224,11 +261,12 @@ def _flag(name: str) -> str:
 
 
 def _check_budgets(config: CompressConfig) -> None:
-    for name in ("macs", "params"):
+    for name in BUDGETS:
         value = getattr(config, name)
-        for share in value if isinstance(value, tuple) else (value,):
-            if share is not None:
-                _check_range(name, share, 0, 1, False, False)
+        low, high = {"speedup": (1.0, math.inf), "latency_ms": (0.0, math.inf)}.get(name, (0.0, 1.0))
+        for limit in value if isinstance(value, tuple) else (value,):
+            if limit is not None:
+                _check_range(name, limit, low, high, False, False)
         if isinstance(value, tuple) and len(value) != config.n_students:
             raise UsageError(f"--{name} gives {len(value)} budgets for {config.n_students} students")
 

@@ -19,6 +19,8 @@ from graphprune.api import plan
 from graphprune.config import CompressConfig
 from graphprune.engine import Engine, StudentResult
 from graphprune.export import export_onnx
+from graphprune.latency import LatencyTarget
+from graphprune.latency.stopwatch import Stopwatch
 from graphprune.onnx_cost import onnx_cost
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.errors import VerificationError
@@ -46,6 +48,7 @@ class Delivery:
         folder: where the files are written.
         files: the ONNX files by name: "dense", and those of the members.
         members: the slim models that were made, in the order they were asked for.
+        stopwatch: measures latencies, where the budget asks for it.
         comparisons: by the name of what was compared with what came before it.
     """
 
@@ -56,6 +59,7 @@ class Delivery:
         self.comparisons: dict[str, Comparison] = {}
         self.files = {"dense": folder / "dense.onnx"}
         self.members: list[Member] = []
+        self.stopwatch: Stopwatch | None = None
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         source = engine.held_out
@@ -66,25 +70,47 @@ class Delivery:
             "graphprune_preprocessing": json.dumps(source.preprocess.to_dict()),
         }
 
-    def rehearse(self) -> None:
+    def rehearse(self, target: LatencyTarget | None = None, journal: Path | None = None, resume: bool = False) -> None:
         """Do without training what follows it, so that a model that cannot be delivered is refused before.
+
+        Where the budget is one in latency, it is measured here how long every layer takes at which width.
+
+        Args:
+            target: what latency is to be measured for.
+            journal: file for what was measured.
+            resume: take what was measured from it.
 
         Raises:
             UnsupportedModelError: the model cannot be written as ONNX.
+            BudgetError: the budget cannot be reached.
             VerificationError: the dense file, its cost, or a cut of the size asked for is wrong.
         """
         export_onnx(self.dense, self._example, self.files["dense"], metadata=self._metadata)
         self.compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
         check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
         config = self.engine.config
+        if config.needs_latency:
+            self.stopwatch = Stopwatch(
+                self.graph,
+                self.files["dense"],
+                target or LatencyTarget(),
+                journal=journal,
+                resume=resume,
+                seed=config.seed,
+            )
+            self.engine.use(self.stopwatch)
         for budget in dict.fromkeys(config.budget(number) for number in range(config.n_students)):
             trial = plan(
                 self.graph,
                 macs=budget.macs,
                 params=budget.params,
+                speedup=budget.speedup,
+                latency_ms=budget.latency_ms,
                 align=config.align,
+                policy=config.policy,
                 allow_inexact=config.allow_inexact,
                 freeze=config.freeze,
+                stopwatch=self.stopwatch,
             )
             slim(self.dense, trial, self._example, graph=self.graph)
 

@@ -30,6 +30,7 @@ from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches, evaluation_batches
 from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_kind
 from graphprune.interrupt import Interrupt
+from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision
 from graphprune.processes import Processes
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from graphprune.passes.fx.capture import CapturedModule
 
 _log = logging.getLogger("graphprune")
+
+NO_BUDGET = "no budget given: say what must be reached with --speedup, --latency-ms, --macs or --params"
 
 _MOST_HELD_OUT = 0.1  # share of the images
 _EVALUATION_BATCH = 256
@@ -156,16 +159,20 @@ class Engine:
 
     def _check_budgets(self) -> None:
         for student in self.students:
-            limits = student.set.limits
-            if not limits:
-                raise UsageError("no budget given: say how small the model must become with --macs or --params")
+            if not student.set.budget.limits():
+                raise UsageError(NO_BUDGET)
             check_reachable(
                 self.graph.cost,
-                {unit: share * student.set.dense[unit] for unit, share in limits.items()},
+                {unit: share * student.set.dense[unit] for unit, share in student.set.limits.items()},
                 self.graph.sets,
                 student.set.removable,
-                Limits(self.config.min_channels, self.config.align),
+                Limits(self.config.min_channels, self.config.align if isinstance(self.config.align, int) else 1),
             )
+
+    def use(self, stopwatch: Stopwatch) -> None:
+        """Choose widths by these latencies; settings that ask for it need this before `run`."""
+        for student in self.students:
+            student.set.use(stopwatch)
 
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
@@ -205,6 +212,8 @@ class Engine:
                 kept.
             KeyboardInterrupt: after the state has been written, if there is a checkpoint file.
         """
+        if self.config.needs_latency and self.processes.is_first and self.students[0].set.stopwatch is None:
+            raise UsageError("a budget in latency needs something that measures it: see Engine.use")
         with _threads(self.config.threads), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             if self.checkpoint is not None and self.processes.is_first:
@@ -324,15 +333,14 @@ class Engine:
                 student.module.train()
             history.append(record)
             _log.info(
-                "step %d/%d %s: student %d loss %.4f agreement %.4f macs %.3f params %.3f",
+                "step %d/%d %s: student %d loss %.4f agreement %.4f %s",
                 self.done,
                 self.schedule.total,
                 record["phase"],
                 student.number,
                 record["loss"],
                 record["agreement"],
-                record["macs"],
-                record["params"],
+                " ".join(f"{unit} {share:.3f}" for unit, share in student.shares().items()),
             )
 
     @torch.no_grad()

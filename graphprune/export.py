@@ -30,7 +30,7 @@ from graphprune.onnx_files import written
 from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
-from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
+from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass, ShiftPass
 from graphprune.torch_mode import evaluation
 from graphprune.verify import require_equal
 from graphprune.version import __version__
@@ -168,6 +168,7 @@ def _tidy(exported: torch.onnx.ONNXProgram, metadata: Mapping[str, str]) -> ir.M
         ZeroDenormalsPass(),
         # After the metadata went, because the first of them notes what it did.
         SelectChannelsPass(),
+        ShiftPass(),
         GlobalPoolPass(),
         ir_passes.RemoveUnusedNodesPass(),
     ):

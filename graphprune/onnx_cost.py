@@ -247,8 +247,9 @@ def _count_weights(model: onnx.ModelProto) -> int:
     """Elements of every stored tensor that some node uses as a weight; a tensor used twice counts once."""
     stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
     weights = set()
+    selections = {name for node in _all_nodes(model.graph) if _only_selects(node) for name in node.input[1:]}
     for node in _all_nodes(model.graph):
-        if _only_selects(node):
+        if _only_selects(node) or selections & {*node.output}:
             continue
         for at, name in enumerate(node.input):
             tensor = stored.get(name)

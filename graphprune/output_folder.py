@@ -2,6 +2,7 @@
 
     OUT/.staging/                                                    files of a run that is not done
     OUT/checkpoint.pt  compress.log  settings.json                   from the start of the training on
+    OUT/latency.json                                                 likewise, where the budget is one in latency
     OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
     OUT/slim-macs0.5.onnx  .pt2  .plan.json  and so on               likewise, where several budgets make a family
 
@@ -27,8 +28,9 @@ __all__ = ["OutputFolder"]
 RESULTS = ("dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json")
 _FAMILY = ("slim-*.onnx", "slim-*.pt2", "slim-*.plan.json")
 CHECKPOINT, LOG, SETTINGS, STAGING = "checkpoint.pt", "compress.log", "settings.json", ".staging"
+JOURNAL = "latency.json"
 # What a run that was killed before its first checkpoint leaves behind; nothing is lost with it.
-_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING})
+_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING, JOURNAL})
 _ALL_RECORDS = 100_000
 
 _logger = logging.getLogger("graphprune")
@@ -66,6 +68,11 @@ class OutputFolder:
     def checkpoint(self) -> Path | None:
         """The checkpoint file, if the folder is to stay."""
         return None if self.path is None else self.path / CHECKPOINT
+
+    @property
+    def journal(self) -> Path | None:
+        """The file for measured latencies, if the folder is to stay."""
+        return None if self.path is None else self.path / JOURNAL
 
     @contextmanager
     def open(self) -> Iterator[Path]:
@@ -105,7 +112,7 @@ class OutputFolder:
         else:
             # metrics.json goes first: it says that the others are whole and belong together.
             family = [file.name for pattern in _FAMILY for file in sorted(self.path.glob(pattern))]
-            for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG):
+            for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG, JOURNAL):
                 (self.path / name).unlink(missing_ok=True)
             atomic_write_json(self.path / SETTINGS, settings)
         handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
@@ -143,7 +150,7 @@ class OutputFolder:
 
     def _leave_nothing(self, created: Sequence[Path]) -> None:
         assert self.path is not None
-        for name in (LOG, SETTINGS):
+        for name in (LOG, SETTINGS, JOURNAL):
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody else has put something there
             for folder in created:

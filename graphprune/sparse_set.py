@@ -12,18 +12,19 @@ set is exactly zero at the end of the sparsify phase without a sudden cut. A gro
 is free again; one that is zero is dead: it stays in the set and may be removed at any time.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.allocation import Limits, removable_groups, select
-from graphprune.allocation.budget import count
-from graphprune.config import CompressConfig
+from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, removable_groups
+from graphprune.config import Budget, CompressConfig
 from graphprune.freezing import frozen_groups
 from graphprune.importance import Evidence, criterion
+from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import PlanError
 from graphprune.schedule import Schedule
 from graphprune.sparsity import GroupIndex, shrink_factors
@@ -40,32 +41,39 @@ class SparseSet:
         sensitivity: (n_groups,) running scores.
         removable: (n_groups,) mask of the groups that may go.
         dense: cost of the dense model, by unit.
+        limits: what must be reached, as shares of that.
+        stopwatch: measures latencies, where the budget is one.
     """
 
     def __init__(
         self,
         graph: "ChannelGraph",
         config: CompressConfig,
-        limits: Mapping[str, float],
+        budget: Budget,
         seed: int,
         diversity: float = 0.0,
+        first: Callable[[Any], Any] | None = None,
     ) -> None:
         """Start with nothing expected to go.
 
         Args:
             graph: the channel groups.
             config: settings of the run.
-            limits: budgets as shares of the dense cost, by unit.
+            budget: what must be reached.
             seed: of a criterion that draws lots, and of the factors of `diversity`.
             diversity: spread of the factors that scores are multiplied with, which stay the same all along.
+            first: of several processes, gives what the first one holds; it alone measures latencies.
         """
         self.graph = graph
         self.config = config
-        self.limits = dict(limits)
+        self.budget = budget
+        self.limits = budget.shares()
+        self.stopwatch: Stopwatch | None = None
+        self._first = first
         self.criterion = criterion(config.sensitivity)
         self.removable = removable_groups(graph.sets, graph.exact, config.allow_inexact)
         self.removable &= ~frozen_groups(graph, config.freeze)
-        self.dense = count(graph.cost, graph.all_kept())
+        self.dense = count(graph, graph.all_kept())
         self.sensitivity = torch.zeros(graph.n_groups)
         self.expected = torch.zeros(graph.n_groups, dtype=torch.bool)
         self._seed = seed
@@ -78,9 +86,17 @@ class SparseSet:
         """(n_groups,) mask of the groups that have gone to exactly zero."""
         return self.expected & (self._line == 0)
 
+    def use(self, stopwatch: Stopwatch) -> None:
+        """Choose widths by these latencies from now on; a budget in latency asks for it before the first draw."""
+        self.stopwatch = stopwatch
+        self.dense = count(self.graph, self.graph.all_kept(), stopwatch.model)
+        self.dense[LATENCY] = 1.0
+        if self.budget.has_latency:
+            self.limits[LATENCY] = stopwatch.share_of(self.budget.speedup, self.budget.latency_ms)
+
     def shares(self) -> dict[str, float]:
         """Cost without the expected-sparse set, as shares of the dense cost."""
-        found = count(self.graph.cost, ~self.expected.numpy())
+        found = count(self.graph, ~self.expected.numpy(), None if self.stopwatch is None else self.stopwatch.model)
         return {unit: found[unit] / self.dense[unit] for unit in found}
 
     def observe(self, evidence: Evidence) -> None:
@@ -99,8 +115,7 @@ class SparseSet:
         """Choose anew which groups are expected to go, for the budget scheduled at `step`."""
         if self.criterion.needs != "gradients":
             self.sensitivity = self.criterion(evidence).float()
-        budgets = {unit: schedule.share(step, share) * self.dense[unit] for unit, share in self.limits.items()}
-        chosen = torch.from_numpy(self._select(budgets))
+        chosen = torch.from_numpy(self._chosen(step, schedule))
         entered, left = chosen & ~self.expected, self.expected & ~chosen
         self._line[entered] = evidence.index.norms()[entered].to(self._line.dtype)
         self._left[entered] = schedule.steps_to_zero(step)
@@ -108,32 +123,39 @@ class SparseSet:
         self._left[left] = 0
         self.expected = chosen
 
-    def _select(self, budgets: Mapping[str, float]) -> np.ndarray:
-        """The groups to remove; sets are emptied only where all of them can be done without at once."""
-        removable = self.removable.copy()
-        dead = self.dead.numpy()
-        scores = self.sensitivity.double().numpy() * self._factors
-        limits = Limits(self.config.min_channels, self.config.align)
-        while True:
-            chosen = select(scores, self.graph.cost, budgets, self.graph.sets, removable, limits=limits, forced=dead)
-            blocked = self._stuck(chosen, dead)
-            if blocked is None:
-                return chosen
-            groups = self.graph.sets[blocked].groups
-            alive = groups[~dead[groups]]
-            removable[alive[np.argmax(scores[alive])]] = False
+    def _chosen(self, step: int, schedule: Schedule) -> np.ndarray:
+        """The groups to remove: those of the first process, where latencies are measured."""
+        shared = self._first is not None and (self.budget.has_latency or self.config.align == "auto")
+        if shared and self.stopwatch is None:
+            return self._first(None)  # type: ignore[misc]
+        shares = {unit: schedule.share(step, share) for unit, share in self.limits.items()}
+        chosen = self._select(shares, step == schedule.final_draw)
+        return self._first(chosen) if shared and self._first is not None else chosen
 
-    def _stuck(self, chosen: np.ndarray, dead: np.ndarray) -> int | None:
-        """A set that must not be emptied together with the others, those that are gone already first."""
-        emptied = [s for s in self.graph.sets if chosen[s.groups].all()]
-        together = np.zeros(len(chosen), dtype=bool)
-        for group_set in sorted(emptied, key=lambda s: not dead[s.groups].all()):
-            together[group_set.groups] = True
-            try:
-                self.graph.fates(together)
-            except PlanError:
-                return group_set.index
-        return None
+    def _select(self, shares: Mapping[str, float], is_final: bool) -> np.ndarray:
+        """The groups to remove for budgets as shares of the dense cost; in the end, until the latency is measured."""
+        latency = shares.get(LATENCY)
+        problem = Problem(
+            self.graph,
+            self.sensitivity.double().numpy() * self._factors,
+            {unit: share * self.dense[unit] for unit, share in shares.items()},
+            self.removable,
+            Limits(self.config.min_channels, self.config.align if isinstance(self.config.align, int) else 1),
+            forced=self.dead.numpy(),
+            latency=None if self.stopwatch is None else self.stopwatch.model,
+            is_on_steps=self.config.align == "auto",
+        )
+
+        def within(predicted: float) -> np.ndarray:
+            return allocate(
+                dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: predicted}), self.config.policy
+            )
+
+        if latency is None or self.stopwatch is None:
+            return allocate(problem, self.config.policy)
+        if not is_final:
+            return within(latency * self.stopwatch.correction)
+        return self.stopwatch.reach(latency, within).removed
 
     @torch.no_grad()
     def shrink(self, index: GroupIndex, strength: float, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -84,6 +84,8 @@ class SparseTrainer:
         given = (config or CompressConfig()).to_dict()
         chosen = {"sensitivity": sensitivity, "freeze": tuple(freeze), "align": align, "n_students": 1}
         self.config = CompressConfig.from_dict({**given, **chosen, "macs": macs, "params": params})
+        if self.config.needs_latency:
+            raise UsageError("budgets in latency and align='auto' are for compress(); give macs= or params= here")
         limits = self.config.budget(0).limits()
         if not limits:
             raise UsageError("no budget given: say how small the model must become with macs= or params=")
@@ -104,7 +106,7 @@ class SparseTrainer:
                 "others (parametrization) cannot be made sparse in your own loop"
             )
         self._index = GroupIndex(parameters, self.graph.axes, self.graph.n_groups)
-        self.set = SparseSet(self.graph, self.config, limits, self.config.seed)
+        self.set = SparseSet(self.graph, self.config, self.config.budget(0), self.config.seed)
         if self.set.criterion.needs == "activations":
             raise UsageError(f"sensitivity {sensitivity!r} looks at activations, which your own loop keeps to itself")
         goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}

@@ -67,11 +67,12 @@ class Student:
         self.number = number
         has_twin = config.budget(number) in [config.budget(earlier) for earlier in range(number)]
         diversity = config.diversity if has_twin else 0.0
-        self.set = SparseSet(graph, config, config.budget(number).limits(), config.seed + number, diversity)
+        self._is_alone = processes is None or processes.world == 1
+        first = None if processes is None or self._is_alone else processes.first
+        self.set = SparseSet(graph, config, config.budget(number), config.seed + number, diversity, first)
         self.precision = Precision()
         self._taps = taps
         self._look = look
-        self._is_alone = processes is None or processes.world == 1
         self._scales = scale_parameters(graph.front_end.ops)
         self.features = FeatureLoss([graph.value_groups.get(name) for name in taps], graph.n_groups)
         self.present = graph.all_kept()

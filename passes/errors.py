@@ -57,3 +57,11 @@ class BudgetError(GraphPruneError):
     """The budget cannot be, or was not, reached."""
 
     exit_code = 5
+
+
+class MissedBudgetError(BudgetError):
+    """All files are made and checked, but the slim one is slower than was asked for; `result` is what was made."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result

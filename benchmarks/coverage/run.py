@@ -3,6 +3,7 @@
     python benchmarks/coverage/run.py torchvision
     python benchmarks/coverage/run.py timm --resume
     python benchmarks/coverage/run.py peers --repeats 3
+    python benchmarks/coverage/run.py branches
     python benchmarks/coverage/run.py report
 
 Each model runs in a process of its own with a time limit, forked from one that has imported the libraries. A run that
@@ -50,6 +51,9 @@ def parse() -> argparse.Namespace:
             command.add_argument(
                 "--repeats", type=int, default=3, help=f"for models up to {SMALL / 1e6:g} M parameters"
             )
+    branches = commands.add_parser("branches", help="whole inner branches of ResNet56 removed")
+    branches.add_argument("--seed", type=int, default=0)
+    branches.add_argument("--results", type=Path, default=RESULTS)
     report = commands.add_parser("report", help="write README.md from the results")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--output", type=Path, default=HERE / "README.md")
@@ -62,6 +66,8 @@ def main() -> int:
     if arguments.command == "report":
         write_readme(arguments.results, arguments.output)
         return 0
+    if arguments.command == "branches":
+        return measure_branches(arguments)
     import_libraries(arguments.command)
     results = Results(arguments.command, arguments.results, resume=arguments.resume)
     about = {
@@ -82,6 +88,18 @@ def main() -> int:
         results.write(about)
         print(line(row), flush=True)
     results.write(about)
+    return 0
+
+
+def measure_branches(arguments: argparse.Namespace) -> int:
+    """The network whose blocks are removed."""
+    import branches
+
+    results = Results("branches", arguments.results)
+    for row in branches.measure(arguments):
+        results.add({**row, "revision": revision()})
+        print(row)
+    results.write({"command": command_line(), "seed": arguments.seed})
     return 0
 
 
@@ -150,8 +168,12 @@ def succeeded(row: Row) -> bool:
 
 
 def command_line() -> str:
-    """The command as somebody else would type it."""
-    return f"python benchmarks/coverage/{os.path.basename(sys.argv[0])} {' '.join(sys.argv[1:])}"
+    """The command as somebody else would type it: without the folder that results go to."""
+    words = sys.argv[1:]
+    if "--results" in words:
+        at = words.index("--results")
+        del words[at : at + 2]
+    return f"python benchmarks/coverage/{os.path.basename(sys.argv[0])} {' '.join(words)}"
 
 
 def line(row: Row) -> str:

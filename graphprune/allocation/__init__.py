@@ -5,7 +5,22 @@ is one file and knows nothing of weights.
 """
 
 from graphprune.allocation.budget import CostFunction, check_reachable, select
+from graphprune.allocation.policies import POLICIES, Policy, allocate
+from graphprune.allocation.problem import LATENCY, Problem, count
 from graphprune.allocation.ratio import select_ratio
 from graphprune.allocation.removable import Limits, removable_groups
 
-__all__ = ["CostFunction", "Limits", "check_reachable", "removable_groups", "select", "select_ratio"]
+__all__ = [
+    "LATENCY",
+    "POLICIES",
+    "CostFunction",
+    "Limits",
+    "Policy",
+    "Problem",
+    "allocate",
+    "check_reachable",
+    "count",
+    "removable_groups",
+    "select",
+    "select_ratio",
+]

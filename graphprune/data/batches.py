@@ -68,7 +68,7 @@ class TrainingBatches:
         self.steps_per_epoch = len(source) // self.batch_size
         self.epoch = 0
         self.step = 0
-        self._source = source
+        self.source = source
         self._pixels = torch.from_numpy(source.pixels)
         self._seed = seed
         self._augmentation = Augmentation() if augmentation is None else augmentation
@@ -93,7 +93,7 @@ class TrainingBatches:
         random = np.random.default_rng((self._seed, _AUGMENTATION, epoch, step))
         chosen = torch.from_numpy(self.chosen(epoch, step))
         augmented = augment(self._pixels, chosen, self._augmentation, random)
-        return torch.from_numpy(self._source.preprocess(augmented.numpy()))
+        return torch.from_numpy(self.source.preprocess(augmented.numpy()))
 
     def chosen(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Return which of the source's `pixels` a batch is made of."""
@@ -115,15 +115,15 @@ class TrainingBatches:
             saved = state["drawn_from"].get(name)
             if saved != value:
                 raise DataError(
-                    f"cannot resume with {self._source.name}: {name} was {saved} and is {value}; "
+                    f"cannot resume with {self.source.name}: {name} was {saved} and is {value}; "
                     "resume with the same images and settings, or start anew"
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
     def _drawn_from(self) -> dict[str, Any]:
         return {
-            "images": len(self._source),
-            "checksum": self._source.checksum(),
+            "images": len(self.source),
+            "checksum": self.source.checksum(),
             "seed": self._seed,
             "batch_size": self.batch_size,
             "augmentation": asdict(self._augmentation),
@@ -132,7 +132,7 @@ class TrainingBatches:
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._order_epoch:
             random = np.random.default_rng((self._seed, _ORDER, epoch))
-            self._order = random.permutation(self._source.indices)
+            self._order = random.permutation(self.source.indices)
             self._order_epoch = epoch
         return self._order
 

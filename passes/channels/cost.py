@@ -32,6 +32,7 @@ class Polynomial:
     """A cost as a function of the kept groups."""
 
     def __init__(self, terms: Sequence[Term], n_groups: int) -> None:
+        self.terms = tuple(terms)
         self.names = [term.name for term in terms]
         self._factor = np.array([term.factor for term in terms], dtype=np.float64)
         rows: list[NDArray[np.int64]] = []
@@ -127,6 +128,10 @@ class CostModel:
     def params_marginal(self, kept: NDArray[np.bool_]) -> Floats:
         """What `params` falls by if one group alone is removed in addition; (G,)."""
         return self._params.marginal(kept)
+
+    def terms(self, unit: str) -> tuple[Term, ...]:
+        """The summands of a cost; unit: "macs" or "params"."""
+        return {"macs": self._macs, "params": self._params}[unit].terms
 
     def macs_by_operator(self, kept: NDArray[np.bool_]) -> dict[str, float]:
         """Multiply-accumulates of each operator, by node name."""

@@ -6,9 +6,11 @@ out of the layout, and with it every Add after it on the same trunk: each convol
 Add and Relu and gets a reordering on either side.
 
     Pad_c(x[:, :, ::s, ::s])  =  Conv(x, W, stride s),   W[c, d] = 1 where output channel c is input channel d, else 0
+    x + b, b one number a channel =  Conv(x, 1, b, group channels)
     ReduceMean(x, (2, 3))     =  GlobalAveragePool(x)
 
-The first is exact for finite numbers (one product by 1, the others 0). Source: onnxruntime,
+The first two are exact for finite numbers (one product by 1, the others 0). The second is what a residual branch leaves
+behind that was removed as a whole. Source: onnxruntime,
 `core/optimizer/nchwc_transformer.cc`; measured in benchmarks/latency/export.py.
 """
 
@@ -44,6 +46,24 @@ class SelectChannelsPass(GraphPass):
             if node.op_type == "Add" and node.domain == "":
                 for value in set(node.inputs):
                     modified = (value is not None and _select(model, value)) or modified
+        return ir.passes.PassResult(model, modified)
+
+
+class ShiftPass(GraphPass):
+    """Replace the addition of one constant a channel to a float32 feature map by a convolution of each channel alone.
+
+    Cases:
+        1. Add of a feature map, with a number of channels that is a multiple of 4, and a constant of the shape
+           (channels, 1, 1) or (1, channels, 1, 1): a 1x1 depthwise convolution by 1 with the constant as its bias.
+        2. Any other Add stays.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "Add" and node.domain == "":
+                modified = _shift(model, node) or modified
         return ir.passes.PassResult(model, modified)
 
 
@@ -85,6 +105,26 @@ def _select(model: ir.Model, value: ir.Value) -> bool:
     for node in chain:
         model.graph.remove(node, safe=True)
     return True
+
+
+def _shift(model: ir.Model, node: ir.Node) -> bool:
+    """Replace an Add; False if it is none of case 1."""
+    for value, constant in (node.inputs, reversed(node.inputs)):
+        shift = literal(model, constant)
+        channels = None if value is None else _channels(value)
+        if shift is None or value is None or channels is None or channels % _CHANNELS:
+            continue
+        sizes = tuple(shift.shape.numpy())
+        if sizes not in ((channels, 1, 1), (1, channels, 1, 1)):
+            continue
+        result = node.outputs[0]
+        kernel = add_literal(model, f"{result.name}_ones", ir.tensor(np.ones((channels, 1, 1, 1), np.float32)))
+        bias = add_literal(model, f"{result.name}_shift", ir.tensor(shift.numpy().reshape(-1)))
+        options: dict[str, int | list[int]] = {"kernel_shape": [1, 1], "group": channels}
+        _replace(model, result, "Conv", [value, kernel, bias], options, {SELECTS: "channels"})
+        model.graph.remove(node, safe=True)
+        return True
+    return False
 
 
 def _step_of_slice(model: ir.Model, node: ir.Node) -> tuple[int, int] | None:

@@ -114,6 +114,26 @@ def test_stdout_is_the_table_and_the_paths_and_stderr_the_rest(finished):
     assert "gray 16x16" in (out / "compress.log").read_text()
 
 
+def test_an_int8_version_is_a_further_row(work, tmp_path):
+    out = tmp_path / "out"
+    options = ["--quantize", "int8", "--min-agreement", "0", "--eval-data", str(work / "val")]
+    code, stdout, stderr = run([*command(work, out, *options, epochs="1"), "--benchmark-seconds", "0.01"])
+    assert code == 0, stderr
+    assert names(out) == RESULTS | KEPT | {"slim-int8.onnx"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [model["name"] for model in metrics["models"]] == ["dense", "slim", "slim-int8"]
+    slim, int8 = metrics["models"][1:]
+    assert (int8["macs"], int8["params"]) == (slim["macs"], slim["params"])
+    assert int8["size_bytes"] == (out / "slim-int8.onnx").stat().st_size
+    assert int8["latency_ms"]["median"] > 0
+    assert 0 <= int8["accuracy"] <= 1
+    (fact,) = metrics["int8"]
+    assert (fact["name"], fact["of"], fact["reached"]) == ("slim-int8", "slim", True)
+    assert fact["verdict"] in {"faster", "not faster on this machine"}
+    assert fact["scheme_text"] in stdout
+    assert any(line.startswith(str(out / "slim-int8.onnx")) for line in stdout.splitlines())
+
+
 def test_an_existing_folder_is_left_alone(finished, work):
     out, _, _ = finished
     before = {path.name: path.read_bytes() for path in out.iterdir()}

@@ -1,0 +1,99 @@
+"""`graphprune quantize IN.onnx OUT.onnx --data DIR`: int8 by post-training static quantization."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphprune.cli.options import (
+    data_options,
+    force_option,
+    json_option,
+    quantize_options,
+    seed_option,
+    threads_option,
+)
+from graphprune.cli.output import print_json, print_text
+from graphprune.passes.errors import BudgetError, ModelLoadError
+
+if TYPE_CHECKING:
+    from graphprune.quantize import QuantizeOptions, QuantizeReport
+
+__all__ = ["command"]
+
+
+@click.command("quantize")
+@click.argument("source", type=click.Path(path_type=Path), metavar="IN.onnx")
+@click.argument("target", type=click.Path(path_type=Path), metavar="OUT.onnx")
+@data_options(required=True)
+@click.option("--limit", type=click.IntRange(min=2), help="Use so many of the images. Default: as many as are needed.")
+@quantize_options
+@click.option(
+    "--benchmark-seconds",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Timed seconds for each file at the end; 0 for none.",
+)
+@threads_option
+@seed_option
+@force_option
+@json_option
+def command(
+    source: Path,
+    target: Path,
+    data: Path,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    image_size: int | tuple[int, int] | None,
+    limit: int | None,
+    benchmark_seconds: float,
+    threads: int,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Write an int8 version of a float32 ONNX file, calibrated on unlabelled images.
+
+    Post-training static quantization with onnxruntime's quantizer (QDQ format, weights per channel and symmetric). On
+    images that were not calibrated on, the answers are compared with those of IN.onnx; layers that change too many are
+    left in float32: the first and the last, then the most sensitive ones. Exit code 5 says that the agreement asked
+    for was missed; OUT.onnx is then the best that was found.
+    """
+    from graphprune.inputs import DataOptions
+    from graphprune.quantize import QuantizeOptions, quantize_onnx
+    from graphprune.report import render_metrics
+
+    for path in (source, target):
+        if path.suffix.lower() != ".onnx":
+            raise ModelLoadError(f"{path}: not an .onnx file; `graphprune compress --quantize int8` takes torch models")
+    options = QuantizeOptions(threads=threads, **settings)
+    needed = options.calibration_images + options.search_images
+    images = DataOptions(image_size=image_size, mean=mean, std=std, limit=limit or needed)
+    report = quantize_onnx(source, target, data, options=options, data=images, force=force)
+    metrics = _metrics(source, target, report, options, benchmark_seconds)
+    if as_json:
+        print_json({"output": str(target), **metrics})
+    else:
+        print_text(render_metrics, metrics)
+        click.echo(f"\n{target}")
+    if not report.reached:
+        raise BudgetError(
+            f"{target}: agrees with {source.name} on {report.fidelity:.2%} of the images, "
+            f"{options.min_agreement:.2%} were asked for"
+        )
+
+
+def _metrics(
+    source: Path, target: Path, report: "QuantizeReport", options: "QuantizeOptions", seconds: float
+) -> dict[str, Any]:
+    from graphprune.benchmark import benchmark
+    from graphprune.report import collect_metrics
+
+    files = {"float32": source, "int8": target}
+    timing = None
+    if seconds:
+        timing = benchmark(files, threads=options.threads, seed=options.seed, min_seconds=seconds)
+    agreement = {} if report.agreement is None else {"int8": report.agreement}
+    metrics = collect_metrics(files, benchmark=timing, agreement=agreement)
+    return {**metrics, "int8": [{"name": "int8", "of": "float32", **report.to_dict(), "options": options.to_dict()}]}

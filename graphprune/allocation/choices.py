@@ -1,0 +1,71 @@
+"""The widths that each set of groups may get, and what is lost at each: the items of the knapsack.
+
+Of a set the groups with the lowest scores go first, so a width says which groups stay.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphprune.allocation.problem import Problem
+from graphprune.latency.sampling import lattice_of
+from graphprune.machine import machine_facts
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import GroupSet
+
+__all__ = ["Choice", "choices_of"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The widths of one set.
+
+    Attributes:
+        order: its groups, those that go first first.
+        lost: (width + 1,) sum of scores of the groups that go when so many are kept.
+        widths: what it may keep, ascending.
+    """
+
+    order: np.ndarray
+    lost: np.ndarray
+    widths: tuple[int, ...]
+
+    def removed(self, width: int) -> np.ndarray:
+        """The groups that go when `width` are kept."""
+        return self.order[: len(self.order) - width]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """What is lost at each of `widths`."""
+        return self.lost[list(self.widths)]
+
+
+def choices_of(problem: Problem, most: int) -> list[Choice]:
+    """For every set, not many more than `most` widths: where kernels are quick, or multiples of `limits.align`."""
+    block = problem.latency.block if problem.latency is not None else machine_facts().conv_block
+    return [_choice(problem, group_set, block, most) for group_set in problem.graph.sets]
+
+
+def _choice(problem: Problem, group_set: "GroupSet", block: int, most: int) -> Choice:
+    groups, gone = group_set.groups, problem.gone
+    total = len(groups)
+    scores = np.where(gone[groups], 0.0, np.maximum(problem.scores[groups], 0.0))
+    # What is gone goes first, what may not go last.
+    rank = np.where(gone[groups], -1.0, np.where(problem.removable[groups], scores, np.inf))
+    order = np.argsort(rank, kind="stable")
+    lost = np.concatenate([[0.0], np.cumsum(scores[order])])[::-1].copy()
+    least = total - int((problem.removable[groups] | gone[groups]).sum())
+    widest = total - int(gone[groups].sum())
+    floor = max(least, problem.limits.min_channels)
+    if problem.limits.align > 1:
+        step = problem.limits.align * -(-total // (problem.limits.align * most))
+        steps = sorted({*range(step, total, step), total})
+    else:
+        steps = lattice_of(group_set, block, most)
+    widths = {width for width in steps if floor <= width <= widest}
+    if least == 0 and group_set.bypassed:
+        widths.add(0)
+    # Where no step is left, the set stays as it is.
+    return Choice(groups[order], lost, tuple(sorted(widths)) if widths - {0} or widest == 0 else (widest,))

@@ -1,0 +1,62 @@
+"""The policies by name: each turns a problem into the mask of groups to remove, and is one file."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from graphprune.allocation.knapsack import knapsack
+from graphprune.allocation.problem import LATENCY, Problem
+from graphprune.allocation.threshold import threshold
+from graphprune.allocation.uniform import uniform
+from graphprune.passes.errors import PlanError, UsageError
+
+__all__ = ["POLICIES", "Policy", "allocate"]
+
+Policy = Callable[[Problem], np.ndarray]
+
+POLICIES: Mapping[str, Policy] = {"knapsack": knapsack, "threshold": threshold, "uniform": uniform}
+
+
+def allocate(problem: Problem, policy: str = "auto") -> np.ndarray:
+    """Mask of the groups to remove, (n_groups,): what the policy says, without emptying sets that cannot go together.
+
+    Args:
+        problem: scores, costs and budgets.
+        policy: a name in `POLICIES`; "auto" takes the knapsack where latency matters, else the threshold.
+
+    Raises:
+        UsageError: there is no such policy, or it cannot handle the budget.
+        BudgetError: a budget cannot be reached.
+    """
+    if policy == "auto":
+        policy = "knapsack" if LATENCY in problem.budgets or problem.is_on_steps else "threshold"
+    if policy not in POLICIES:
+        raise UsageError(f"policy must be auto or one of {', '.join(POLICIES)}, not {policy!r}")
+    removable = problem.removable.copy()
+    while True:
+        chosen = POLICIES[policy](_with_removable(problem, removable))
+        blocked = _stuck(problem, chosen)
+        if blocked is None:
+            return chosen
+        groups = problem.graph.sets[blocked].groups
+        alive = groups[~problem.gone[groups] & removable[groups]]
+        removable[alive[np.argmax(problem.scores[alive])]] = False
+
+
+def _with_removable(problem: Problem, removable: np.ndarray) -> Problem:
+    return dataclasses.replace(problem, removable=removable)
+
+
+def _stuck(problem: Problem, chosen: np.ndarray) -> int | None:
+    """A set that must not be emptied together with the others, those that are gone already first."""
+    graph, gone = problem.graph, problem.gone
+    emptied = [s for s in graph.sets if chosen[s.groups].all()]
+    together = np.zeros(len(chosen), dtype=bool)
+    for group_set in sorted(emptied, key=lambda s: not gone[s.groups].all()):
+        together[group_set.groups] = True
+        try:
+            graph.fates(together)
+        except PlanError:
+            return group_set.index
+    return None

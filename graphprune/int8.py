@@ -1,0 +1,329 @@
+"""Post-training static quantization of an ONNX file with onnxruntime's quantizer, layer by layer at will.
+
+    q = round(x / scale) + zero point          activations: 8 bits, one scale a tensor, from their range on images
+    w = round(w / scale[c])                    weights: 8 bits signed and symmetric, one scale an output channel
+
+QuantizeLinear and DequantizeLinear nodes are written around what is to be computed in int8 (QDQ); onnxruntime
+fuses them into integer kernels. Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference", section 2; Nagel et al. 2021, "A white paper on neural network quantization",
+sections 2 and 3; onnxruntime.quantization.
+
+x86-64 without VNNI adds pairs of 8-bit products in 16 bits, which overflow and are cut off (vpmaddubsw). There weights
+get 7 bits ("reduce range"), which costs next to no accuracy. Whether the kernels at hand saturate is tried out.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from graphprune.machine import machine_facts
+from graphprune.onnx_session import RUNTIME_ERRORS, one_line, open_session
+from graphprune.passes.errors import UnsupportedModelError, UsageError
+from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentityPass, ZeroDenormalsPass
+from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
+from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
+from graphprune.passes.onnx.model import load_model
+
+__all__ = [
+    "CALIBRATIONS",
+    "Calibrated",
+    "Scheme",
+    "calibrate",
+    "layers_of",
+    "prepare",
+    "saturates",
+    "scheme_of_machine",
+]
+
+logger = logging.getLogger("graphprune")
+
+#: Which range of an activation is kept: all of it, all but the outermost, or what loses the least information.
+CALIBRATIONS = ("minmax", "percentile", "entropy")
+
+#: Opset from which a scale a channel exists.
+OPSET = 13
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# What the float kernels of a layer compute along with it.
+_FUSED = frozenset({"Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"})
+# Their results are small and sensitive, or their integer kernels are slower than those in float32.
+_NEVER = frozenset({"Softmax", "LayerNormalization", "InstanceNormalization", "BatchNormalization", "Embed", "Where"})
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"})
+_PERCENTILE = 99.99
+_FAILURES: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, KeyError, TypeError, AttributeError, IndexError)
+_WARNINGS_ALONE = 3  # onnxruntime's severity: errors, which arrive as exceptions as well
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Which integers stand for what.
+
+    Attributes:
+        activations: "uint8" (with a zero point), or "int8".
+        reduce_range: weights have 7 bits instead of 8.
+        calibration: one of `CALIBRATIONS`.
+    """
+
+    activations: str = "uint8"
+    reduce_range: bool = False
+    calibration: str = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.calibration not in CALIBRATIONS:
+            raise UsageError(f"the calibration is one of {', '.join(CALIBRATIONS)}, not {self.calibration!r}")
+        if self.activations not in ("uint8", "int8"):
+            raise UsageError(f"activations are uint8 or int8, not {self.activations!r}")
+
+    def __str__(self) -> str:
+        """One phrase for a table's foot."""
+        bits = 7 if self.reduce_range else 8
+        return f"{self.activations} activations ({self.calibration}), {bits}-bit weights, one scale a channel"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def scheme_of_machine(calibration: str = "minmax", reduce_range: bool | None = None) -> Scheme:
+    """The scheme that suits the kernels of this machine; `reduce_range` overrides what was found out."""
+    if machine_facts().architecture == "arm64":
+        return Scheme("int8", bool(reduce_range), calibration)
+    return Scheme("uint8", saturates() if reduce_range is None else reduce_range, calibration)
+
+
+@lru_cache(maxsize=1)
+def saturates() -> bool:
+    """Whether onnxruntime's int8 convolution cuts off sums of large products here: tried on one that does it."""
+    channels, outputs = 64, 32
+    weight = np.full((outputs, channels, 1, 1), 127, np.int8)
+    literals = {
+        "one": np.float32(1),
+        "scale": np.float32(1e5),
+        "zero": np.uint8(0),
+        "weight": weight,
+        "scales": np.ones(outputs, np.float32),
+        "zeros": np.zeros(outputs, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["dq"]),
+        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["w"], axis=0),
+        helper.make_node("Conv", ["dq", "w"], ["y"]),
+        helper.make_node("QuantizeLinear", ["y", "scale", "zero"], ["yq"]),
+        helper.make_node("DequantizeLinear", ["yq", "scale", "zero"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "saturation",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, 4, 4])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, outputs, 4, 4])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in literals.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    session = open_session(model.SerializeToString(), name="the trial of int8 kernels")
+    (found,) = session.run(None, {"x": np.full((1, channels, 4, 4), 255, np.float32)})
+    return bool(float(found.min()) < 0.95 * 255 * 127 * channels)
+
+
+def prepare(source: Path) -> onnx.ModelProto:
+    """Read a float32 file and bring it into the form that quantizes well: folded, in the layout, every node named.
+
+    Raises:
+        ModelLoadError: it cannot be read.
+        UnsupportedModelError: it is quantized already, or too old for a scale a channel.
+    """
+    model = load_model(source)
+    if found := next((node for node in model.graph if node.op_type in _QUANTIZED), None):
+        raise UnsupportedModelError(f"{source}: is quantized already, it holds {found.op_type} '{found.name}'")
+    for tidy in (
+        EliminateIdentityPass(),
+        FoldBatchNormPass(),
+        FoldBiasPass(),
+        SelectChannelsPass(),
+        GlobalPoolPass(),
+        EliminateDeadCodePass(),
+        ZeroDenormalsPass(),
+    ):
+        tidy(model)
+    names: set[str] = set()
+    for at, node in enumerate(model.graph):
+        if not node.name or node.name in names:
+            node.name = f"{node.op_type}_{at}"
+        names.add(node.name)
+    proto = ir.to_proto(ir.external_data.load_to_model(model))
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    try:
+        if opset < OPSET:
+            proto = onnx.version_converter.convert_version(proto, OPSET)
+        return onnx.shape_inference.infer_shapes(proto)
+    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedModelError(f"{source}: cannot be prepared for quantization: {one_line(error)}") from error
+
+
+class Calibrated:
+    """A float32 model and the ranges of its activations: quantizes any choice of layers.
+
+    Attributes:
+        model: the model, prepared.
+        scheme: which integers stand for what.
+        layers: names of the nodes with weights, in the order of computation.
+    """
+
+    def __init__(self, model: onnx.ModelProto, scheme: Scheme, ranges: Any) -> None:
+        self.model = model
+        self.scheme = scheme
+        self._ranges = ranges
+        self._nodes = _nodes_of_layers(model.graph)
+        self.layers = tuple(self._nodes)
+
+    def quantized(self, *, without: Iterable[str] = (), only: Iterable[str] | None = None) -> bytes:
+        """The model with int8 in all layers but those `without`; or `only` in some, and nothing else.
+
+        A layer comes with the additions and activations that run in one kernel with it: were they left in int8, the
+        result would be rounded all the same.
+
+        Raises:
+            UnsupportedModelError: onnxruntime's quantizer cannot do it.
+        """
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+        try:
+            with _silence():
+                quantizer = QDQQuantizer(
+                    model,
+                    per_channel=True,
+                    reduce_range=self.scheme.reduce_range,
+                    weight_qType=QuantType.QInt8,
+                    activation_qType=kinds[self.scheme.activations],
+                    tensors_range=self._ranges,
+                    nodes_to_quantize=[] if only is None else self._with_fused(only),
+                    nodes_to_exclude=self._with_fused(without),
+                    op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry} - _NEVER),
+                    extra_options={"WeightSymmetric": True, "ActivationSymmetric": self.scheme.activations == "int8"},
+                )
+                quantizer.quantize_model()
+                quantizer.model.topological_sort()
+        except _FAILURES as error:
+            raise UnsupportedModelError(f"onnxruntime cannot quantize the model: {one_line(error)}") from error
+        result = quantizer.model.model
+        _remove_unused(result.graph)
+        return result.SerializeToString()
+
+    def _with_fused(self, layers: Iterable[str]) -> list[str]:
+        return sorted(name for layer in layers for name in self._nodes[layer])
+
+
+def layers_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes with weights of their own."""
+    return tuple(_nodes_of_layers(model.graph))
+
+
+def _nodes_of_layers(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """Names of the nodes of every layer with weights: itself, and what is fused with it as nobody else reads it."""
+    stored = {tensor.name for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in _LAYERS or not stored & {*node.input[:2]}:
+            continue
+        found[node.name], last = [node.name], node
+        while len(after := readers.get(last.output[0], [])) == 1 and last.output[0] not in outputs:
+            last = after[0]
+            if last.op_type not in _FUSED or last.name in taken:
+                break
+            found[node.name].append(last.name)
+            taken.add(last.name)
+    return found
+
+
+def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray], scheme: Scheme) -> Calibrated:
+    """Run a prepared model with one input on images, and note the range of every activation.
+
+    Raises:
+        UnsupportedModelError: it cannot be run, or has several inputs.
+    """
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        raise UnsupportedModelError(f"models with one input can be calibrated on images, this one has {len(inputs)}")
+    method = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }[scheme.calibration]
+    options = {"percentile": _PERCENTILE} if scheme.calibration == "percentile" else {}
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        plain, augmented = Path(folder) / "float.onnx", Path(folder) / "augmented.onnx"
+        onnx.save(model, plain)
+        try:
+            calibrator = create_calibrator(
+                plain, None, augmented_model_path=str(augmented), calibrate_method=method, extra_options=options
+            )
+            for batch in batches:  # one at a time, so that the activations of all images never lie in memory at once
+                calibrator.collect_data(_Reader(inputs[0], batch))
+            ranges = calibrator.compute_data()
+        except RUNTIME_ERRORS as error:
+            raise UnsupportedModelError(f"the model cannot be run for its calibration: {one_line(error)}") from error
+    return Calibrated(model, scheme, ranges)
+
+
+class _Reader:
+    """One batch, in the way that onnxruntime's calibration asks for it."""
+
+    def __init__(self, name: str, batch: np.ndarray) -> None:
+        self._feeds: Iterator[dict[str, np.ndarray]] = iter([{name: batch}])
+
+    def __iter__(self) -> "_Reader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept: Sequence[TensorProto] = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the quantizer's prints and log lines away from the terminal."""
+    root = logging.getLogger()
+    level, printed = root.level, StringIO()
+    ort.set_default_logger_severity(_WARNINGS_ALONE)
+    root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        root.setLevel(level)
+        ort.set_default_logger_severity(2)
+        if printed.getvalue().strip():
+            logger.debug("printed during the quantization: %s", " ".join(printed.getvalue().split()))

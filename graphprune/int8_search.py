@@ -1,0 +1,187 @@
+"""Which layers stay in float32 so that the int8 model still answers as the float one does.
+
+    1. every layer in int8; where that is not enough, again with another calibration of the activations
+    2. all but the first and the last: the first sees the image, the last gives the answer
+    3. all but these and the k most sensitive ones, k as small as reaches the target
+
+A layer's sensitivity is what the outputs change when it alone is in int8 (Wu et al. 2020, "Integer quantization for
+deep learning inference", section 5.2). k is found by doubling and bisection, so the number of trials is that of the
+layers plus a few.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphprune.accuracy import Distance
+from graphprune.closeness import Agreement
+from graphprune.data import ImageSource
+from graphprune.int8 import Calibrated, Scheme
+from graphprune.model_runner import Runner, open_runner
+
+__all__ = ["Choice", "Judge", "Trial", "choose_layers"]
+
+logger = logging.getLogger("graphprune")
+
+_BATCH = 64
+#: Images for the sensitivity of a single layer.
+_FEW = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of layers that was tried.
+
+    Attributes:
+        calibration: how the ranges of the activations were chosen.
+        float_layers: number of layers left in float32.
+        agreement: share of images on which the int8 model gives the class that the float one does; None for networks
+            without classes.
+        distance: squared distance of the outputs, relative to their spread.
+    """
+
+    calibration: str
+    float_layers: int
+    agreement: float | None
+    distance: float
+
+    @property
+    def fidelity(self) -> float:
+        """What the target is compared with: the agreement, or for other networks 1 - distance."""
+        return max(0.0, 1 - self.distance) if self.agreement is None else self.agreement
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The layers left in float32, and how they were found.
+
+    Attributes:
+        model: the quantized model.
+        scheme: which integers stand for what in it.
+        float_layers: names of their nodes.
+        trial: what was measured with this choice.
+        reached: whether it meets the target.
+        trials: all choices tried, in their order.
+        sensitivity: what the outputs change with this layer alone in int8, by name; empty where it was not needed.
+    """
+
+    model: bytes
+    scheme: Scheme
+    float_layers: tuple[str, ...]
+    trial: Trial
+    reached: bool
+    trials: tuple[Trial, ...]
+    sensitivity: dict[str, float] = field(default_factory=dict)
+
+
+class Judge:
+    """Compares models with the float one on images, whose answers are computed once."""
+
+    def __init__(self, reference: bytes, images: ImageSource, threads: int = 1) -> None:
+        runner = open_runner(reference, label="the float model", threads=threads)
+        step = runner.fixed_batch or _BATCH
+        # The rest that does not fill a fixed batch is left out.
+        stop = len(images) if runner.fixed_batch is None else max(step, len(images) // step * step)
+        self._threads = threads
+        self._batches = [
+            images.batch(np.arange(start, min(start + step, stop)) % len(images)) for start in range(0, stop, step)
+        ]
+        self._expected = [self._run(runner, batch) for batch in self._batches]
+
+    def __call__(self, model: bytes, calibration: str = "", float_layers: int = 0, limit: int | None = None) -> Trial:
+        """Compare on all images, or on the first `limit`."""
+        runner = open_runner(model, label="the int8 model", threads=self._threads)
+        agreement, distance, seen = Agreement(), Distance(), 0
+        for batch, expected in zip(self._batches, self._expected, strict=True):
+            found = self._run(runner, batch)
+            agreement.see(expected, found, rows=len(batch))
+            distance.see(expected, found, len(batch))
+            seen += len(batch)
+            if limit is not None and seen >= limit:
+                break
+        return Trial(calibration, float_layers, agreement.share, distance.value)
+
+    def _run(self, runner: Runner, batch: np.ndarray) -> list[np.ndarray]:
+        return runner.run([batch])
+
+
+def choose_layers(candidates: Iterable[Calibrated], judge: Judge, target: float, limit: int) -> Choice:
+    """Return the choice that leaves the fewest layers in float32 and reaches the target; else the best one tried.
+
+    Args:
+        candidates: the model, calibrated in one way or another. A later one is asked for only if those before miss the
+            target with all layers in int8, since another range of the activations costs no time when the model runs.
+        judge: compares a choice with the float model.
+        target: fidelity to reach, 0..1.
+        limit: layers that may be left in float32.
+    """
+    search = _Search(judge, target)
+    for candidate in candidates:
+        if search.try_whole(candidate):
+            return search.best()
+    calibrated = search.calibrated
+    ends = tuple(dict.fromkeys((*calibrated.layers[:1], *calibrated.layers[-1:])))
+    if limit < 1 or (len(ends) <= limit and search.try_without(ends)):
+        return search.best()
+    sensitivity = {name: judge(calibrated.quantized(only=[name]), limit=_FEW).distance for name in calibrated.layers}
+    ranked = sorted(calibrated.layers, key=lambda name: -sensitivity[name])
+    if len(ends) <= limit:  # with less room than that, the most sensitive ones alone
+        ranked = [*ends, *(name for name in ranked if name not in ends)]
+    least = len(ends) + 1 if len(ends) <= limit else 1
+    search.bisect(ranked[:limit], least)
+    return search.best(sensitivity)
+
+
+class _Search:
+    def __init__(self, judge: Judge, target: float) -> None:
+        self._judge, self._target = judge, target
+        self._tried: list[tuple[tuple[str, ...], bytes, Trial, Scheme]] = []
+        self.calibrated: Calibrated
+
+    def try_whole(self, candidate: Calibrated) -> bool:
+        """Try all layers in int8; the candidate that does best so is kept for what follows."""
+        before = self._tried[-1][2].fidelity if self._tried else -1.0
+        previous = getattr(self, "calibrated", candidate)
+        self.calibrated = candidate
+        reached = self.try_without(())
+        if self._tried[-1][2].fidelity <= before:
+            self.calibrated = previous
+        return reached
+
+    def try_without(self, names: Sequence[str]) -> bool:
+        model = self.calibrated.quantized(without=names)
+        trial = self._judge(model, self.calibrated.scheme.calibration, len(names))
+        self._tried.append((tuple(names), model, trial, self.calibrated.scheme))
+        logger.info(
+            "int8: %.2f %% of the answers as in float32, with %d of %d layers left in it (%s)",
+            *(100 * trial.fidelity, len(names), len(self.calibrated.layers), trial.calibration),
+        )
+        return trial.fidelity >= self._target
+
+    def bisect(self, ranked: Sequence[str], least: int) -> None:
+        """Find the shortest beginning of `ranked` that reaches the target; fidelity is taken to grow with it."""
+        low, high = least - 1, least
+        while high < len(ranked) and not self.try_without(ranked[:high]):
+            low, high = high, 2 * high
+        if high >= len(ranked):
+            high = len(ranked)
+            if high <= low or not self.try_without(ranked):
+                return
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.try_without(ranked[:middle]):
+                high = middle
+            else:
+                low = middle
+
+    def best(self, sensitivity: dict[str, float] | None = None) -> Choice:
+        reached = [entry for entry in self._tried if entry[2].fidelity >= self._target]
+        if reached:
+            names, model, trial, scheme = min(reached, key=lambda entry: len(entry[0]))
+        else:
+            names, model, trial, scheme = max(self._tried, key=lambda entry: (entry[2].fidelity, -len(entry[0])))
+        return Choice(
+            model, scheme, names, trial, bool(reached), tuple(t for _, _, t, _ in self._tried), sensitivity or {}
+        )

@@ -1,0 +1,105 @@
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import graphprune as gp
+from graphprune.cli import main
+
+
+def run(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A network as an ONNX file, and images."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "images").mkdir()
+    for at in range(24):
+        pixels = np.random.default_rng(at).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{at:02}.png")
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
+    gp.export_onnx(nn.Sequential(layers, nn.Linear(256, 4)), (torch.randn(2, 3, 8, 8),), folder / "net.onnx")
+    return folder
+
+
+ANY = ("--min-agreement", "0")
+QUICK = ("--calibration-images", "8", "--search-images", "8", "--benchmark-seconds", "0.01")
+
+
+def test_a_table_with_size_speed_and_agreement(work, tmp_path):
+    target = tmp_path / "int8.onnx"
+    code, out, err = run(
+        "quantize", work / "net.onnx", target, "--data", work / "images", *QUICK, "--min-agreement", "0"
+    )
+    assert code == 0, err
+    assert "file size" in out
+    assert "agreement with float32" in out
+    assert "speed-up" in out
+    assert "all layers in int8" in out
+    assert str(target) in out
+    onnx.checker.check_model(onnx.load(target))
+    code, _, err = run("quantize", work / "net.onnx", target, "--data", work / "images", *QUICK)
+    assert code == 1
+    assert "--force" in err
+
+
+def test_json(work, tmp_path):
+    target = tmp_path / "int8.onnx"
+    options = (*QUICK, *ANY, "--no-reduce-range", "--json", "--calibration", "percentile")
+    code, out, err = run("quantize", work / "net.onnx", target, "--data", work / "images", *options)
+    assert code == 0, err
+    found = json.loads(out)
+    assert [model["name"] for model in found["models"]] == ["float32", "int8"]
+    assert found["models"][0]["macs"] == found["models"][1]["macs"]
+    assert found["int8"][0]["scheme"] == {
+        "activations": found["int8"][0]["scheme"]["activations"],
+        "reduce_range": False,
+        "calibration": "percentile",
+    }
+    assert found["benchmark"]["machine"]["onnxruntime"]
+
+
+def test_a_missed_agreement_is_exit_code_5_in_one_line(work, tmp_path, monkeypatch):
+    from graphprune import int8_search
+
+    judge = int8_search.Judge.__call__
+
+    def half(self, model, calibration="", float_layers=0, limit=None):
+        found = judge(self, model, calibration, float_layers, limit)
+        return int8_search.Trial(calibration, float_layers, 0.5, found.distance)
+
+    monkeypatch.setattr(int8_search.Judge, "__call__", half)
+    target = tmp_path / "int8.onnx"
+    code, out, err = run("quantize", work / "net.onnx", target, "--data", work / "images", *QUICK)
+    assert code == 5
+    assert "LESS THAN ASKED FOR" in out
+    assert err.splitlines()[-1].startswith(f"error: {target}: agrees with net.onnx on 50.00% of the images")
+    assert target.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("net.pt2", "out.onnx"), 1, "not an .onnx file"),
+        (("missing.onnx", "out.onnx"), 1, "no such file"),
+        (("net.onnx", "out.onnx", "--calibration", "mean"), 2, "--calibration"),
+    ],
+)
+def test_errors_are_one_line_and_nothing_is_written(work, tmp_path, arguments, code, message):
+    source, target, *options = arguments
+    found, out, err = run("quantize", work / source, tmp_path / target, "--data", work / "images", *QUICK, *options)
+    assert (found, out) == (code, "")
+    assert message in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
