@@ -145,7 +145,7 @@ class Einsum(Tokenized):
         scores = torch.einsum("bnhd, bmhd -> bhnm", q, k).softmax(-1)
         y = torch.einsum("bhnm,bmhd->bnhd", scores, v).reshape(-1, 16, 12)
         y = torch.einsum("...c,cd->...d", y, self.weight).relu()
-        return torch.einsum("bnc,cd", y, self.last)
+        return torch.einsum("bnc,cz", y, self.last)
 
 
 class TokenMixing(Tokenized):

@@ -307,6 +307,7 @@ def _give_sizes(node: fx.Node) -> None:
         return
     sizes = [part.shape[dim] for part in parts]
     if all(isinstance(size, int) for size in sizes):
-        node.target = aten.split_with_sizes.default
+        unsafe = "unsafe" in node.target._schema.name  # may be written to, as its parts are no views
+        node.target = (aten.unsafe_split_with_sizes if unsafe else aten.split_with_sizes).default
         node.args = (node.args[0], sizes, dim)
         node.kwargs = {}

@@ -151,6 +151,7 @@ def _join(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, tor
     plain = node.target in _ADDS and node.kwargs.get("alpha", 1) == 1
     if plain and len(staying) == 1 and not any(constants[source].any() for source in folded):
         node.replace_all_uses_with(staying[0])
+        module.graph.erase_node(node)  # in place, it would count as used
         _drop_repeated(staying[0])
         return
     if node.args[0] in folded:  # a constant is not written to, and has not the size of the result

@@ -65,6 +65,10 @@ def _recurrent(module: Any, changes: Changes) -> None:
     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
+def _recurrent_cell(module: Any, changes: Changes) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
 _MIRRORS: tuple[tuple[type, Callable[[Any, Changes], None]], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.modules.batchnorm._NormBase, _norm),
@@ -76,6 +80,7 @@ _MIRRORS: tuple[tuple[type, Callable[[Any, Changes], None]], ...] = (
     (nn.Embedding, _embedding),
     (nn.EmbeddingBag, _embedding),
     (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 
 

@@ -55,7 +55,7 @@ def _tiny(array: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
 
 
 class EliminateIdentityPass(GraphPass):
-    """Remove Identity nodes.
+    """Remove nodes that give what they read: Identity, and a Relu of a Relu, which a removed branch leaves behind.
 
     Cases:
         1. the result is no output of the graph: who reads it reads the source.
@@ -67,9 +67,15 @@ class EliminateIdentityPass(GraphPass):
         """Apply the pass."""
         modified = False
         for node in list(model.graph):
-            if node.op_type == "Identity" and node.domain == "" and len(node.inputs) == 1:
+            if node.domain == "" and len(node.inputs) == 1 and (node.op_type == "Identity" or _repeats(node)):
                 modified = _eliminate(model, node) or modified
         return ir.passes.PassResult(model, modified)
+
+
+def _repeats(node: ir.Node) -> bool:
+    """A Relu that reads what a Relu gives."""
+    before = None if node.inputs[0] is None else node.inputs[0].producer()
+    return node.op_type == "Relu" and before is not None and (before.op_type, before.domain) == ("Relu", "")
 
 
 def _eliminate(model: ir.Model, node: ir.Node) -> bool:

@@ -12,7 +12,7 @@ class EliminateZeroAddsPass(GraphPass):
     """Remove Add and Sub nodes of which one operand is zero throughout, whatever the input.
 
     That it is zero is known from the channel analysis on the given weights: a literal of zeros, or a value all of whose
-    channels are zero. The other operand must have the size of the result. A Relu that comes to follow a Relu goes too.
+    channels are zero. The other operand must have the size of the result.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -33,23 +33,9 @@ def eliminate_zero_adds(graph: ChannelGraph) -> bool:
             if staying is not None and other is not None and _is_neutral(front, node, staying, other):
                 node.outputs[0].replace_all_uses_with(staying)
                 front.model.graph.remove(node, safe=True)
-                _drop_repeated(front.model, staying)
                 found = True
                 break
     return found
-
-
-def _drop_repeated(model: ir.Model, value: ir.Value) -> None:
-    """A Relu that follows a Relu does nothing; without the Add between them, blocks have one."""
-    for reader in [use.node for use in value.uses()]:
-        repeated = _is_relu(value.producer()) and _is_relu(reader)
-        if repeated and reader.graph is model.graph and not reader.outputs[0].is_graph_output():
-            reader.outputs[0].replace_all_uses_with(value)
-            model.graph.remove(reader, safe=True)
-
-
-def _is_relu(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "Relu" and node.domain == ""
 
 
 def _is_neutral(front: OnnxFrontEnd, node: ir.Node, staying: ir.Value, other: ir.Value) -> bool:

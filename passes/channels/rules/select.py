@@ -272,7 +272,7 @@ RULES = (
         "split",
         split,
         resize_split,
-        aten={"split_with_sizes": Binding()},
+        aten={"split_with_sizes": Binding(), "unsafe_split_with_sizes": Binding()},
         onnx={"Split": Binding(inputs=("input", "split"), read=_axis, write=_write_split)},
         moves=True,
     ),

@@ -109,6 +109,23 @@ def test_grouped_convolution_of_the_input_is_frozen_with_its_reason(sketch):
     assert "every group reads channels that cannot be cut: conv2d at line 0" in reasons
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "out", "free"),
+    [(1, 1, 5, 5), (3, 1, 3, 0), (1, 2, 3, 0)],
+)
+def test_channels_along_positions_pass_a_kernel_of_one(sketch, kernel, stride, out, free):
+    """(N, tokens, channels) through a convolution over tokens: with a kernel of 1, it is a linear layer."""
+    x = sketch.linear(sketch.input(1, 4, 3), "channels", 5)
+    weight, bias = sketch.parameter("tokens.weight", 6, 4, kernel), sketch.parameter("tokens.bias", 6)
+    y = sketch.call("conv1d", (1, 6, out), input=x, weight=weight, bias=bias, groups=1, stride=[stride])
+    graph = sketch.graph(sketch.call("amax", (1, 6), input=y, dim=[2]))
+    assert graph.n_groups == free
+    if free:
+        assert graph.cost.macs(np.arange(5) > 0) == 4 * (4 * 3 + 6 * 4)
+    else:
+        assert any(f.reason.startswith("mixes positions") for f in graph.frozen)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_kernels_that_are_computed_from_nothing_cannot_be_cut(sketch, groups):
     """A fixed filter written in forward: the channels that it reads stay."""
@@ -138,7 +155,7 @@ def test_an_input_without_a_batch_dimension(sketch, groups_of):
 def test_positions_that_carry_labels_are_frozen(sketch):
     """A linear layer over the width makes channels of it; a convolution then mixes them."""
     x = sketch.linear(sketch.input(1, 3, 4, 5), "mix", 6)
-    graph = sketch.graph(sketch.conv(x, "c", 2))
+    graph = sketch.graph(sketch.conv(x, "c", 2, kernel=3))
     assert graph.n_groups == 0
     assert "mixes positions: conv2d at line 1" in [f.reason for f in graph.frozen]
 

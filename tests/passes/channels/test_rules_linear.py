@@ -1,5 +1,7 @@
 import pytest
 
+from graphprune.passes.channels.rules.einsum import spell_out
+
 
 def test_linear(sketch, groups_of):
     graph = sketch.graph(sketch.linear(sketch.relu(sketch.linear(sketch.input(1, 3), "a", 2)), "b", 2))
@@ -137,6 +139,87 @@ def test_keys_that_were_summed_over_cannot_go(sketch):
     assert any(f.reason.startswith("softmax over the keys' positions") for f in graph.frozen)
 
 
+def grouped_queries(sketch, fused: bool, heads: int = 4, kv_heads: int = 2, size: int = 3):
+    """q (heads), k and v (fewer heads), each by a linear layer of its own."""
+    x = sketch.input(1, 5, 3)
+    parts = []
+    for name, n in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+        y = sketch.call("view", (1, 5, n, size), input=sketch.linear(x, name, n * size), shape=[1, 5, n, size])
+        y = sketch.call("transpose", (1, n, 5, size), input=y, dim0=1, dim1=2)
+        if not fused and n != heads:
+            shape = (1, heads, 5, size)
+            y = sketch.call("repeat_interleave.self_int", shape, input=y, repeats=heads // n, dim=1)
+        parts.append(y)
+    q, k, v = parts
+    kind = "scaled_dot_product_attention"
+    y = sketch.call(kind, (1, heads, 5, size), query=q, key=k, value=v, enable_gqa=fused)
+    y = sketch.call("transpose", (1, 5, heads, size), input=y, dim0=1, dim1=2)
+    y = sketch.call("reshape", (1, 5, heads * size), input=y, shape=[1, 5, heads * size])
+    return sketch.graph(sketch.linear(y, "out", 3))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_queries_that_share_keys_agree_with_them_on_what_goes(sketch, groups_of, fused):
+    """Four heads of queries, two of keys, three channels in each: settled one by one, they would not agree."""
+    graph = grouped_queries(sketch, fused)
+    q, kv = [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]], [[0, 3], [1, 4], [2, 5]]
+    q, kv = ([str(pick).replace(" ", "") for pick in picks] for picks in (q, kv))
+    assert groups_of(graph) == [
+        *(f"q.weight/0{a} q.bias/0{a} k.weight/0{b} k.bias/0{b}" for a, b in zip(q, kv, strict=True)),
+        *(f"v.weight/0{b} v.bias/0{b} out.weight/1{a}" for a, b in zip(q, kv, strict=True)),
+    ]
+    assert graph.exact.all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_whole_heads_take_the_queries_that_share_them_along(sketch, groups_of, fused):
+    sketch.analysis.whole_heads = True
+    graph = grouped_queries(sketch, fused)
+    assert groups_of(graph)[0] == (
+        "q.weight/0[0,1,2,3,4,5] q.bias/0[0,1,2,3,4,5] k.weight/0[0,1,2] k.bias/0[0,1,2] v.weight/0[0,1,2] "
+        "v.bias/0[0,1,2] out.weight/1[0,1,2,3,4,5]"
+    )
+    assert graph.n_groups == 2
+
+
+def test_one_key_for_all_heads_goes_with_the_same_channel_of_each(sketch, groups_of):
+    x = sketch.input(1, 5, 3)
+    q = sketch.call("view", (1, 5, 3, 2), input=sketch.linear(x, "q", 6), shape=[1, 5, 3, 2])
+    q = sketch.call("transpose", (1, 3, 5, 2), input=q, dim0=1, dim1=2)
+    k = sketch.call("transpose", (1, 2, 5), input=sketch.linear(x, "k", 2), dim0=1, dim1=2)
+    k = sketch.call("unsqueeze", (1, 1, 2, 5), input=k, dim=1)
+    graph = sketch.graph(sketch.call("matmul", (1, 3, 5, 5), input=q, other=k))
+    assert groups_of(graph) == [
+        f"q.weight/0{a} q.bias/0{a} k.weight/0{b} k.bias/0{b}" for a, b in (("[0,2,4]", "[0]"), ("[1,3,5]", "[1]"))
+    ]
+
+
+def test_a_table_that_all_heads_read_may_stay_whole_while_heads_go(sketch):
+    """Three heads of two channels: the heads are more, and the parameter loses nothing."""
+    q = sketch.call("view", (1, 5, 3, 2), input=sketch.linear(sketch.input(1, 5, 3), "q", 6), shape=[1, 5, 3, 2])
+    q = sketch.call("transpose", (1, 3, 5, 2), input=q, dim0=1, dim1=2)
+    y = sketch.call("matmul", (1, 3, 5, 4), input=q, other=sketch.parameter("table", 2, 4))
+    graph = sketch.graph(sketch.call("sum", (1, 5, 4), input=y, dim=[1]))
+    assert [(m.parameter, m.indices) for m in graph.groups[0].members] == [("q.weight", (0, 1)), ("q.bias", (0, 1))]
+    assert graph.n_groups == 3
+
+
+def test_what_never_goes_does_not_hold_what_shares_its_dimension(sketch):
+    """Heads that cannot be cut and channels of a head, made one dimension: the channels are free."""
+    x = sketch.input(1, 5, 3)
+    scores = sketch.linear(sketch.input(1, 5, 5, 2), "mix", 2)
+    scores = sketch.call("permute", (1, 2, 5, 5), input=scores, dims=[0, 3, 1, 2])
+    v = sketch.call("view", (1, 5, 2, 3), input=sketch.linear(x, "v", 6), shape=[1, 5, 2, 3])
+    v = sketch.call("transpose", (1, 2, 5, 3), input=v, dim0=1, dim1=2)
+    y = sketch.call("matmul", (1, 2, 5, 3), input=scores, other=v)
+    y = sketch.call("transpose", (1, 5, 2, 3), input=y, dim0=1, dim1=2)
+    y = sketch.call("reshape", (1, 5, 6), input=y, shape=[1, 5, 6])
+    graph = sketch.graph(sketch.linear(y, "out", 3))
+    assert [group_set.name for group_set in graph.sets] == ["v"]
+    assert graph.n_groups == 3
+    assert any(f.parameters == ("mix.weight", "mix.bias") for f in graph.frozen)
+
+
 def test_einsum_by_letters(sketch, groups_of):
     a, b = sketch.parameter("a", 3, 4), sketch.parameter("b", 4, 2)
     x = sketch.call("einsum", (1, 4), equation="nc,ck->nk", tensors=[sketch.input(1, 3), a])
@@ -144,6 +227,44 @@ def test_einsum_by_letters(sketch, groups_of):
     graph = sketch.graph(y)
     assert groups_of(graph) == [f"a/1[{i}] b/0[{i}]" for i in range(4)]
     assert graph.cost.macs(graph.all_kept()) == 3 * 4 + 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("equation", "ranks", "expected"),
+    [
+        ("nc,ck->nk", [2, 2], (["nc", "ck"], "nk")),
+        ("...ij, jk -> ...ik", [4, 2], (["ABij", "jk"], "ABik")),
+        ("a...,...->a...", [3, 1], (["aAB", "B"], "aAB")),
+        ("ij,jk", [2, 2], (["ij", "jk"], "ik")),
+        ("kb,ba", [2, 2], (["kb", "ba"], "ak")),
+        ("...j,j", [2, 1], (["Aj", "j"], "A")),
+        ("ij->", [2], (["ij"], "")),
+        ("A...,B->AB...", [2, 1], (["AC", "B"], "ABC")),
+        ("ii->i", [2], None),
+        ("ij,jk->ik", [2], None),
+        ("ij->i", [3], None),
+    ],
+)
+def test_every_form_of_an_equation_is_spelled_out(equation, ranks, expected):
+    assert spell_out(equation, ranks) == expected
+
+
+def test_einsum_of_sizes_that_are_repeated(sketch, groups_of):
+    """A size of 1 meets any other: nothing is frozen for it."""
+    x = sketch.linear(sketch.input(1, 5, 3), "a", 2)
+    y = sketch.call("einsum", (1, 5, 2), equation="btc,bsc->btc", tensors=[x, sketch.input(1, 1, 1)])
+    assert groups_of(sketch.graph(sketch.linear(y, "b", 3))) == [
+        f"a.weight/0[{i}] a.bias/0[{i}] b.weight/1[{i}]" for i in (0, 1)
+    ]
+
+
+def test_a_product_of_matrices_names_its_set_after_who_makes_it(sketch):
+    """The weight of a matmul is (in, out)."""
+    x = sketch.call("matmul", (1, 4), input=sketch.input(1, 3), other=sketch.parameter("first", 3, 4))
+    graph = sketch.graph(sketch.call("matmul", (1, 2), input=x, other=sketch.parameter("second", 4, 2)))
+    (group_set,) = graph.sets
+    assert (group_set.name, group_set.layers, group_set.outputs) == ("first", ("first",), (("first", 1, 1),))
+    assert [f.parameters for f in graph.frozen] == [("second",)]
 
 
 def test_einsum_of_another_form_is_frozen(sketch):

@@ -341,6 +341,5 @@ def test_every_split_gets_its_sizes():
     x = torch.randn(2, 7)
     captured = capture(Splits(), (x,))
     kinds = [str(n.target) for n in captured.graph.nodes if "split" in str(n.target) or "chunk" in str(n.target)]
-    assert set(kinds) == {"aten.split_with_sizes.default"}
-    assert len(kinds) == 6
+    assert sorted(kinds) == ["aten.split_with_sizes.default"] * 5 + ["aten.unsafe_split_with_sizes.default"]
     assert torch.allclose(captured(x), 6 * x)

@@ -60,7 +60,7 @@ def sizes(model: ir.Model) -> list[tuple[str, tuple[int, ...]]]:
 def test_every_order_gives_the_same():
     x = {"x": image(2, 3, 8, 8)}
     expected = sizes(settled([make() for make in PASSES]))
-    assert [kind for kind, _ in expected] == ["Conv", "Relu", "Relu", "Conv"]
+    assert [kind for kind, _ in expected] == ["Conv", "Relu", "Conv"]
     assert expected[0][1][0] == (6, 3, 3, 3)
     reference = run(network(), x)
     orders = list(itertools.permutations(PASSES))
