@@ -66,6 +66,7 @@ class Flow:
         self._results = [[self.key(value) for value in step.results] for step in steps]
         producer = {key: number for number, keys in enumerate(self._results) for key in keys}
         self._ends = [producer[key] for key in self._outputs if key in producer]
+        self._ends += [number for number, keys in enumerate(self._results) if not keys]  # who reads it is not known
         self._moving: list[list[Value]] = []
         self._inputs: list[list[int]] = []
         self._sources: list[list[int]] = []

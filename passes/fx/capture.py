@@ -307,7 +307,7 @@ def _give_sizes(node: fx.Node) -> None:
         return
     sizes = [part.shape[dim] for part in parts]
     if all(isinstance(size, int) for size in sizes):
-        unsafe = "unsafe" in node.target._schema.name  # may be written to, as its parts are no views
+        unsafe = "unsafe" in str(node.target)  # its parts are no views, and may be written to
         node.target = (aten.unsafe_split_with_sizes if unsafe else aten.split_with_sizes).default
         node.args = (node.args[0], sizes, dim)
         node.kwargs = {}

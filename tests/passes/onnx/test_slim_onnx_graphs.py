@@ -357,7 +357,7 @@ def test_branches_of_zeros_end_where_they_join():
     b.output(b.conv(b.call("Relu", b.call("Add", x, y)), 8, 4, name="last"))
     model = b.model()
     result = check(model, {"stem.weight": (8, 3, 3, 3), "inner.weight": None, "outer.weight": None})
-    assert sorted(node.op_type for node in result.graph) == ["Conv", "Conv", "Relu", "Relu"]
+    assert sorted(node.op_type for node in result.graph) == ["Conv", "Conv", "Relu"]
 
 
 def test_a_constant_branch_becomes_part_of_a_bias():
@@ -474,3 +474,16 @@ def test_literals_of_a_slim_file_get_names_of_their_own():
     for left in (10, 9):  # the last of the padded channels is not read any more, then the one before it
         zero(model, "last.weight", (slice(None), [-1]))
         model = ir.to_proto(check(model, {"first.weight": (8, 3, 3, 3), "last.weight": (4, left, 3, 3)}))
+
+
+def test_what_a_value_of_unknown_size_depends_on_does_not_go_as_a_whole():
+    """The layers before a sequence look like a branch that nobody reads."""
+    b = Builder()
+    x = b.conv(b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first")), 8, 4, name="second")
+    first = b.call("SequenceAt", b.call("SequenceConstruct", x, x), b.literal(np.array(0, np.int64)))
+    b.output(b.call("Add", first, first), None)
+    graph = trace_onnx(ir.from_proto(b.model()))
+    assert "SequenceConstruct" in graph.unknown
+    assert [(group_set.name, len(group_set.groups), group_set.bypassed) for group_set in graph.sets] == [
+        ("first", 8, False)
+    ]
