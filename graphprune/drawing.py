@@ -1,10 +1,11 @@
 """A drawing of a network's coupled channels: layers in order, one color for each set of channels that go together.
 
-Layers that only share a color can lose the same channels: the trunk of a residual stage is one color, the inner
-channels of each block another. Lines are the flow of data; the curved ones go around layers.
+Layers that share a strong color lose the same channels there, as those of a residual trunk do; pale is what a layer
+has for itself. Lines are the flow of data; the curved ones go around layers.
 """
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -18,6 +19,7 @@ from graphprune.passes.channels.value import Value
 _BOX_WIDTH, _BOX_HEIGHT, _ROW, _COLUMN, _MARGIN, _TOP = 210, 22, 34, 300, 30, 70
 _ROWS = 24  # layers below one another before a new column starts
 _FROZEN = "#d9d9d9"
+_LEGEND = "sets of several layers, and those that cannot be removed exactly"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class _Layer:
     step: int
     name: str
     sizes: str
-    sets: tuple[int, ...]
+    sets: tuple[tuple[int, int], ...]  # set, and how many channels of it
 
 
 def draw_svg(graph: ChannelGraph, title: str = "coupled channels") -> str:
@@ -39,23 +41,25 @@ def draw_svg(graph: ChannelGraph, title: str = "coupled channels") -> str:
     place = {layer.step: divmod(index, _ROWS) for index, layer in enumerate(layers)}
     columns = max((column for column, _ in place.values()), default=0) + 1
     rows = min(_ROWS, max(len(layers), 1))
-    drawn = sorted({index for layer in layers for index in layer.sets})
+    drawn = _in_legend(graph, layers)
     width = 2 * _MARGIN + columns * _COLUMN
     legend_top = _TOP + rows * _ROW + 20
     legend_rows = -(-len(drawn) // max(columns, 1))
     height = legend_top + 24 + legend_rows * 20 + _MARGIN
-    colors = _colors(graph)
+    colors = _colors(layers)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{_MARGIN}" y="28" font-size="16">{escape(title)}</text>',
-        f'<text x="{_MARGIN}" y="48" fill="#555">{graph.n_groups} groups in {len(graph.sets)} sets. Layers of one '
-        "color lose the same channels; gray ones keep all.</text>",
+        f'<text x="{_MARGIN}" y="48" fill="#555">{graph.n_groups} groups in {len(graph.sets)} sets. Layers of '
+        "one strong color lose the same channels, pale ones lose their own, gray ones keep all. A dashed frame: may go "
+        "as a whole.</text>",
     ]
     parts += [_line(place[a], place[b]) for a, b in _edges(graph, layers)]
-    parts += [_box(layer, place[layer.step], colors) for layer in layers]
-    parts.append(f'<text x="{_MARGIN}" y="{legend_top}" font-size="13">sets</text>')
+    parts += [_box(graph, layer, place[layer.step], colors) for layer in layers]
+    if drawn:
+        parts.append(f'<text x="{_MARGIN}" y="{legend_top}" font-size="13">{_LEGEND}</text>')
     for number, index in enumerate(drawn):
         column, row = divmod(number, max(legend_rows, 1))
         parts.append(_legend(graph, index, colors[index], _MARGIN + column * _COLUMN, legend_top + 18 + row * 20))
@@ -68,13 +72,15 @@ def _layers(graph: ChannelGraph) -> list[_Layer]:
         weight = step.op.inputs.get("weight", step.op.inputs.get("other"))
         if step.rule is None or step.rule.sums is None or not isinstance(weight, Value) or weight.parameter is None:
             continue
-        sets: set[int] = set()
+        sets: dict[int, int] = {}
         for facet in step.results[0].facets:
-            ids = graph.ids_of(facet)
-            sets.update(np.unique(graph.set_of[ids[ids >= 0]]).tolist())
+            ids = graph.ids_of(facet).ravel()
+            owners, first, counts = np.unique(graph.set_of[ids[ids >= 0]], return_index=True, return_counts=True)
+            order = np.argsort(first)
+            sets.update(zip(owners[order].tolist(), counts[order].tolist(), strict=True))
         name = weight.parameter.removesuffix(".weight")
         sizes = "x".join(map(str, weight.shape))
-        found.append(_Layer(number, name, sizes, tuple(sorted(sets))))
+        found.append(_Layer(number, name, sizes, tuple(sets.items())))
     return found
 
 
@@ -104,13 +110,31 @@ def _edges(graph: ChannelGraph, layers: list[_Layer]) -> list[tuple[int, int]]:
     return sorted(kept)
 
 
-def _colors(graph: ChannelGraph) -> Mapping[int, str]:
-    """Neighboring sets get colors far apart (steps of the golden ratio around the color circle)."""
+def _shared(layers: list[_Layer]) -> list[int]:
+    """Sets that several of the layers have channels of, in order."""
+    held = Counter(index for layer in layers for index, _ in layer.sets)
+    return sorted(index for index, number in held.items() if number > 1)
+
+
+def _in_legend(graph: ChannelGraph, layers: list[_Layer]) -> list[int]:
+    """What the boxes alone do not say: sets of several layers, and those whose removal is not exact."""
+    drawn = {index for layer in layers for index, _ in layer.sets}
+    inexact = (index for index in drawn if not graph.exact[graph.sets[index].groups].all())
+    return sorted({*_shared(layers), *inexact})
+
+
+def _colors(layers: list[_Layer]) -> Mapping[int, str]:
+    """Shared sets get strong colors, the more apart the fewer they are; the others pale ones."""
+    shared = _shared(layers)
     found = {}
-    for group_set in graph.sets:
-        hue = (group_set.index * 0.618034) % 1.0
-        red, green, blue = colorsys.hls_to_rgb(hue, 0.78, 0.65)
-        found[group_set.index] = f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+    for index in sorted({index for layer in layers for index, _ in layer.sets}):
+        if index in shared:
+            # neighbors in steps of the golden ratio where there are too many to tell them apart in order
+            turn = shared.index(index) / len(shared) if len(shared) <= 8 else (shared.index(index) * 0.618034) % 1.0
+            red, green, blue = colorsys.hls_to_rgb(turn, 0.72, 0.7)
+        else:
+            red, green, blue = colorsys.hls_to_rgb((index * 0.618034) % 1.0, 0.94, 0.5)
+        found[index] = f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
     return found
 
 
@@ -119,18 +143,19 @@ def _corner(place: tuple[int, int]) -> tuple[int, int]:
     return _MARGIN + column * _COLUMN, _TOP + row * _ROW
 
 
-def _box(layer: _Layer, place: tuple[int, int], colors: Mapping[int, str]) -> str:
+def _box(graph: ChannelGraph, layer: _Layer, place: tuple[int, int], colors: Mapping[int, str]) -> str:
+    """Name and sizes on a bar that is divided as the layer's outputs are."""
     x, y = _corner(place)
-    parts = []
-    fills = [colors[index] for index in layer.sets] or [_FROZEN]
-    share = _BOX_WIDTH / len(fills)
-    for number, fill in enumerate(fills):
-        parts.append(
-            f'<rect x="{x + number * share:.1f}" y="{y}" width="{share:.1f}" height="{_BOX_HEIGHT}" fill="{fill}"/>'
-        )
-    parts.append(
-        f'<rect x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" fill="none" stroke="#444" rx="2"/>'
-    )
+    fills = [(colors[index], number) for index, number in layer.sets] or [(_FROZEN, 1)]
+    total = sum(number for _, number in fills)
+    parts, left = [], float(x)
+    for fill, number in fills:
+        width = _BOX_WIDTH * number / total
+        parts.append(f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="{_BOX_HEIGHT}" fill="{fill}"/>')
+        left += width
+    whole = bool(layer.sets) and all(graph.sets[index].bypassed for index, _ in layer.sets)
+    style = 'fill="none" stroke="#444" rx="2"' + (' stroke-dasharray="5 3"' if whole else "")
+    parts.append(f'<rect x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" {style}/>')
     name = layer.name if len(layer.name) <= 24 else "..." + layer.name[-21:]
     parts.append(f'<text x="{x + 6}" y="{y + 15}">{escape(name)}</text>')
     parts.append(f'<text x="{x + _BOX_WIDTH - 6}" y="{y + 15}" text-anchor="end" fill="#333">{layer.sizes}</text>')
@@ -157,7 +182,7 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> str:
 def _legend(graph: ChannelGraph, index: int, color: str, x: int, y: int) -> str:
     group_set = graph.sets[index]
     exact = "" if graph.exact[group_set.groups].all() else ", inexact"
-    whole = ", may go as a whole" if group_set.bypassed else ""
+    whole = ", all may go" if group_set.bypassed else ""
     name = group_set.name if len(group_set.name) <= 24 else "..." + group_set.name[-21:]
     text = f"{name}: {len(group_set.groups)} channels{whole}{exact}"
     return (

@@ -43,6 +43,7 @@ def _describe_set(graph: ChannelGraph, group_set: GroupSet, macs: float, params:
         "name": group_set.name,
         "channels": len(group_set.groups),
         "indices_per_channel": max((each for _, _, each in group_set.outputs), default=1),
+        "members": [{"parameter": name, "dim": dim, "indices": each} for name, dim, each in group_set.members],
         "layers": layers or list(group_set.layers),
         "macs_share": 1 - graph.cost.macs(kept) / macs if macs else 0.0,
         "params_share": 1 - graph.cost.params(kept) / params if params else 0.0,

@@ -19,6 +19,9 @@ def test_resnet56_has_a_trunk_for_each_stage_and_the_inner_channels_of_each_bloc
     assert {name: entry["channels"] for name, entry in sets.items()} == {**trunks, **inner}
     assert sets["conv1"]["layers"] == ["conv1", *(f"layer{s}.{b}.conv2" for s in (1, 2, 3) for b in range(9))]
     assert sets["layer1.0.conv1"]["layers"] == ["layer1.0.conv1"]
+    members = [(m["parameter"], m["dim"], m["indices"]) for m in sets["layer1.0.conv1"]["members"]]
+    norm = [(f"layer1.0.bn1.{name}", 0, 1) for name in ("weight", "bias", "running_mean", "running_var")]
+    assert sorted(members) == sorted([("layer1.0.conv1.weight", 0, 1), *norm, ("layer1.0.conv2.weight", 1, 1)])
     assert all(entry["exact"] for entry in found["sets"])
     assert found["macs"] == 125_485_696
     # two 3x3 convolutions of 16 channels on a 32x32 map

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from random_tokens import AlongTokens, OneStep, OverTokens, SharedAttention
 from torch import Tensor, nn
+
+#: An operator without a rule, which mixes channels; not among `OPERATORS`.
+UNKNOWN = "unknown"
 
 Recipe = list[tuple[str, int, int, int]]
 Shape = tuple[int, int, int]
@@ -376,6 +380,26 @@ def _glu(shape: Shape, n: int) -> Line | None:
     return None if c % 2 or c < 4 else Line("glu", (), ((c // 2, h, w),), lambda x: F.glu(x, 1))
 
 
+def _tokens(shape: Shape, n: int) -> Line | None:
+    channels, height, width = shape
+    kind = _pick(("attention", "attention", "over", "along", "step"), n)
+    if kind == "attention":
+        heads, size = _pick((2, 3, 4), n // 5), _pick((2, 3), n // 15)
+        kv_heads = _pick([d for d in (1, 2, heads) if heads % d == 0], n // 30)
+        form = _pick(("fused", "by hand", "by letters"), n // 90)
+        kind = f"attention({heads=}, {kv_heads=}, {size=}, {form=})"
+        module: nn.Module = SharedAttention(channels, heads, kv_heads, size, form)
+    elif kind == "over":
+        module = OverTokens(height * width)
+    else:
+        module = OneStep(channels) if kind == "step" else AlongTokens(channels, _pick(("LSTM", "GRU"), n // 5))
+    return Line(f"tokens: {kind}", (), (shape,), module, module)
+
+
+def _unknown(shape: Shape, n: int) -> Line | None:
+    return Line("unknown", (), (shape,), torch.ops.zoo.blur)
+
+
 _UNARY: dict[str, Callable[[Shape, int], Line | None]] = {
     "conv": _conv,
     "depthwise": _depthwise,
@@ -399,6 +423,8 @@ _UNARY: dict[str, Callable[[Shape, int], Line | None]] = {
     "in place": _in_place,
     "choose": _choose,
     "glu": _glu,
+    "tokens": _tokens,
+    UNKNOWN: _unknown,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -412,7 +438,7 @@ OPERATORS = [
     *(["conv"] * 5),
     *(["join", "cat", "norm", "activation"] * 3),
     *(["residual", "parts", "move"] * 2),
-    *_UNARY,
+    *(name for name in _UNARY if name != UNKNOWN),
 ]
 
 
