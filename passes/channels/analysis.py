@@ -13,6 +13,7 @@ The same run answers one of two questions, told apart only by what `Facet.zero` 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -230,14 +231,26 @@ class Analysis:
             facets.append(cut)
             if not value.constant:
                 self._alive.append((cut.labels.ravel(), op))
-        return replace(value, facets=tuple(self._without_idle(facets)))
+        return replace(value, facets=tuple(self._apart(facets, op)))
 
-    def _without_idle(self, facets: list[Facet]) -> list[Facet]:
-        """Without facets that never go, where another one says how the same dimensions are cut."""
-        for facet in facets if len(facets) > 1 else ():
-            others = [other for other in facets if other is not facet and set(other.dims) & set(facet.dims)]
-            if others and (self.space.frozen(facet.labels) >= 0).all():
-                return self._without_idle([other for other in facets if other is not facet])
+    def _apart(self, facets: list[Facet], op: Op) -> list[Facet]:
+        """No two facets along one dimension where one is enough.
+
+        1. One of them never goes: the other says how the dimension is cut.
+        2. United they would leave fewer classes than one alone (rows and columns of a product, made one dimension):
+           the one with fewer is frozen.
+        """
+        for one, other in combinations(facets, 2):
+            if not set(one.dims) & set(other.dims):
+                continue
+            free = [self._free_classes(facet.labels.reshape(-1, 1)) for facet in (one, other)]
+            rows = np.stack([array.ravel() for array in np.broadcast_arrays(one.labels, other.labels)], axis=1)
+            if self._free_classes(rows) >= max(*free, 1):
+                continue
+            less = other if free[0] > free[1] else one
+            if min(free):  # case 2
+                self.freeze(less, op, "shares a dimension with other channels")
+            return self._apart([facet for facet in facets if facet is not less], op)
         return facets
 
     def _freeze_or_pin(self, facet: Facet, value: Value, op: Op) -> None:
@@ -288,14 +301,14 @@ class Analysis:
         roots = keep_dims(roots, dims)
         best, most = dims[0], -1
         for dim in sorted(dims, key=lambda dim: -labels.shape[dim]):
-            count = self._classes_if_kept(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
+            count = self._free_classes(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
             if count > most:
                 best, most = dim, count
         rows = np.moveaxis(roots, best, 0).reshape(roots.shape[best], -1)
         self.space.unite(rows, rows[:, :1])
         return self.space.varies(labels)
 
-    def _classes_if_kept(self, rows: Labels) -> int:
+    def _free_classes(self, rows: Labels) -> int:
         """How many removable classes are left when every row of `rows` is united."""
         trial = LabelSpace()
         names, index = np.unique(rows, return_inverse=True)

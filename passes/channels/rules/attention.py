@@ -10,7 +10,7 @@ from typing import Any
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.coupling import broadcast
 from graphprune.passes.channels.movement import repeat_each
-from graphprune.passes.channels.rules.linear import agree_on_rows, contract_pair, product_cost, settled
+from graphprune.passes.channels.rules.linear import agree_on_rows, contract_pair, keep_columns, product_cost, settled
 from graphprune.passes.channels.value import Value
 
 
@@ -47,6 +47,7 @@ def attention(analysis: Analysis, op: Op) -> list[Value]:
     ]
     lead = Op(op.kind, op.name, op.where, op.inputs, op.attrs, ((*op.shape[:-2], 1, 1),))
     facets.extend(broadcast(analysis, lead, parts, lambda zeros: zeros[0] if zeros[0] is not None else False).facets)
+    keep_columns(analysis, op, facets)
     result = Value(op.shape, tuple(facets))
     scores = result.with_facets(tuple(f for f in result.facets if rank - 1 not in f.dims))
     q_axis = analysis.axis(q, -1)

@@ -127,9 +127,22 @@ def product(analysis: Analysis, op: Op, a: Value, b: Value) -> Value:
     ]
     batch_op = Op(op.kind, op.name, op.where, op.inputs, op.attrs, ((*shape[:-2], 1, 1),))
     facets.extend(broadcast(analysis, batch_op, batched, any_zero).facets)
+    if not b.constant:
+        keep_columns(analysis, op, facets)
     result = Value(shape, tuple(facets), constant=a.constant and b.constant)
     product_cost(analysis, op, result, a_k if a_k is not None and b_k is not None else None, a.shape[-1])
     return result
+
+
+def keep_columns(analysis: Analysis, op: Op, facets: Sequence[Facet]) -> None:
+    """With `whole_heads`: where heads may go, channels that all heads have in common stay."""
+    rank = len(op.shape)
+    heads = [facet for facet in facets if any(dim < rank - 2 for dim in facet.dims)]
+    if not analysis.whole_heads or not any((analysis.space.frozen(facet.labels) < 0).any() for facet in heads):
+        return
+    for facet in facets:
+        if facet.dims == (rank - 1,):
+            analysis.freeze(facet, op, "heads go as a whole")
 
 
 def _rows_zero(a: Value, k: Axis | None, fallback: Mask) -> Mask:

@@ -194,6 +194,28 @@ def test_one_key_for_all_heads_goes_with_the_same_channel_of_each(sketch, groups
     ]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_whole_heads_of_queries_go_and_the_keys_that_all_share_stay(sketch, groups_of, fused):
+    sketch.analysis.whole_heads = True
+    x = sketch.input(1, 5, 3)
+    q = sketch.call("view", (1, 5, 3, 2), input=sketch.linear(x, "q", 6), shape=[1, 5, 3, 2])
+    q = sketch.call("transpose", (1, 3, 5, 2), input=q, dim0=1, dim1=2)
+    k, v = (sketch.call("unsqueeze", (1, 1, 5, 2), input=sketch.linear(x, name, 2), dim=1) for name in ("k", "v"))
+    if fused:
+        y = sketch.call("scaled_dot_product_attention", (1, 3, 5, 2), query=q, key=k, value=v)
+    else:
+        k = sketch.call("transpose", (1, 1, 2, 5), input=k, dim0=2, dim1=3)
+        y = sketch.call("softmax", (1, 3, 5, 5), input=sketch.call("matmul", (1, 3, 5, 5), input=q, other=k), dim=-1)
+        y = sketch.call("matmul", (1, 3, 5, 2), input=y, other=v)
+    y = sketch.call("transpose", (1, 5, 3, 2), input=y, dim0=1, dim1=2)
+    y = sketch.call("reshape", (1, 5, 6), input=y, shape=[1, 5, 6])
+    graph = sketch.graph(sketch.linear(y, "out", 3))
+    heads = ("[0,1]", "[2,3]", "[4,5]")
+    assert groups_of(graph) == [f"q.weight/0{head} q.bias/0{head} out.weight/1{head}" for head in heads]
+    assert graph.exact.all()
+    assert any(f.reason.startswith("heads go as a whole") and "v.weight" in f.parameters for f in graph.frozen)
+
+
 def test_a_table_that_all_heads_read_may_stay_whole_while_heads_go(sketch):
     """Three heads of two channels: the heads are more, and the parameter loses nothing."""
     q = sketch.call("view", (1, 5, 3, 2), input=sketch.linear(sketch.input(1, 5, 3), "q", 6), shape=[1, 5, 3, 2])
@@ -218,6 +240,17 @@ def test_what_never_goes_does_not_hold_what_shares_its_dimension(sketch):
     assert [group_set.name for group_set in graph.sets] == ["v"]
     assert graph.n_groups == 3
     assert any(f.parameters == ("mix.weight", "mix.bias") for f in graph.frozen)
+
+
+def test_of_rows_and_columns_that_become_one_dimension_the_more_may_go(sketch, groups_of):
+    """A Gram matrix, flattened: every element is of a row and of a column; not both can be cut."""
+    a, b = sketch.linear(sketch.input(1, 5, 3), "a", 2), sketch.linear(sketch.input(1, 5, 3), "b", 3)
+    a = sketch.call("transpose", (1, 2, 5), input=a, dim0=1, dim1=2)
+    y = sketch.call("flatten", (1, 6), input=sketch.call("matmul", (1, 2, 3), input=a, other=b), start_dim=1)
+    graph = sketch.graph(sketch.linear(y, "out", 2))
+    assert groups_of(graph) == [f"b.weight/0[{i}] b.bias/0[{i}] out.weight/1[{i},{i + 3}]" for i in range(3)]
+    reasons = {f.parameters: f.reason for f in graph.frozen}
+    assert reasons["a.weight", "a.bias"].startswith("shares a dimension with other channels: flatten at ")
 
 
 def test_einsum_by_letters(sketch, groups_of):
