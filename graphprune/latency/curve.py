@@ -18,7 +18,7 @@ __all__ = ["Curve"]
 
 Point = tuple[float, ...]
 
-_NEAR = 0.05  # squared distance, in blocks, below which a measurement counts like one at the place itself
+_NEAR = 0.002  # squared distance, in blocks, below which a measurement counts like one at the place itself
 _FLOOR = 1e-9  # seconds
 
 
