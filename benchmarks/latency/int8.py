@@ -39,7 +39,9 @@ def make(arguments: argparse.Namespace) -> None:
     """Quantize every file with every scheme, and compare the answers."""
     images = load_images(arguments.data, image_size=arguments.image_size, limit=CALIBRATION_IMAGES)
     judged = load_images(arguments.val, image_size=arguments.image_size, limit=arguments.limit)
-    rows = []
+    kept = arguments.folder / "rows.json"
+    rows = json.loads(kept.read_text())["rows"] if kept.exists() else []  # of a run that was stopped
+    done = {(row["network"], row["scheme"]) for row in rows}
     for entry in arguments.file:
         name, _, path = entry.partition("=")
         model = prepare(Path(path))
@@ -47,14 +49,16 @@ def make(arguments: argparse.Namespace) -> None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         source.write_bytes(Path(path).read_bytes())
         for scheme_name, scheme in SCHEMES.items():
+            if (name, scheme_name) in done:
+                continue
             target = arguments.folder / f"{name}.{list(SCHEMES).index(scheme_name)}.onnx"
             target.write_bytes(calibrate(model, images.batches(32), scheme).quantized())
             quality = measure_quality(source, target, judged)
             row = {"network": name, "scheme": scheme_name, **quality.to_dict(), "bytes": target.stat().st_size}
             rows.append({**row, "float_bytes": source.stat().st_size, "source": judged.name.rpartition("/")[2]})
+            facts = {"rows": rows, "saturates": saturates(), "chosen": str(scheme_of_machine())}
+            atomic_write_text(kept, json.dumps(facts))
             print(name, scheme_name, f"{quality.agreement:.4f}", flush=True)
-    facts = {"rows": rows, "saturates": saturates(), "chosen": str(scheme_of_machine())}
-    atomic_write_text(arguments.folder / "rows.json", json.dumps(facts))
 
 
 def measure(folder: Path, seconds: float) -> None:
