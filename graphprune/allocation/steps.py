@@ -9,7 +9,7 @@ from graphprune.allocation.resources import Layer, layers_of
 __all__ = ["on_steps"]
 
 _OTHERS = (1.0, 0.5)  # shares of their widths that the other sets are looked at with
-_CLEARLY = 0.995  # of the time of a wider one
+_CLEARLY = 0.98  # of the time of a wider one
 
 
 def on_steps(problem: Problem, choices: list[Choice]) -> list[Choice]:

@@ -18,7 +18,7 @@ __all__ = ["Curve"]
 
 Point = tuple[float, ...]
 
-_NEAR = 0.05  # squared distance, in blocks, below which a measurement counts like one at the place itself
+_NEAR = 0.02  # squared distance, in blocks, below which a measurement counts like one at the place itself
 _FLOOR = 1e-9  # seconds
 
 
@@ -82,6 +82,6 @@ class _Regime:
     def at(self, point: Point) -> float:
         asked = np.asarray(point, dtype=np.float64).reshape(1, -1)
         distance = (((self.points - asked) / self.block) ** 2).sum(axis=1)
-        weights = self.counts / (_NEAR + distance) ** 1.5
+        weights = self.counts / (_NEAR + distance) ** 2.5
         ratio = float(np.exp(np.average(np.log(self.ratios), weights=weights)))
         return float(self._fit(asked)[0]) * ratio

@@ -21,7 +21,7 @@ def test_a_width_that_is_no_multiple_is_kept_as_it_is():
 
 
 def test_groups_of_several_channels_are_counted_in_channels():
-    assert lattice(16, 8, each=4) == [1, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert lattice(16, 8, each=4) == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
 
 
 def test_so_many_at_most():
