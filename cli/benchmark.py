@@ -1,4 +1,4 @@
-"""`graphprune benchmark A.onnx B.onnx`: latency of ONNX files against each other."""
+"""`graphprune benchmark A.onnx B.onnx`: latency or throughput of ONNX files against each other, and where it goes."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,20 +6,39 @@ from pathlib import Path
 
 import click
 
-from graphprune.cli.options import json_option, provider_option, seed_option, shape_option, threads_option
+from graphprune.cli.options import Counts, json_option, provider_option, seed_option, shape_option
 from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import ModelLoadError, UsageError
 
 __all__ = ["command"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @click.command("benchmark")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A.onnx [B.onnx]...")
 @click.option("--name", "names", multiple=True, help="What to call a model; once for each, in their order.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples in one run.")
-@threads_option
+@click.option(
+    "--batch", "batches", type=Counts(), default="1", show_default=True, metavar="N[,...]", help="Samples in one run."
+)
+@click.option(
+    "--threads",
+    type=Counts(),
+    default="1",
+    show_default=True,
+    metavar="N[,...]",
+    help="Threads that onnxruntime uses inside one operator.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["latency", "throughput"]),
+    default="latency",
+    show_default=True,
+    help="One request at a time, or sessions on all processors without a pause.",
+)
+@click.option("--streams", type=click.IntRange(min=1), help="Sessions of a throughput. Default: processors / threads.")
+@click.option("--pin/--no-pin", default=True, show_default=True, help="Keep threads on the quietest processors.")
+@click.option("--profile", "profiled", is_flag=True, help="Also show where the time of each file goes, by operator.")
 @shape_option
 @click.option(
     "--min-seconds",
@@ -34,33 +53,58 @@ SCHEMA = 1
 def command(
     models: tuple[Path, ...],
     names: tuple[str, ...],
-    batch: int,
-    threads: int,
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    mode: str,
+    streams: int | None,
+    pin: bool,
+    profiled: bool,
     shapes: Mapping[str, tuple[int, ...]] | None,
     min_seconds: float,
     seed: int,
     provider: str,
     as_json: bool,
 ) -> None:
-    """Measure the latency of ONNX files side by side; the first is what the others are compared with.
+    """Measure ONNX files side by side; the first is what the others are compared with.
 
     The files take turns in random order, so that whatever else the machine does meets them alike. Shown are the
-    median, the 10th and 90th percentile, and the speed-up with its 95 % interval.
+    median, the 10th and 90th percentile, and the speed-up with its 95 % interval, for every batch and number of
+    threads. --profile adds the time of every operator, and which layers fell out of the fast layout and why; it is
+    taken at the first batch and number of threads, in runs of its own.
     """
-    from graphprune.benchmark import benchmark
-    from graphprune.report import render_benchmark
+    from graphprune.benchmark import benchmark_grid
+    from graphprune.profile import profile
+    from graphprune.report import render_benchmarks
+    from graphprune.report_profile import render_profile
 
     for model in models:
         if model.is_file() and model.suffix.lower() != ".onnx":
             raise ModelLoadError(f"{model}: only .onnx files can be benchmarked; export the model first")
     named = dict(zip(_names(models, names), models, strict=True))
-    report = benchmark(
-        named, threads=threads, batch=batch, shapes=shapes, seed=seed, provider=provider, min_seconds=min_seconds
+    runs = benchmark_grid(
+        named,
+        threads=threads,
+        batches=batches,
+        mode=mode,
+        streams=streams,
+        pin=pin,
+        shapes=shapes,
+        seed=seed,
+        provider=provider,
+        min_seconds=min_seconds,
     )
+    profiles = [
+        profile(path, name=name, batch=batches[0], threads=threads[0], shapes=shapes, seed=seed, provider=provider)
+        for name, path in (named.items() if profiled else ())
+    ]
     if as_json:
-        print_json({"schema": SCHEMA, **report.to_dict()})
-    else:
-        print_text(render_benchmark, report)
+        found = [report.to_dict() for report in profiles]
+        print_json({"schema": SCHEMA, "runs": [run.to_dict() for run in runs], "profiles": found})
+        return
+    print_text(render_benchmarks, runs)
+    for report in profiles:
+        click.echo()
+        print_text(render_profile, report)
 
 
 def _names(models: tuple[Path, ...], names: tuple[str, ...]) -> list[str]:

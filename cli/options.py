@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "Counts",
     "RunState",
     "arch_options",
     "data_options",
@@ -126,6 +127,21 @@ class FloatList(click.ParamType):
             return tuple(float(part) for part in str(value).replace(",", " ").split())
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
+
+
+class Counts(click.ParamType):
+    """Whole numbers of at least 1, separated by commas: 1,16."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.strip().isdecimal() and int(part) for part in parts):
+            self.fail(f"{value!r} is no number of at least 1, and no list like 1,16", param, ctx)
+        return tuple(int(part) for part in parts)
 
 
 class Shares(click.ParamType):

@@ -26,7 +26,7 @@ if (_ROOT / "pyproject.toml").exists() and (_ROOT / "passes" / "__init__.py").ex
 
 if TYPE_CHECKING:
     from graphprune.api import plan, trace
-    from graphprune.benchmark import benchmark
+    from graphprune.benchmark import benchmark, benchmark_grid
     from graphprune.compress import BenchmarkOptions, CompressResult, DataOptions, compress
     from graphprune.config import CompressConfig
     from graphprune.data import ImageSource, load_images
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.slim import mask, slim
+    from graphprune.profile import profile
     from graphprune.quantize import QuantizeOptions, QuantizeReport, quantize_onnx
     from graphprune.saving import load, save
     from graphprune.slimming import SlimReport, slim_onnx
@@ -82,6 +83,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "benchmark",
+    "benchmark_grid",
     "compress",
     "export_onnx",
     "load",
@@ -89,6 +91,7 @@ __all__ = [
     "load_model",
     "mask",
     "plan",
+    "profile",
     "quantize_onnx",
     "save",
     "slim",
@@ -110,6 +113,7 @@ _HOMES = {
     "QuantizeReport": "quantize",
     "SlimReport": "slimming",
     "benchmark": "benchmark",
+    "benchmark_grid": "benchmark",
     "compress": "compress",
     "export_onnx": "export",
     "load": "saving",
@@ -117,6 +121,7 @@ _HOMES = {
     "load_model": "loading",
     "mask": "passes.fx.slim",
     "plan": "api",
+    "profile": "profile",
     "quantize_onnx": "quantize",
     "save": "saving",
     "slim": "passes.fx.slim",

@@ -1,12 +1,16 @@
 """Latency of ONNX models against each other, measured so that the comparison holds.
 
-Protocol: every model gets one onnxruntime session (operators one after another, `threads` inside one). After a
-warm-up the models take turns, in a new random order each round, so that a drift of the machine - clock rate,
-neighbors - meets them all alike. A turn is a few timed runs, after one untimed run that brings the weights of a
-quick model back into the caches. Rounds go on until there are `min_rounds` and every model was timed for `min_seconds`.
+Protocol: every model gets one onnxruntime session (operators one after another, `threads` inside one), its threads
+kept on the quietest processors. After a warm-up the models take turns, in a new random order each round, so that a
+drift of the machine - clock rate, neighbors - meets them all alike. A turn is a few timed runs, after one untimed run
+that brings the weights of a quick model back into the caches. Rounds go on until there are `min_rounds` and every
+model was timed for `min_seconds`.
 
 The speed-up is the ratio of medians to the first model. Its 95 % interval is a bootstrap over whole rounds, because
 runs within a round are not independent and the models of a round belong together.
+
+Throughput is measured alike: the turn of a model is a quarter of a second in which as many sessions as fill the
+processors run without a pause, and what is compared is the time that one sample took.
 """
 
 import logging
@@ -16,34 +20,34 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from graphprune.contenders import Contender, Streams
 from graphprune.machine import Machine, machine_facts
-from graphprune.onnx_session import (
-    CPU,
-    RUNTIME_ERRORS,
-    InputSpec,
-    OnnxSource,
-    input_shapes,
-    input_specs,
-    one_line,
-    open_session,
-    random_inputs,
-)
-from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
+from graphprune.onnx_session import CPU, OnnxSource
+from graphprune.passes.errors import UsageError
+from graphprune.pinning import pinned, quietest
 
-__all__ = ["BUSY", "FASTER", "NOT_FASTER", "BenchmarkReport", "Contender", "ModelTiming", "benchmark"]
+__all__ = [
+    "BUSY",
+    "FASTER",
+    "MODES",
+    "NOT_FASTER",
+    "BenchmarkReport",
+    "Contender",
+    "ModelTiming",
+    "benchmark",
+    "benchmark_grid",
+]
 
 logger = logging.getLogger("graphprune")
 
+#: One request at a time, or as many as there are processors for.
+MODES = ("latency", "throughput")
 FASTER = "faster"
 NOT_FASTER = "not faster on this machine"
 # An idle machine shows 0 to 0.02.
 BUSY = 0.05
 
-_WARM_UP_SECONDS = 0.2
-_TURN_SECONDS = 0.03
-_RUNS_PER_TURN = (1, 50)
 # With fewer rounds the interval is too narrow: on simulated times it covers the truth in 75 % of cases at 3 rounds,
 # in 93 % at 6.
 _FEWEST_ROUNDS = 6
@@ -53,17 +57,18 @@ _CONFIDENCE = 95.0
 
 @dataclass(frozen=True)
 class ModelTiming:
-    """Latency of one model.
+    """Latency of one model, or its throughput.
 
     Attributes:
         name: The model's name in this benchmark.
-        median_ms: Median latency of one run (a whole batch).
+        median_ms: Median latency of one run (a whole batch); of a throughput, the median time that one sample took.
         p10_ms: The 10th percentile.
         p90_ms: The 90th percentile.
         runs: Number of timed runs.
         speedup: Median of the first model over this one's; 1 for the first model.
         speedup_interval: Bootstrap 95 % interval of the speed-up.
         verdict: `FASTER` when the whole interval is above 1, else `NOT_FASTER`; "" for the first model.
+        samples_per_second: What the median comes to.
     """
 
     name: str
@@ -74,6 +79,10 @@ class ModelTiming:
     speedup: float
     speedup_interval: tuple[float, float]
     verdict: str
+    samples_per_second: float = 0.0
+
+
+_CONDITIONS = ("mode", "batch", "threads", "streams", "provider", "seed", "rounds", "interference")
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,11 @@ class BenchmarkReport:
         inputs: Shape of every input of the first model.
         machine: The machine and the versions.
         interference: Share of the measured time in which the processor was given to something else; None when it
-            is not known, with several threads. Medians of a busy machine (`BUSY`) are not to be trusted, nor are
-            their ratios: a longer run is interrupted more often.
+            is not known, with several threads in an operator. Medians of a busy machine (`BUSY`) are not to be trusted,
+            nor are their ratios: a longer run is interrupted more often.
+        mode: "latency" or "throughput".
+        streams: Sessions that ran at once; 1 for a latency.
+        processors: Where the threads were kept; None where they were not.
     """
 
     models: tuple[ModelTiming, ...]
@@ -103,6 +115,9 @@ class BenchmarkReport:
     inputs: dict[str, tuple[int, ...]]
     machine: Machine
     interference: float | None = None
+    mode: str = "latency"
+    streams: int = 1
+    processors: tuple[int, ...] | None = None
 
     @property
     def is_disturbed(self) -> bool:
@@ -119,7 +134,8 @@ class BenchmarkReport:
         """Plain data for JSON."""
         return {
             "models": [{**asdict(t), "speedup_interval": list(t.speedup_interval)} for t in self.models],
-            **{key: getattr(self, key) for key in ("batch", "threads", "provider", "seed", "rounds", "interference")},
+            **{key: getattr(self, key) for key in _CONDITIONS},
+            "processors": None if self.processors is None else list(self.processors),
             "inputs": {name: list(shape) for name, shape in self.inputs.items()},
             "machine": self.machine.to_dict(),
         }
@@ -130,6 +146,9 @@ def benchmark(
     *,
     threads: int = 1,
     batch: int = 1,
+    mode: str = "latency",
+    streams: int | None = None,
+    pin: bool = True,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
@@ -138,41 +157,52 @@ def benchmark(
     min_rounds: int = 20,
     max_seconds: float = 60.0,
 ) -> BenchmarkReport:
-    """Measure the latency of ONNX models side by side.
+    """Measure the latency, or the throughput, of ONNX models side by side.
 
     Args:
         models: Name to file (path or content). The first one is what the others are compared with.
         threads: Threads inside one operator.
         batch: Samples in one run, for models whose batch is free.
+        mode: "latency" (one run at a time) or "throughput" (all processors busy).
+        streams: Sessions that run at once for a throughput; by default as many as fill the processors.
+        pin: Keep threads on the quietest processors, where the system can do that.
         inputs: Arrays by input name, instead of random ones.
         shapes: Shapes by input name, where the file leaves more than the batch open; the key "" stands for an
             only input.
         seed: Seed of random inputs and of the order.
         provider: Onnxruntime's execution provider.
         min_seconds: Timed seconds that every model gets at least.
-        min_rounds: Rounds that are measured at least, unless `max_seconds` is over.
+        min_rounds: Rounds that are measured at least, unless `max_seconds` is over; a quarter of them for a
+            throughput, whose turns are longer.
         max_seconds: Seconds after which no further round begins (six are always measured).
 
     Raises:
         ModelLoadError: A file is missing, broken or beyond this onnxruntime.
         UsageError: A size is open, or a fixed batch is not the one asked for.
     """
-    if not models:
-        raise UsageError("there is no model to benchmark")
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} was asked for; at least 1 is needed")
-    contenders = [
-        Contender.open(name, source, threads, provider).feed(batch, inputs, shapes, seed)
-        for name, source in models.items()
-    ]
-    logger.info("measuring %s, about %.0f s", ", ".join(models), min_seconds * 1.2 * len(models) + 1)
-    rng = np.random.default_rng(seed)
-    for contender in contenders:
-        contender.warm_up()
-    rounds = _measure(contenders, rng, min_seconds, min_rounds, max_seconds)
-    waited = 1 - sum(c.cpu_seconds for c in contenders) / sum(c.wall_seconds for c in contenders)
+    streams = _checked(models, threads, batch, mode, streams)
+    processors = quietest(threads * streams) if pin else None
+    with pinned(None if processors is None else processors[:1]):
+        if mode == "latency":
+            contenders: list[Any] = [
+                Contender.open(name, source, threads, provider, processors) for name, source in models.items()
+            ]
+        else:
+            places = None if processors is None else [processors[at::streams] for at in range(streams)]
+            contenders = [
+                Streams.open(name, source, threads, provider, streams, places) for name, source in models.items()
+            ]
+        for contender in contenders:
+            contender.feed(batch, inputs, shapes, seed)
+        logger.info("measuring %s, about %.0f s", ", ".join(models), min_seconds * 1.2 * len(models) + 1)
+        rng = np.random.default_rng(seed)
+        for contender in contenders:
+            contender.warm_up()
+        least = min_rounds if mode == "latency" else max(_FEWEST_ROUNDS, min_rounds // 4)
+        rounds = _measure(contenders, rng, min_seconds, least, max_seconds)
+    waited = _interference(contenders) if threads == 1 else None
     report = BenchmarkReport(
-        models=_summarize(contenders, rng),
+        models=_summarize(contenders, rng, batch if mode == "latency" else 1),
         batch=batch,
         threads=threads,
         provider=provider,
@@ -180,97 +210,61 @@ def benchmark(
         rounds=rounds,
         inputs=contenders[0].shapes,
         machine=machine_facts(),
-        interference=max(0.0, waited) if threads == 1 else None,
+        interference=waited,
+        mode=mode,
+        streams=streams,
+        processors=processors,
     )
-    if report.is_disturbed:
+    if report.is_disturbed and waited is not None:
         logger.warning(
             "other work took %.0f %% of the processor: repeat the measurement on an idle machine", 100 * waited
         )
     return report
 
 
-class Contender:
-    """One model in the benchmark: its session, its inputs, and the times of its runs (rounds x runs, seconds)."""
+def benchmark_grid(
+    models: Mapping[str, OnnxSource],
+    *,
+    threads: Sequence[int] = (1,),
+    batches: Sequence[int] = (1,),
+    **options: Any,
+) -> tuple[BenchmarkReport, ...]:
+    """Measure models at every number of threads and every batch; `options` are those of `benchmark`.
 
-    def __init__(self, name: str, session: ort.InferenceSession, specs: tuple[InputSpec, ...]) -> None:
-        self.name = name
-        self.times: list[list[float]] = []
-        self.cpu_seconds = 0.0
-        self.wall_seconds = 0.0
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._session = session
-        self._specs = specs
-        self._binding = session.io_binding()
-        self._runs_per_turn = 1
+    Example:
+        >>> reports = benchmark_grid(files, threads=(1, 2), batches=(1, 16))     # doctest: +SKIP
+    """
+    return tuple(
+        benchmark(models, threads=number, batch=batch, **options)
+        for number in dict.fromkeys(threads)
+        for batch in dict.fromkeys(batches)
+    )
 
-    @classmethod
-    def open(cls, name: str, source: OnnxSource, threads: int, provider: str) -> "Contender":
-        """A session of its own for one model."""
-        label = name if isinstance(source, bytes) else None
-        session = open_session(source, threads=threads, provider=provider, name=label)
-        return cls(name, session, input_specs(session, name))
 
-    def feed(
-        self,
-        batch: int,
-        inputs: Mapping[str, np.ndarray] | None,
-        shapes: Mapping[str, Sequence[int]] | None,
-        seed: int,
-    ) -> "Contender":
-        """Bind inputs and outputs once, so that a timed run copies nothing in Python."""
-        if inputs is None:
-            fixed = self._specs[0].dims[:1] if self._specs else ()
-            if fixed and isinstance(fixed[0], int) and fixed[0] != batch and not shapes:
-                raise UsageError(f"{self.name}: has a fixed batch of {fixed[0]}; measure it with --batch {fixed[0]}")
-            known = input_shapes(self._specs, batch=batch, shapes=shapes, name=self.name)
-            inputs = random_inputs(self._specs, known, seed)
-        for spec in self._specs:
-            if spec.name not in inputs:
-                raise DataError(f"{self.name}: no array was given for its input '{spec.name}'")
-            array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
-            self.shapes[spec.name] = array.shape
-            self._binding.bind_cpu_input(spec.name, array)
-        for output in self._session.get_outputs():
-            self._binding.bind_output(output.name)
-        return self
+def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int, mode: str, streams: int | None) -> int:
+    """The number of streams, once everything is in range."""
+    if not models:
+        raise UsageError("there is no model to benchmark")
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} was asked for; at least 1 is needed")
+    if threads < 1:
+        raise UsageError(f"{threads} threads asked for; at least 1 is needed")
+    if mode not in MODES:
+        raise UsageError(f"the mode is {' or '.join(MODES)}, not {mode!r}")
+    if streams is not None and (mode == "latency" or streams < 1):
+        raise UsageError(f"{streams} streams asked for; streams are at least 1, and of a throughput")
+    if mode == "latency":
+        return 1
+    return streams or max(1, machine_facts().logical_cores // threads)
 
-    def warm_up(self, seconds: float = _WARM_UP_SECONDS) -> None:
-        """Run until caches, clock and memory pools have settled, and choose the number of runs in a turn."""
-        start = time.perf_counter()
-        runs = 0
-        while runs < 2 or time.perf_counter() - start < seconds:
-            self._run()
-            runs += 1
-        each = (time.perf_counter() - start) / runs
-        self._runs_per_turn = int(np.clip(_TURN_SECONDS / each, *_RUNS_PER_TURN))
 
-    def take_turn(self) -> None:
-        """Time a few runs, after one that brings the weights back into the caches."""
-        if self._runs_per_turn > 1:
-            self._run()
-        wall, cpu = time.perf_counter(), time.thread_time()
-        times = []
-        for _ in range(self._runs_per_turn):
-            start = time.perf_counter_ns()
-            self._run()
-            times.append((time.perf_counter_ns() - start) / 1e9)
-        self.times.append(times)
-        self.cpu_seconds += time.thread_time() - cpu
-        self.wall_seconds += time.perf_counter() - wall
-
-    def seconds(self) -> float:
-        """Timed seconds so far."""
-        return sum(map(sum, self.times))
-
-    def _run(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except RUNTIME_ERRORS as error:
-            raise UnsupportedModelError(f"{self.name}: onnxruntime cannot run it: {one_line(error)}") from error
+def _interference(contenders: Sequence[Contender | Streams]) -> float:
+    """Share of the time in which the processor was given to something else."""
+    return max(0.0, 1 - sum(c.cpu_seconds for c in contenders) / sum(c.wall_seconds for c in contenders))
 
 
 def _measure(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Contender | Streams],
     rng: np.random.Generator,
     min_seconds: float,
     min_rounds: int,
@@ -287,7 +281,10 @@ def _measure(
     return rounds
 
 
-def _summarize(contenders: Sequence[Contender], rng: np.random.Generator) -> tuple[ModelTiming, ...]:
+def _summarize(
+    contenders: Sequence[Contender | Streams], rng: np.random.Generator, samples: int = 1
+) -> tuple[ModelTiming, ...]:
+    """`samples`: how many of them one time is for."""
     times = [np.array(contender.times) for contender in contenders]
     medians = _resampled_medians(times, rng)
     timings = []
@@ -301,10 +298,11 @@ def _summarize(contenders: Sequence[Contender], rng: np.random.Generator) -> tup
                 median_ms=float(median),
                 p10_ms=float(p10),
                 p90_ms=float(p90),
-                runs=seconds.size,
+                runs=seconds.size if isinstance(contender, Contender) else contender.runs,
                 speedup=float(np.median(times[0]) * 1e3 / median),
                 speedup_interval=(float(low), float(high)),
                 verdict="" if index == 0 else FASTER if low > 1 else NOT_FASTER,
+                samples_per_second=float(samples * 1e3 / median),
             )
         )
     return tuple(timings)

@@ -14,18 +14,16 @@ no color, no cell cut short.
 """
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from graphprune.benchmark import BUSY, BenchmarkReport
 from graphprune.closeness import OutputComparison
 from graphprune.onnx_cost import onnx_cost
 from graphprune.onnx_session import OnnxSource
 from graphprune.passes.errors import DataError
+from graphprune.tables import milliseconds, new_table, rendered, three_digits, times
 from graphprune.verify import Comparison
 
 __all__ = [
@@ -33,6 +31,7 @@ __all__ = [
     "collect_metrics",
     "describe_int8",
     "render_benchmark",
+    "render_benchmarks",
     "render_comparison",
     "render_metrics",
 ]
@@ -81,35 +80,47 @@ def render_metrics(metrics: Metrics, console: Console | None = None) -> str:
     models = metrics["models"]
     before, after = models[0], models[-1]
     has_change = len(models) == 2
-    table = _table(["", *(model["name"] for model in models), *(["change"] if has_change else [])])
+    table = new_table(["", *(model["name"] for model in models), *(["change"] if has_change else [])])
     for name, cell, change in _ROWS:
         cells = [cell(model) for model in models]
         if any(cells):
             label = name if before["name"] == "dense" else name.replace("the dense model", before["name"])
             table.add_row(label, *cells, *([change(before, after)] if has_change else []))
-    return _render(table, _metrics_notes(metrics), console)
+    return rendered(table, _metrics_notes(metrics), console)
 
 
 def render_benchmark(report: BenchmarkReport, console: Console | None = None) -> str:
     """Return the latencies as a table; with a console, print it there as well."""
-    table = _table(["model", "median", "p10", "p90", "runs", "speed-up", "95 % interval", ""])
-    for at, timing in enumerate(report.models):
-        low, high = timing.speedup_interval
-        ratio = (_times(timing.speedup), f"{_times(low)} - {_times(high)}") if at else (_BLANK, _BLANK)
-        times = (_milliseconds(value) for value in (timing.median_ms, timing.p10_ms, timing.p90_ms))
-        table.add_row(timing.name, *times, str(timing.runs), *ratio, timing.verdict)
-    return _render(table, [_conditions(report.to_dict())], console)
+    return render_benchmarks([report], console)
+
+
+def render_benchmarks(reports: Sequence[BenchmarkReport], console: Console | None = None) -> str:
+    """Return measurements under several conditions as one table; with a console, print it there as well."""
+    first = reports[0]
+    is_rate = first.mode == "throughput"
+    varied = [key for key in ("batch", "threads") if len({getattr(report, key) for report in reports}) > 1]
+    measured = ["samples/s"] if is_rate else ["median", "p10", "p90"]
+    table = new_table(["model", *varied, *measured, "runs", "speed-up", "95 % interval", ""])
+    for report in reports:
+        conditions = [str(getattr(report, key)) for key in varied]
+        for at, timing in enumerate(report.models):
+            low, high = timing.speedup_interval
+            ratio = (times(timing.speedup), f"{times(low)} - {times(high)}") if at else (_BLANK, _BLANK)
+            latencies = [milliseconds(value) for value in (timing.median_ms, timing.p10_ms, timing.p90_ms)]
+            cells = [three_digits(timing.samples_per_second)] if is_rate else latencies
+            table.add_row(timing.name, *conditions, *cells, str(timing.runs), *ratio, timing.verdict)
+    return rendered(table, list(dict.fromkeys(_conditions(report.to_dict()) for report in reports)), console)
 
 
 def render_comparison(comparison: Comparison, console: Console | None = None) -> str:
     """Return the errors of a comparison as a table; with a console, print it there as well."""
-    table = _table(["output", "largest difference", "scale", "error", "tolerated", ""])
+    table = new_table(["output", "largest difference", "scale", "error", "tolerated", ""])
     for output in comparison.outputs:
         table.add_row(output.name, *_errors(output), f"{comparison.rtol:.1e}", "equal" if output.equal else "DIFFERENT")
     notes = [f"{comparison.samples} samples; error = largest difference / largest absolute value of the output"]
     if comparison.agreement is not None:
         notes.append(f"agreement (same largest class): {_percent(comparison.agreement)}")
-    return _render(table, notes, console)
+    return rendered(table, notes, console)
 
 
 def count(value: float) -> str:
@@ -133,20 +144,7 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     while abs(value) >= 999.5 and step + 1 < len(units):
         value /= 1000
         step += 1
-    return f"{int(value)} {units[0]}" if step == 0 and value == int(value) else f"{_three_digits(value)} {units[step]}"
-
-
-def _three_digits(value: float) -> str:
-    magnitude = abs(value)
-    return f"{value:.0f}" if magnitude >= 99.95 else f"{value:.1f}" if magnitude >= 9.995 else f"{value:.2f}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f} ms" if value < 1 else f"{_three_digits(value)} ms"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}x"
+    return f"{int(value)} {units[0]}" if step == 0 and value == int(value) else f"{three_digits(value)} {units[step]}"
 
 
 def _percent(share: float) -> str:
@@ -168,8 +166,8 @@ def _latency(model: Metrics) -> str:
     latency = model.get("latency_ms")
     if not latency:
         return _BLANK
-    low, high = (_milliseconds(latency[key]).removesuffix(" ms") for key in ("p10", "p90"))
-    return f"{_milliseconds(latency['median'])} ({low} - {high})"
+    low, high = (milliseconds(latency[key]).removesuffix(" ms") for key in ("p10", "p90"))
+    return f"{milliseconds(latency['median'])} ({low} - {high})"
 
 
 def _latency_change(before: Metrics, after: Metrics) -> str:
@@ -182,7 +180,7 @@ def _speedup(model: Metrics) -> str:
     if not model.get("verdict"):
         return _BLANK
     low, high = model["speedup_interval"]
-    return f"{_times(model['speedup'])} ({low:.2f} - {high:.2f})"
+    return f"{times(model['speedup'])} ({low:.2f} - {high:.2f})"
 
 
 def _accuracy_change(before: Metrics, after: Metrics) -> str:
@@ -232,45 +230,41 @@ def describe_int8(fact: Metrics) -> str:
         parts.append(f"gives {fact['of']}'s answer on {_percent(fact['agreement'])} of {images}{missed}")
     if fact.get("speedup"):
         low, high = fact["speedup_interval"]
-        parts.append(f"{_times(fact['speedup'])} ({low:.2f} - {high:.2f}) of its speed: {fact['verdict']}")
+        parts.append(f"{times(fact['speedup'])} ({low:.2f} - {high:.2f}) of its speed: {fact['verdict']}")
     return f"{fact['name']}: {'; '.join(parts)}"
 
 
 def _conditions(benchmark: Metrics) -> str:
-    """What the latencies were measured on, in one line."""
+    """What was measured, how and on what, in one line."""
     machine = benchmark["machine"]
-    threads = benchmark["threads"]
     waited = benchmark.get("interference") or 0.0
     busy = f"; NOT AN IDLE MACHINE: other work took {waited:.0%} of the processor, repeat this" if waited > BUSY else ""
+    mode, streams = benchmark.get("mode", "latency"), benchmark.get("streams", 1)
+    processors = benchmark.get("processors")
+    parts = [
+        f"{mode} of a batch of {benchmark['batch']}",
+        *([_some(streams, "stream")] if mode == "throughput" else []),
+        _some(benchmark["threads"], "thread") + (" each" if streams > 1 else ""),
+        *([f"kept on {_numbered(processors)}"] if processors else []),
+        benchmark["provider"].removesuffix("ExecutionProvider"),
+        f"{benchmark['rounds']} interleaved rounds",
+    ]
     return (
-        f"latency of a batch of {benchmark['batch']}, {threads} thread{'s' if threads > 1 else ''}, "
-        f"{benchmark['provider'].removesuffix('ExecutionProvider')}, {benchmark['rounds']} interleaved rounds; "
-        f"{machine['cpu']} ({machine['instruction_set']}), onnxruntime {machine['onnxruntime']}{busy}"
+        f"{', '.join(parts)}; {machine['cpu']} ({machine['instruction_set']}), "
+        f"onnxruntime {machine['onnxruntime']}{busy}"
     )
+
+
+def _some(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
+def _numbered(processors: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, sorted(processors)))
+    return f"processor{'s' if len(processors) > 1 else ''} {numbers}"
 
 
 def _errors(output: OutputComparison) -> tuple[str, str, str]:
     if output.problem:
         return "-", "-", output.problem
     return f"{output.max_difference:.2e}", f"{output.scale:.3g}", f"{output.error:.1e}"
-
-
-def _table(headers: Sequence[str]) -> Table:
-    table = Table(box=box.MARKDOWN, show_edge=True, pad_edge=True)
-    for at, header in enumerate(headers):
-        is_verdict = at == len(headers) - 1 and not header
-        table.add_column(header, justify="left" if at == 0 or is_verdict else "right", overflow="fold")
-    return table
-
-
-def _render(table: Table, notes: Sequence[str], console: Console | None) -> str:
-    if console is not None:
-        console.print(table)
-        for note in notes:
-            console.print(note, style="dim", highlight=False, markup=False)
-    # As wide as the content asks for: a pipe has no width that would justify a cut.
-    plain = Console(file=StringIO(), width=10_000, color_system=None, force_terminal=False)
-    with plain.capture() as captured:
-        plain.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
-    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"

@@ -5,10 +5,10 @@ that it had to kill.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,33 +24,24 @@ REPOSITORY = HERE.parents[1]
 MEGABYTE = 2**20
 
 
-def run_child(arguments: Sequence[str], limit: float, threads: int, script: Path = HERE / "child.py") -> Row:
-    """The row that `script` made of these arguments, or of what it got to in `limit` seconds."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-    }
+def run_child(arguments: Sequence[str], limit: float, threads: int, main: Callable[[], None]) -> Row:
+    """The row that `main` made of these arguments, or of what it got to in `limit` seconds.
+
+    `main` runs in a fork of this process, which has imported the libraries already.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "row.json"
-        command = [sys.executable, str(script), *arguments, "--threads", str(threads), "--row", str(output)]
+        output, errors = Path(folder) / "row.json", Path(folder) / "stderr"
+        errors.touch()
+        command = [*arguments, "--threads", str(threads), "--row", str(output)]
         start = time.perf_counter()
-        with (Path(folder) / "stderr").open("w+") as stderr:
-            child = subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
-            )
-            try:
-                code: int | None = child.wait(timeout=limit)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-            stderr.seek(0)
-            tail = stderr.read()[-1000:].strip().splitlines()
+        child = multiprocessing.get_context("fork").Process(target=_become_child, args=(command, errors, main))
+        child.start()
+        child.join(limit)
+        code = child.exitcode
+        if code is None and child.pid is not None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.join()
+        tail = errors.read_text(errors="replace")[-1000:].strip().splitlines()
         row: Row = json.loads(output.read_text()) if output.exists() else {"stage": "start"}
     row["wall_seconds"] = round(time.perf_counter() - start, 1)
     if code is None:
@@ -59,6 +50,15 @@ def run_child(arguments: Sequence[str], limit: float, threads: int, script: Path
         kind = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         row.update(status="killed", error={"type": kind, "message": plain(tail[-1]) if tail else ""})
     return row
+
+
+def _become_child(command: Sequence[str], errors: Path, main: Callable[[], None]) -> None:
+    os.setsid()  # so that what it starts can be ended with it
+    nothing, log = os.open(os.devnull, os.O_WRONLY), os.open(errors, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(log, 2)
+    sys.argv[1:] = command
+    main()
 
 
 class Stages:

@@ -3,9 +3,11 @@
     python benchmarks/coverage/run.py torchvision
     python benchmarks/coverage/run.py timm --resume
     python benchmarks/coverage/run.py peers --repeats 3
+    python benchmarks/coverage/run.py branches
     python benchmarks/coverage/run.py report
 
-Each model runs in a process of its own with a time limit. A run that was stopped goes on with `--resume`.
+Each model runs in a process of its own with a time limit, forked from one that has imported the libraries. A run that
+was stopped goes on with `--resume`.
 """
 
 import argparse
@@ -19,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 import catalog  # noqa: E402
+import child  # noqa: E402
 from process import Row, run_child  # noqa: E402
 from results import RESULTS, Results, revision  # noqa: E402
 from summary import write_readme  # noqa: E402
@@ -48,6 +51,9 @@ def parse() -> argparse.Namespace:
             command.add_argument(
                 "--repeats", type=int, default=3, help=f"for models up to {SMALL / 1e6:g} M parameters"
             )
+    branches = commands.add_parser("branches", help="whole inner branches of ResNet56 removed")
+    branches.add_argument("--seed", type=int, default=0)
+    branches.add_argument("--results", type=Path, default=RESULTS)
     report = commands.add_parser("report", help="write README.md from the results")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--output", type=Path, default=HERE / "README.md")
@@ -60,6 +66,9 @@ def main() -> int:
     if arguments.command == "report":
         write_readme(arguments.results, arguments.output)
         return 0
+    if arguments.command == "branches":
+        return measure_branches(arguments)
+    import_libraries(arguments.command)
     results = Results(arguments.command, arguments.results, resume=arguments.resume)
     about = {
         "command": command_line(),
@@ -80,6 +89,32 @@ def main() -> int:
         print(line(row), flush=True)
     results.write(about)
     return 0
+
+
+def measure_branches(arguments: argparse.Namespace) -> int:
+    """The network whose blocks are removed."""
+    import branches
+
+    results = Results("branches", arguments.results)
+    for row in branches.measure(arguments):
+        results.add({**row, "revision": revision()})
+        print(row)
+    results.write({"command": command_line(), "seed": arguments.seed})
+    return 0
+
+
+def import_libraries(command: str) -> None:
+    """Import, once for all models, what a child needs; capturing something imports the rest of torch.export."""
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads would not outlive a fork
+    if command == "peers":
+        import peers  # noqa: F401  # sets what timm reads when it is imported
+    else:
+        import timm  # noqa: F401
+    from measure import warm_up
+
+    warm_up()
 
 
 def selected(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -106,7 +141,7 @@ def common(arguments: argparse.Namespace) -> list[str]:
 
 def coverage(suite: str, model: str, arguments: argparse.Namespace) -> Row:
     """One model through GraphPrune."""
-    return run_child(["coverage", suite, model, *common(arguments)], arguments.limit, arguments.threads)
+    return run_child(["coverage", suite, model, *common(arguments)], arguments.limit, arguments.threads, child.main)
 
 
 def peers(suite: str, model: str, arguments: argparse.Namespace) -> Row:
@@ -114,7 +149,7 @@ def peers(suite: str, model: str, arguments: argparse.Namespace) -> Row:
     options = common(arguments)
     row: Row = {"suite": suite, "model": model}
     for tool in ("ours", "theirs"):
-        row[tool] = run_child([tool, suite, model, *options], arguments.limit, arguments.threads)
+        row[tool] = run_child([tool, suite, model, *options], arguments.limit, arguments.threads, child.main)
         if row[tool]["status"] == "too big":
             return {**row[tool], "status": "too big"}
     row["parameters"] = row["ours"].get("parameters", row["theirs"].get("parameters"))
@@ -122,7 +157,8 @@ def peers(suite: str, model: str, arguments: argparse.Namespace) -> Row:
     if row["status"] == "ours+theirs":
         repeats = arguments.repeats if row["parameters"] <= SMALL else 1
         limit = arguments.limit * (1 + repeats)
-        row["times"] = run_child(["both", suite, model, *options, "--repeats", str(repeats)], limit, arguments.threads)
+        both = ["both", suite, model, *options, "--repeats", str(repeats)]
+        row["times"] = run_child(both, limit, arguments.threads, child.main)
     return row
 
 
@@ -132,8 +168,12 @@ def succeeded(row: Row) -> bool:
 
 
 def command_line() -> str:
-    """The command as somebody else would type it."""
-    return f"python benchmarks/coverage/{os.path.basename(sys.argv[0])} {' '.join(sys.argv[1:])}"
+    """The command as somebody else would type it: without the folder that results go to."""
+    words = sys.argv[1:]
+    if "--results" in words:
+        at = words.index("--results")
+        del words[at : at + 2]
+    return f"python benchmarks/coverage/{os.path.basename(sys.argv[0])} {' '.join(words)}"
 
 
 def line(row: Row) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from peer_summary import peers
 from process import Row
 from results import read
-from wording import cell, difference, percent, why
+from wording import cell, difference, held, percent, why
 
 from graphprune.files import atomic_write_text
 
@@ -31,6 +31,7 @@ would change a statistic (LayerNorm, GroupNorm, ...) are left alone, as they are
     python benchmarks/coverage/run.py torchvision
     python benchmarks/coverage/run.py timm
     python benchmarks/coverage/run.py peers
+    python benchmarks/coverage/run.py branches
     python benchmarks/coverage/run.py report
 
 A run that was stopped goes on with `--resume`; `--resume --retry` measures again what did not succeed.
@@ -47,7 +48,40 @@ def write_readme(folder: Path, output: Path) -> None:
     document = read("peers", folder)
     if document:
         parts += ["## Beside torch-pruning 1.6.1", about(document), peers(document["rows"])]
+    document = read("branches", folder)
+    if document:
+        parts += ["## Whole branches of ResNet56 removed", branches(document)]
     atomic_write_text(output, "\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
+
+
+def branches(document: Row) -> str:
+    """What is left of a ResNet56 without every second block."""
+    machine, rows = document["machine"], document["rows"]
+    lines = [
+        f"`{document['command']}`, seed {document['seed']}, revision {document['revision']}, {machine['cpu']}, "
+        f"{machine['instruction_set']}.",
+        f"Removed: all inner channels of {', '.join(rows[0]['blocks_removed'])}. Such a block adds what its last "
+        "normalization makes of zeros, one number a channel; where that is zero, the addition goes as well. "
+        "*Exported*: the slim model written as ONNX; the exporter writes an addition of one number a channel as a "
+        "depthwise convolution, which keeps onnxruntime's layout. *Slimmed*: the dense file through `slim_onnx` with "
+        "the same plan.",
+        "",
+        "| shifts of the last normalization | file | convolutions | additions | M multiply-accumulates | largest "
+        "difference from the masked model | speed-up |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        dense, case = row["onnx"]["dense"], row["case"].removeprefix("shifts ")
+        low, high = row["speedup_interval"]
+        for name, label, speedup in (
+            ("slim", "exported", f"{row['speedup']:.2f}x ({low:.2f} - {high:.2f})"),
+            ("pass", "slimmed", ""),
+        ):
+            found, error = row["onnx"][name], row["difference"][f"onnx {name}"]
+            cells = [f"{dense[key]} → {found[key]}" for key in ("Conv", "Add")]
+            macs = f"{dense['macs'] / 1e6:.1f} → {found['macs'] / 1e6:.1f}"
+            lines.append(f"| {case} | {label} | {' | '.join(cells)} | {macs} | {error:.0e} | {speedup} |")
+    return "\n".join(lines)
 
 
 def about(document: Row) -> str:
@@ -142,24 +176,12 @@ def problems(rows: Sequence[Row]) -> str:
 def little(rows: Sequence[Row]) -> str:
     """Exact models that lose less than they might, and why."""
     lines = [
-        f"| {row['model']} | {percent(row['parameters_removed'])} | {cell(_held(row))} |"
+        f"| {row['model']} | {percent(row['parameters_removed'])} | {cell(held(row))} |"
         for row in sorted(rows, key=lambda row: row.get("parameters_removed", 1.0))
         if _exact(row) and row["parameters_removed"] < ENOUGH
     ]
     head = [f"| less than {percent(ENOUGH)} removed | share | what holds the rest |", "|---|---|---|"]
     return "\n".join([*head, *lines]) if lines else ""
-
-
-def _held(row: Row) -> str:
-    reasons = [
-        f"{percent(frozen['parameters'])} of the parameters: {frozen['reason']}"
-        for frozen in row["frozen"]
-        if frozen["parameters"] >= 0.05
-    ]
-    if row["inexact"]:
-        reason = row["inexact_reasons"][0]["reason"].partition(" at ")[0]
-        reasons.append(f"{row['inexact']} of {row['groups']} groups are inexact ({reason})")
-    return "; ".join(reasons)
 
 
 def unknown(rows: Sequence[Row]) -> str:

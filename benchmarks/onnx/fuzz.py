@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "coverage")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "coverage")]
 
+import fuzz_child  # noqa: E402
 from process import Row, run_child  # noqa: E402
 from results import surroundings  # noqa: E402
 
@@ -64,7 +65,7 @@ def examples(kind: str, seed: int, numbers: range, limit: float) -> list[Row]:
     while len(rows) < len(numbers):
         first = numbers[len(rows)]
         words = (kind, str(seed), str(first), str(numbers.stop - first))
-        answer = run_child(words, limit, 1, HERE / "fuzz_child.py")
+        answer = run_child(words, limit, 1, fuzz_child.main)
         rows += answer.get("rows", [])
         if answer["status"] != "done" and len(rows) < len(numbers):
             rows.append({"number": numbers[len(rows)], "status": "crash", **answer["error"]})

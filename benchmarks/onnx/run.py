@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "coverage")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "coverage")]
 
+import child  # noqa: E402
 from page import page  # noqa: E402
 from process import Row, run_child  # noqa: E402
 from results import surroundings  # noqa: E402
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=(*COMMANDS, "all"))
     parser.add_argument("--folder", type=Path, required=True, help="where models and rows are kept")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for one process")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one process")
     arguments = parser.parse_args()
     for command in COMMANDS if arguments.command == "all" else (arguments.command,):
         start = time.perf_counter()
@@ -53,6 +54,8 @@ def run(command: str, folder: Path, limit: float) -> None:
     elif command == "report":
         report(folder)
     else:
+        if command == "export":
+            import exports as libraries  # noqa: F401  # once for all networks: their processes are forks of this one
         work(exports(folder) if command == "export" else checks(folder), folder, limit)
 
 
@@ -61,7 +64,7 @@ def work(jobs: Iterator[Job], folder: Path, limit: float) -> None:
     for row, words in jobs:
         if not row.exists():
             row.parent.mkdir(parents=True, exist_ok=True)
-            found = run_child([*words, "--folder", str(folder)], limit, 1, HERE / "child.py")
+            found = run_child([*words, "--folder", str(folder)], limit, 1, child.main)
             atomic_write_text(row, json.dumps(found))
             print(row.stem, found["status"], flush=True)
 

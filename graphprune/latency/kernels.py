@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from graphprune.latency.target import LatencyTarget
-from graphprune.onnx_session import open_session
+from graphprune.onnx_session import OnnxSource, open_session
 
 __all__ = ["kernel_times"]
 
@@ -19,12 +19,12 @@ _TRUNCATED = 0.5  # the profiler cuts microseconds off
 
 
 def kernel_times(
-    model: bytes, feeds: Mapping[str, np.ndarray], target: LatencyTarget, *, min_seconds: float, min_runs: int
+    model: OnnxSource, feeds: Mapping[str, np.ndarray], target: LatencyTarget, *, min_seconds: float, min_runs: int
 ) -> list[tuple[str, float]]:
     """(name, seconds) of every kernel of one run, in their order, in calm runs.
 
     Args:
-        model: content of the file.
+        model: the file, or its content.
         feeds: inputs by name.
         target: how it is run.
         min_seconds: timed seconds at least.

@@ -42,7 +42,7 @@ class PruningPlan:
             PlanError: an index is out of range.
         """
         mask = np.ones(size, dtype=np.bool_)
-        gone = self._gone.get((name, dim))
+        gone = self.gone.get((name, dim))
         if gone is None:
             return mask
         if gone.size and (gone.min() < 0 or gone.max() >= size):
@@ -55,8 +55,8 @@ class PruningPlan:
         return mask
 
     @cached_property
-    def _gone(self) -> dict[tuple[str, int], NDArray[np.int64]]:
-        """What is removed as arrays: (name, dimension) -> indices."""
+    def gone(self) -> dict[tuple[str, int], NDArray[np.int64]]:
+        """(name, dimension) -> indices that are removed, as arrays."""
         return {
             (name, dim): np.asarray(indices, dtype=np.int64)
             for name, dims in self.removed.items()

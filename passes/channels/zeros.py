@@ -53,6 +53,26 @@ def nonzero_matrix(data: NDArray[Any]) -> Mask:
     return result
 
 
+def silent_rows(data: NDArray[Any], heard: Mask, silent: Mask) -> Mask:
+    """Which rows hold nothing but zeros in the columns that are heard; (A,) bool.
+
+    Most rows that are not silent show it in the first column already, so few are read as a whole.
+
+    Args:
+        data: rank 2 or more: rows, columns, and what is behind each pair of them.
+        heard: (B,) bool, which columns count.
+        silent: (A,) bool, rows that are known to hold nothing but zeros.
+    """
+    first = int(heard.argmax())
+    if not heard[first]:
+        return np.ones_like(silent)
+    found: Mask = ~np.any(data[:, first] != 0, axis=tuple(range(1, data.ndim - 1)))
+    open_rows = np.flatnonzero(found & ~silent)
+    if open_rows.size:
+        found[open_rows] = ~np.any(nonzero_matrix(data[open_rows]) & heard, axis=1)
+    return found
+
+
 def _bits(data: NDArray[Any]) -> tuple[NDArray[Any], Any]:
     """The numbers as integers or truth values, without a copy where numpy knows the type, and the bits that count."""
     if data.dtype.kind == "f" and data.dtype.itemsize in _MAGNITUDES:

@@ -1,6 +1,5 @@
 """Cutting parameters out of modules and captured graphs, with everything that repeats their sizes."""
 
-import copy
 import operator
 from collections.abc import Mapping
 from math import gcd
@@ -37,12 +36,6 @@ def cut_tensors(module: nn.Module, plan: PruningPlan) -> None:
             for leaf, tensor in table.items():
                 if id(tensor) in cut:
                     table[leaf] = cut[id(tensor)]
-
-
-def cut_copy(module: nn.Module, plan: PruningPlan) -> nn.Module:
-    """A copy of `module` with every planned parameter and buffer sliced; those that are not cut are shared."""
-    shared = {id(tensor): tensor for tensor in named_tensors(module).values()}
-    return copy.deepcopy(module, {**shared, **_cut_by_identity(module, plan)})
 
 
 def _cut_by_identity(module: nn.Module, plan: PruningPlan) -> dict[int, torch.Tensor]:

@@ -103,7 +103,8 @@ def _changes_by_module(graph: ChannelGraph, removed: Mask, wanted: Collection[st
         paths = [path for path in {module_path(nodes[name]), owner or ""} if path in wanted]
         if not paths:
             continue
-        cut = Cut({key: graph.cuts(v, removed) for key, v in op.inputs.items() if isinstance(v, Value)}, [{}])
+        read = op.inputs if rule.resize is not None else {"input": op.inputs.get("input")}
+        cut = Cut({key: graph.cuts(v, removed) for key, v in read.items() if isinstance(v, Value)}, [{}])
         changes = {} if rule.resize is None else rule.resize(op, cut)
         kept = cut.kept("input", 1)
         if kept is not None:

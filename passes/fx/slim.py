@@ -8,7 +8,8 @@ the cut *captured graph* is returned instead, whose arguments can be.
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.compare import compare_outputs, difference, first_difference, run
-from graphprune.passes.fx.cut import cut_copy, cut_graph, named_tensors
+from graphprune.passes.fx.cut import cut_graph, cut_tensors, named_tensors
 from graphprune.passes.fx.mirrors import update_attributes
 from graphprune.passes.fx.plain import plain_copy
 
@@ -50,8 +51,8 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
             tensor = tensors[name]
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
-            for dim, indices in dims.items():
-                tensor.index_fill_(dim, torch.tensor(indices, device=tensor.device), 0.0)
+            for dim in dims:
+                tensor.index_fill_(dim, torch.from_numpy(plan.gone[name, dim]).to(tensor.device), 0.0)
     return masked
 
 
@@ -88,28 +89,45 @@ def slim(
     removed = graph.removed_by(plan)
     modes = _modes(model)
     masked = mask(model, plan).eval()
+    tensors = named_tensors(masked)
     inexact = bool((removed & ~graph.exact).any())
-    reference = _cut_inexactly(masked, graph, plan, removed, inputs) if inexact else masked
-    expected = run(reference, inputs)
+    cut_inexactly = _cut_inexactly(masked, graph, plan, removed, inputs) if inexact else None
+    if cut_inexactly is not None:
+        reference = _Reference(run(cut_inexactly, inputs), lambda: copy.deepcopy(cut_inexactly))
+    else:
+        reference = _Reference(run(masked, inputs), lambda: mask(model, plan).eval())
     if graph.fates(removed):
         logger.info("the slim model is returned as a captured graph, because whole branches go")
     elif not isinstance(model, CapturedModule):
-        cut, problem = _try_module(masked, graph, plan, removed, inputs, (reference, expected), tolerance)
-        if cut is not None:
-            return _restore(cut, modes)
+        problem = _cut_module(masked, graph, plan, removed, inputs, reference, tolerance)
+        if not problem:
+            return _restore(masked, modes)
         logger.info("the slim model is returned as a captured graph, because its class fixes sizes: %s", problem)
-    if isinstance(reference, CapturedModule) and inexact:
-        return reference.train(next(iter(modes.values()), False))
-    tensors = named_tensors(masked)
+    del masked  # its tensors are still needed, what was cut of them is not
+    if cut_inexactly is not None:
+        return cut_inexactly.train(next(iter(modes.values()), False))
     captured = cut_graph(graph, plan, removed, tensors).eval()
     try:
-        _check(reference, expected, captured, inputs, tolerance, "the slim model")
+        _check(reference, captured, inputs, tolerance, "the slim model")
     except (RuntimeError, ValueError, IndexError, TypeError, VerificationError) as error:
         where = first_difference(graph, tensors, captured, removed, inputs, tolerance)
         if where:
             raise VerificationError(f"slim and masked model do not agree: {where}") from error
         raise
     return captured.train(next(iter(modes.values()), False))
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What the slim model must compute.
+
+    Attributes:
+        outputs: of the masked model, or where inexact groups go of the slim captured graph.
+        again: makes that model once more, for the few times when it must be run in another precision.
+    """
+
+    outputs: list[torch.Tensor]
+    again: Callable[[], nn.Module]
 
 
 def _cut_inexactly(
@@ -131,34 +149,28 @@ def _cut_inexactly(
     return captured
 
 
-def _try_module(
+def _cut_module(
     masked: nn.Module,
     graph: ChannelGraph,
     plan: PruningPlan,
     removed: Mask,
     inputs: tuple[Any, ...],
-    reference: tuple[nn.Module, list[torch.Tensor]],
+    reference: _Reference,
     tolerance: float,
-) -> tuple[nn.Module | None, str]:
-    cut = cut_copy(masked, plan)
-    update_attributes(cut, graph, removed)
+) -> str:
+    """Cut the masked module in place; what is wrong with the result, or nothing."""
+    cut_tensors(masked, plan)
+    update_attributes(masked, graph, removed)
     try:
-        _check(*reference, cut, inputs, tolerance, "the slim module")
+        _check(reference, masked, inputs, tolerance, "the slim module")
     except Exception as error:  # the model's own checks may raise anything
-        return None, next(iter(str(error).splitlines()), type(error).__name__)
-    return cut, ""
+        return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return ""
 
 
-def _check(
-    reference: nn.Module,
-    expected: list[torch.Tensor],
-    candidate: nn.Module,
-    inputs: tuple[Any, ...],
-    tolerance: float,
-    what: str,
-) -> None:
+def _check(reference: _Reference, candidate: nn.Module, inputs: tuple[Any, ...], tolerance: float, what: str) -> None:
     """Compare outputs; what may be rounding, which grows on its way through a deep network, is told in float64."""
-    outputs = run(candidate, inputs)
+    expected, outputs = reference.outputs, run(candidate, inputs)
     try:
         compare_outputs(expected, outputs, tolerance, what)
     except VerificationError:
@@ -166,7 +178,8 @@ def _check(
         if not worst <= _MAYBE_ROUNDING * tolerance or any(x.dtype == torch.float64 for x in expected):
             raise
         precise = tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
-        expected, outputs = (run(copy.deepcopy(model).double(), precise) for model in (reference, candidate))
+        models = reference.again(), copy.deepcopy(candidate)
+        expected, outputs = (run(model.double(), precise) for model in models)
         compare_outputs(expected, outputs, tolerance * _ROUNDING_64, what)
 
 

@@ -30,23 +30,53 @@ def test_json_is_a_versioned_document(tmp_path, capsys):
     assert main(["-q", "benchmark", *files, *options, *QUICK]) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert report["schema"] == 1
+    assert report["schema"] == 2
+    assert report["profiles"] == []
+    (report,) = report["runs"]
     assert [model["name"] for model in report["models"]] == ["one", "two"]
     assert (report["batch"], report["threads"], report["seed"]) == (3, 2, 7)
     assert report["inputs"] == {"x": [3, 8]}
     assert captured.err == ""
 
 
+def test_lists_of_batches_and_threads_are_one_table(tmp_path, capsys):
+    files = [write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx")]
+    assert main(["-q", "benchmark", *files, "--batch", "1,4", "--threads", "1,2", *QUICK]) == 0
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [tuple(cell.strip() for cell in row) for row in rows] == [
+        ("model", "batch", "threads"),
+        *((name, batch, threads) for threads in "12" for batch in "14" for name in "ab"),
+    ]
+
+
+def test_throughput(tmp_path, capsys):
+    files = [write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx")]
+    options = ["--mode", "throughput", "--streams", "2", "--no-pin", "--min-seconds", "0.01"]
+    assert main(["-q", "benchmark", *files, *options]) == 0
+    out = capsys.readouterr().out
+    assert "samples/s" in out
+    assert "throughput of a batch of 1, 2 streams, 1 thread each, CPU" in out
+
+
+def test_a_profile_follows_the_table(tmp_path, capsys):
+    path = write(tmp_path / "a.onnx")
+    assert main(["-q", "benchmark", path, "--profile", *QUICK]) == 0
+    assert "the most expensive kernels" in capsys.readouterr().out
+    assert main(["-q", "benchmark", path, "--profile", "--json", *QUICK]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["profiles"]
+    assert [(kernel["op_type"], kernel["layer"]) for kernel in found["kernels"]] == [("Relu", "Relu_0")]
+
+
 def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path, capsys):
     files = [write(tmp_path / "a" / "m.onnx"), write(tmp_path / "b" / "m.onnx")]
     assert main(["-q", "benchmark", *files, "--json", *QUICK]) == 0
-    assert [model["name"] for model in json.loads(capsys.readouterr().out)["models"]] == files
+    assert [model["name"] for model in json.loads(capsys.readouterr().out)["runs"][0]["models"]] == files
 
 
 def test_a_shape_can_be_given(tmp_path, capsys):
     path = write(tmp_path / "m.onnx", dims="n,h")
     assert main(["-q", "benchmark", path, "--shape", "x:2x5", "--json", *QUICK]) == 0
-    assert json.loads(capsys.readouterr().out)["inputs"] == {"x": [2, 5]}
+    assert json.loads(capsys.readouterr().out)["runs"][0]["inputs"] == {"x": [2, 5]}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +91,9 @@ def test_a_shape_can_be_given(tmp_path, capsys):
         (["{good}", "--shape", "x:1x9"], 2, "input 'x' is nx8, the shape given is 1x9"),
         (["{good}", "--provider", "MadeUp"], 2, "MadeUp is not in this onnxruntime"),
         (["{fixed}"], 2, "has a fixed batch of 4; measure it with --batch 4"),
+        (["{good}", "--batch", "1,x"], 2, "no list like 1,16"),
+        (["{good}", "--threads", "0"], 2, "no number of at least 1"),
+        (["{good}", "--streams", "2"], 2, "streams"),
         ([], 2, "Missing argument"),
     ],
 )

@@ -1,11 +1,12 @@
 import json
+import os
 import sys
 
 import numpy as np
 import onnx.parser
 import pytest
 
-from graphprune.benchmark import FASTER, NOT_FASTER, benchmark
+from graphprune.benchmark import FASTER, NOT_FASTER, benchmark, benchmark_grid
 from graphprune.errors import DataError, ModelLoadError, UnsupportedModelError, UsageError
 
 # `graphprune.benchmark` is the function once the public name has been used.
@@ -25,7 +26,7 @@ def timings(*milliseconds, spread=0.0, rounds=30, seed=0):
     contenders = []
     for at, median in enumerate(milliseconds):
         noise = 1 + spread * rng.standard_normal((rounds, 5))
-        contender = module._Contender.__new__(module._Contender)
+        contender = module.Contender.__new__(module.Contender)
         contender.name, contender.times = f"m{at}", (median / 1e3 * noise).tolist()
         contenders.append(contender)
     return module._summarize(contenders, np.random.default_rng(1))
@@ -59,14 +60,14 @@ def test_rounds_end_with_the_time_even_if_too_few():
 
 def test_the_order_of_turns_changes_and_every_round_is_complete(monkeypatch):
     turns = []
-    monkeypatch.setattr(module._Contender, "warm_up", lambda self: None)
-    take_turn = module._Contender.take_turn
+    monkeypatch.setattr(module.Contender, "warm_up", lambda self: None)
+    take_turn = module.Contender.take_turn
 
     def spy(self):
         turns.append(self.name)
         take_turn(self)
 
-    monkeypatch.setattr(module._Contender, "take_turn", spy)
+    monkeypatch.setattr(module.Contender, "take_turn", spy)
     report = benchmark({"a": net(), "b": net(), "c": net()}, min_seconds=1e-9, min_rounds=12)
     rounds = [tuple(turns[at : at + 3]) for at in range(0, len(turns), 3)]
     assert len(rounds) == report.rounds == 12
@@ -110,7 +111,7 @@ def test_a_drift_that_meets_both_models_cancels():
     drift = np.linspace(1, 3, 40)[:, None] * np.ones((40, 3))
     contenders = []
     for name, median in (("a", 2.0), ("b", 1.0)):
-        contender = module._Contender.__new__(module._Contender)
+        contender = module.Contender.__new__(module.Contender)
         contender.name, contender.times = name, (median * drift).tolist()
         contenders.append(contender)
     _, timing = module._summarize(contenders, np.random.default_rng(0))
@@ -172,3 +173,76 @@ def test_a_broken_file_is_named_by_its_path(tmp_path):
     path.write_text("no model")
     with pytest.raises(ModelLoadError, match=r"broken\.onnx: onnxruntime cannot load it"):
         benchmark({"a": net(), "b": path}, **QUICK)
+
+
+def test_a_throughput_counts_the_samples_of_all_streams(monkeypatch):
+    streams = sys.modules["graphprune.contenders"]
+    monkeypatch.setattr(streams, "_STREAM_TURN_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "_WARM_UP_SECONDS", 0.01)
+    report = benchmark({"a": net(), "b": net()}, mode="throughput", streams=2, batch=3, **QUICK)
+    assert (report.mode, report.streams, report.batch) == ("throughput", 2, 3)
+    assert report.rounds >= 6
+    for timing in report.models:
+        assert timing.runs >= 2 * report.rounds
+        assert timing.samples_per_second == pytest.approx(1e3 / timing.median_ms)
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert (plain["mode"], plain["streams"]) == ("throughput", 2)
+
+
+def test_the_rate_of_a_turn_is_the_sum_of_the_streams_own():
+    contender = module.Streams.__new__(module.Streams)
+    contender.times, contender.runs, contender.cpu_seconds, contender.wall_seconds = [], 0, 0.0, 0.0
+    contender._batch = 4
+    contender._serve = lambda seconds: [(10, 0.5, 0.5), (5, 0.5, 0.25)]  # 20 and 10 runs a second
+    contender.take_turn()
+    assert contender.times == [[pytest.approx(1 / 120)]]
+    assert (contender.runs, contender.wall_seconds, contender.cpu_seconds) == (15, 1.0, 0.75)
+
+
+def test_a_latency_says_how_many_samples_it_comes_to():
+    report = benchmark({"a": net()}, batch=5, **QUICK)
+    assert report.models[0].samples_per_second == pytest.approx(5e3 / report.models[0].median_ms)
+
+
+def test_a_grid_has_every_combination_once():
+    reports = benchmark_grid({"a": net()}, threads=(1, 2, 1), batches=(1, 3), **QUICK)
+    assert [(report.threads, report.batch) for report in reports] == [(1, 1), (1, 3), (2, 1), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mode": "speed"}, "latency or throughput"),
+        ({"streams": 2}, "streams"),
+        ({"mode": "throughput", "streams": 0}, "0 streams"),
+    ],
+)
+def test_modes_that_do_not_exist(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        benchmark({"a": net()}, **QUICK, **wrong)
+
+
+def test_threads_are_kept_in_place_and_let_go_afterwards(monkeypatch):
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("threads cannot be kept in place here")
+    before, seen = os.sched_getaffinity(0), []
+    take_turn = module.Contender.take_turn
+
+    def spy(self):
+        seen.append(os.sched_getaffinity(0))
+        take_turn(self)
+
+    monkeypatch.setattr(module.Contender, "take_turn", spy)
+    report = benchmark({"a": net()}, **QUICK)
+    assert report.processors is not None
+    assert all(found == {report.processors[0]} for found in seen)
+    assert os.sched_getaffinity(0) == before
+    seen.clear()
+    assert benchmark({"a": net()}, pin=False, **QUICK).processors is None
+    assert all(found == before for found in seen)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,4] table) => (float[k,4] y) <int64[1] at = {9}> { y = Gather(table, at) }"""
+    outside = onnx.parser.parse_model(text).SerializeToString()
+    with pytest.raises(UnsupportedModelError):
+        benchmark({"a": outside}, **QUICK)
+    assert os.sched_getaffinity(0) == before

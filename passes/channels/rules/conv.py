@@ -20,13 +20,15 @@ import numpy as np
 from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
-from graphprune.passes.channels.zeros import nonzero_matrix
+from graphprune.passes.channels.zeros import nonzero_matrix, silent_rows
 
 
-def _silent(weight: Value, x_zero: Mask, groups: int, transposed: bool) -> Mask | None:
-    """Per output channel: is it zero for the given weights and dead inputs? None when the weight's slices tell."""
+def _silent(weight: Value, weight_zero: Mask, x_zero: Mask, groups: int, transposed: bool) -> Mask:
+    """Per output channel: is it zero for the given weights and dead inputs? As `weight_zero` where they are unknown."""
     if weight.data is None or (groups == 1 and not x_zero.any()):
-        return None  # all inputs are heard: the weight's own slices say it
+        return weight_zero  # all inputs are heard: the weight's own slices say it
+    if groups == 1 and not transposed:
+        return silent_rows(weight.data, ~np.broadcast_to(x_zero, weight.shape[1:2]), weight_zero)
     loud = nonzero_matrix(weight.data)
     if transposed:  # (I, O/g) -> (O, I/g)
         inputs, outs = loud.shape
@@ -37,8 +39,7 @@ def _silent(weight: Value, x_zero: Mask, groups: int, transposed: bool) -> Mask 
 
 
 def _out_zero(op: Op, weight_zero: Mask, x_zero: Mask, bias: Axis | None) -> Mask:
-    silent = _silent(op.value("weight"), x_zero, op.attrs["groups"], op.attrs["transposed"])
-    zero = weight_zero if silent is None else silent
+    zero = _silent(op.value("weight"), weight_zero, x_zero, op.attrs["groups"], op.attrs["transposed"])
     if op.optional("bias") is not None:
         zero = zero & bias.zero if bias is not None else np.zeros_like(zero)
     return zero

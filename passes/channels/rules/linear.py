@@ -15,7 +15,7 @@ from graphprune.passes.channels.coupling import any_zero, broadcast
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.movement import permute
 from graphprune.passes.channels.value import Facet, Value
-from graphprune.passes.channels.zeros import nonzero_matrix
+from graphprune.passes.channels.zeros import silent_rows
 
 
 def transpose_last(value: Value) -> Value:
@@ -87,7 +87,7 @@ def _rows_zero(a: Value, k: Axis | None, fallback: Mask) -> Mask:
     """Per row of `a`: zero in the given numbers, wherever the other side's summed slice is not zero."""
     if a.data is None or a.rank != 2 or k is None or not k.zero.any():
         return fallback
-    return ~np.any(nonzero_matrix(a.data) & ~k.zero[None, :], axis=1)
+    return silent_rows(a.data, ~k.zero, fallback)
 
 
 def product_cost(analysis: Analysis, op: Op, result: Value, summed: Axis | None, size: int) -> None:

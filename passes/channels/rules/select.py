@@ -49,15 +49,12 @@ def resize_slice(op: Op, cut: Cut) -> dict[str, Any]:
     changed = False
     for dim, (start, stop, step) in ranges.items():
         kept = cut.kept("input", dim)
-        whole = (0, op.value("input").shape[dim]) if step == 1 else (op.value("input").shape[dim] - 1, -1)
-        if kept is None or abs(step) != 1 or (start, stop) == whole:
+        if kept is None or (start, stop, step) in ((0, len(kept), 1), (len(kept) - 1, -1, -1)) or abs(step) != 1:
             continue
+        shift = int(step < 0)
+        first, end = (int(kept[: at + shift].sum()) - shift for at in (start, stop))
+        ranges[dim] = (first, end, step) if first >= 0 else (0, 0, step)
         changed = True
-        if step == 1:
-            ranges[dim] = (int(kept[:start].sum()), int(kept[:stop].sum()), 1)
-            continue
-        first, before = int(kept[: start + 1].sum()) - 1, int(kept[: stop + 1].sum()) - 1
-        ranges[dim] = (first, before, -1) if first >= 0 else (0, 0, -1)
     return {"ranges": ranges} if changed else {}
 
 
@@ -120,10 +117,7 @@ def unbind(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def take(analysis: Analysis, op: Op) -> list[Value]:
-    """Slices along `dim` picked by known indices of any rank; unknown ones freeze what they touch.
-
-    A single number picks as `select` does, and the dimension disappears.
-    """
+    """Slices along `dim` picked by known indices; a single one is a `select`, unknown ones freeze what they touch."""
     x, index = op.value("input"), op.value("index")
     dim = op.attrs["dim"] % x.rank
     if index.data is None:
@@ -336,11 +330,7 @@ def _read_onnx_pad(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str
     return {"pads": pads, "mode": mode.decode() if isinstance(mode, bytes) else mode, "value": value}
 
 
-def _split_dim(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"dim": attrs.get("axis", 0)}
-
-
-def _gather_dim(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _axis(attrs: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"dim": attrs.get("axis", 0)}
 
 
@@ -369,7 +359,7 @@ RULES = (
         split,
         resize_split,
         aten={"split_with_sizes": Binding()},
-        onnx={"Split": Binding(inputs=("input", "split"), read=_split_dim, write=_write_split)},
+        onnx={"Split": Binding(inputs=("input", "split"), read=_axis, write=_write_split)},
         moves=True,
     ),
     Rule("gated halves", gated_halves, aten={"glu": Binding()}),
@@ -379,14 +369,14 @@ RULES = (
         take,
         resize_take,
         aten={"index_select": Binding()},
-        onnx={"Gather": Binding(inputs=("input", "index"), read=_gather_dim)},
+        onnx={"Gather": Binding(inputs=("input", "index"), read=_axis)},
         moves=True,
     ),
     Rule(
         "concatenation",
         join,
         aten={"cat": Binding(fixed={"dim": 0}), "concat": Binding(fixed={"dim": 0})},
-        onnx={"Concat": Binding(inputs=("tensors...",), read=_gather_dim)},
+        onnx={"Concat": Binding(inputs=("tensors...",), read=_axis)},
         moves=True,
     ),
     Rule("stack", stack, aten={"stack": Binding(fixed={"dim": 0})}, moves=True),

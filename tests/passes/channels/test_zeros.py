@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from graphprune.passes.channels.zeros import nonzero_matrix, zero_slices
+from graphprune.passes.channels.zeros import nonzero_matrix, silent_rows, zero_slices
 
 TYPES = ("f2", "f4", "f8", "i1", "u1", "i4", "u4", "i8", "?", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)
 SHAPES = ((6,), (6, 5), (6, 5, 3), (6, 5, 3, 3), (6, 5, 9, 9), (1, 1, 1))
@@ -63,3 +63,18 @@ def test_without_elements_all_is_zero():
     assert [found.tolist() for found in zero_slices(np.zeros((0, 2), "f4"))] == [[], [True, True]]
     assert zero_slices(np.float32(3).reshape(())) == []
     assert nonzero_matrix(np.zeros((2, 1, 0), "f4")).tolist() == [[False], [False]]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_silent_where_all_that_is_heard_is_zero(shape, kind, seed):
+    data = array(shape, kind, seed) * np.random.default_rng(seed).choice([0, 1], shape, p=[0.7, 0.3]).astype(kind)
+    heard = np.random.default_rng(seed).random(shape[1]) < 0.6
+    expected = by_definition(data[:, heard], (0,)) if heard.any() else np.ones(shape[0], dtype=np.bool_)
+    for known in (zero_slices(data)[0], np.zeros(shape[0], dtype=np.bool_)):
+        assert silent_rows(data, heard, known).tolist() == expected.tolist()
+
+
+def test_where_nothing_is_heard_all_rows_are_silent():
+    assert silent_rows(np.ones((3, 2), "f4"), np.zeros(2, "?"), np.zeros(3, "?")).all()

@@ -1,0 +1,176 @@
+"""What onnxruntime runs for a file, in terms of the file's layers; what fell out of its layout, and why."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+import graphprune as gp
+from graphprune.errors import ModelLoadError, UsageError
+from graphprune.machine import machine_facts
+from graphprune.models.mobilenet import InvertedResidual
+from graphprune.models.resnet_cifar import CifarResNet
+from graphprune.onnx_session import CPU
+from graphprune.optimized import optimized_graph
+from graphprune.profile import profile
+from graphprune.report_profile import render_profile
+
+needs_blocks = pytest.mark.skipif(machine_facts().conv_block == 1, reason="no blocked layout on this processor")
+
+
+def export(folder, net, side=16, name="net"):
+    return gp.export_onnx(net.eval(), (torch.randn(2, 3, side, side),), folder / f"{name}.onnx")
+
+
+def sequence(*widths, groups=1):
+    layers = [nn.Conv2d(3, widths[0], 3, padding=1), nn.ReLU()]
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, padding=1, groups=groups), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    torch.manual_seed(0)
+    return export(tmp_path_factory.mktemp("resnet"), CifarResNet(8))
+
+
+@needs_blocks
+def test_a_residual_network_stays_in_the_layout_from_end_to_end(resnet):
+    graph = optimized_graph(resnet)
+    assert graph.findings == ()
+    assert [graph.count(op) for op in ("Add", "Relu", "BatchNormalization", "Slice", "Pad", "ReorderInput")] == [0] * 6
+    assert graph.count("ReorderOutput") == 1
+    ops = [node.op_type for node in graph.nodes]
+    assert (ops.count("Conv+Add+Relu"), ops.count("Conv+Relu"), ops.count("Conv")) == (3, 4, 2)
+
+
+@needs_blocks
+def test_kernels_have_the_names_of_the_layers(resnet):
+    layers = [node.layer for node in optimized_graph(resnet).nodes if node.op_type.startswith("Conv")]
+    convolutions = ["conv1", *(f"layer{s}.0.conv{c}" for s in (1, 2, 3) for c in (1, 2))]
+    assert sorted(set(layers) & set(convolutions)) == sorted(convolutions)
+    assert len(layers) == len(set(layers)) == len(convolutions) + 2  # and the two shortcuts
+
+
+@needs_blocks
+def test_a_network_of_depthwise_convolutions_stays_in_the_layout(tmp_path):
+    torch.manual_seed(0)
+    blocks = [InvertedResidual(16, 16, 1, 4), InvertedResidual(16, 24, 2, 6), InvertedResidual(24, 24, 1, 6)]
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4))
+    graph = optimized_graph(export(tmp_path, net))
+    assert graph.findings == ()
+    assert [node.op_type for node in graph.nodes].count("Conv+Add") == 2
+    assert graph.count("Add") == graph.count("Clip") == 0
+
+
+@needs_blocks
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (sequence(30, 32), "30 input channels are no multiple of 4"),
+        (sequence(18, 18, groups=18), "depthwise, 18 channels are no multiple of 4"),
+        (sequence(24, 24, groups=2), "grouped, 12 to 12 channels a group"),
+    ],
+)
+def test_a_convolution_that_fell_out_says_why(tmp_path, net, reason):
+    (finding,) = [f for f in optimized_graph(export(tmp_path, net)).findings if f.op_type.startswith(("Conv", "Fused"))]
+    assert reason in finding.reason
+    assert finding.layer == "2"
+
+
+@needs_blocks
+def test_widths_on_the_grid_find_nothing(tmp_path):
+    assert optimized_graph(export(tmp_path, sequence(32, 32, 16))).findings == ()
+
+
+class Broken(nn.Module):
+    """The addition's other input comes from an operator without blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16))
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(torch.relu(self.b(x) + torch.sin(x)))
+
+
+@needs_blocks
+def test_an_addition_that_fell_out_names_the_culprit(tmp_path):
+    findings = optimized_graph(export(tmp_path, Broken())).findings
+    reasons = {finding.op_type: finding.reason for finding in findings}
+    assert "comes from Sin" in reasons["Add"]
+    assert "for Add" in reasons["ReorderOutput"] or "for Sin" in reasons["ReorderOutput"]
+    assert "Relu gives none" in reasons["ReorderInput"]
+
+
+def test_a_weight_that_can_be_overridden_is_named(tmp_path):
+    if machine_facts().conv_block == 1:
+        pytest.skip("no blocked layout on this processor")
+    x = helper.make_tensor_value_info("x", 1, ["n", 16, 8, 8])
+    w = helper.make_tensor_value_info("w", 1, [16, 16, 3, 3])
+    y = helper.make_tensor_value_info("y", 1, ["n", 16, 6, 6])
+    weight = numpy_helper.from_array(np.ones((16, 16, 3, 3), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name="c")], "g", [x, w], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (finding,) = optimized_graph(model.SerializeToString()).findings
+    assert finding.reason
+
+
+def test_the_profile_covers_all_kernels_and_adds_up(resnet):
+    report = profile(resnet, name="r20", batch=2, min_seconds=0.01)
+    assert (report.name, report.batch, report.threads, report.provider) == ("r20", 2, 1, CPU)
+    assert sum(kernel.share for kernel in report.kernels) == pytest.approx(1)
+    assert sum(kernel.ms for kernel in report.kernels) == pytest.approx(report.total_ms)
+    assert {kernel.name for kernel in report.kernels} == {node.name for node in optimized_graph(resnet).nodes}
+    rows = report.by_operator()
+    assert sum(row[3] for row in rows) == pytest.approx(report.total_ms)
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["kernels"]
+
+
+@needs_blocks
+def test_the_text_says_what_is_lost_and_why(tmp_path, resnet):
+    text = render_profile(profile(resnet, name="r20", min_seconds=0.01))
+    assert "nothing fell out" in text
+    text = render_profile(profile(export(tmp_path, sequence(30, 32)), name="odd", min_seconds=0.01))
+    assert "30 input channels are no multiple of 4" in text
+    assert "of the time" in text
+    assert all(len(line) < 200 for line in text.splitlines())
+
+
+def test_machines_without_blocks_find_nothing(monkeypatch, resnet):
+    from graphprune import optimized
+
+    class NoBlocks:
+        conv_block = 1
+
+    monkeypatch.setattr(optimized, "machine_facts", NoBlocks)
+    assert optimized_graph(resnet).findings == ()
+
+
+def test_int8_kernels_are_told_apart(tmp_path, resnet):
+    from graphprune.quantize import QuantizeOptions
+
+    images = np.random.default_rng(0).standard_normal((12, 3, 16, 16)).astype(np.float32)
+    options = QuantizeOptions(calibration_images=4, search_images=4, min_agreement=0.0)
+    gp.quantize_onnx(resnet, tmp_path / "int8.onnx", images, options=options)
+    graph = optimized_graph(tmp_path / "int8.onnx")
+    layers = {node.layer for node in graph.nodes if node.op_type == "QLinearConv"}
+    assert {"conv1", "layer2.0.conv2"} <= layers
+    assert {node.layout for node in graph.nodes if node.op_type.startswith("QLinear")} == {"int8"}
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    with pytest.raises(ModelLoadError, match="no such file"):
+        profile(tmp_path / "none.onnx")
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[n,h] x) => (float[n,h] y) { y = Relu(x) }'
+    with pytest.raises(UsageError, match="--shape"):
+        profile(onnx.parser.parse_model(text).SerializeToString(), name="m")
