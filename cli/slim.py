@@ -29,9 +29,15 @@ _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--ratio", type=_share, help="Remove at most this share of the channels of every layer.")
 @click.option("--macs", type=_share, help="Leave this share of the multiply-accumulates.")
 @click.option("--params", type=_share, help="Leave this share of the parameters.")
+@click.option("--speedup", type=click.FloatRange(min=1, min_open=True), help="Be so many times faster here, measured.")
+@click.option(
+    "--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Take so many milliseconds a run, measured."
+)
+@click.option("--benchmark-threads", type=click.IntRange(min=1), default=1, show_default=True, help="To measure with.")
+@click.option("--benchmark-batch", type=click.IntRange(min=1), default=1, show_default=True, help="To measure with.")
 @click.option("--importance", default="l2", show_default=True, help="Which channels go first: l2, l1 or random.")
 @click.option(
-    "--align", type=Align(), help="Keep multiples of so many channels; auto: of onnxruntime's blocks on this machine."
+    "--align", type=Align(), help="Keep multiples of so many channels; auto: widths that are quick on this machine."
 )
 @click.option("--allow-inexact", is_flag=True, help="Also remove channels that statistics over channels depend on.")
 @click.option(
@@ -47,6 +53,8 @@ def command(
     plan_file: Path | None,
     inputs: Path | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
+    benchmark_threads: int,
+    benchmark_batch: int,
     force: bool,
     as_json: bool,
     **choice: Any,
@@ -57,16 +65,21 @@ def command(
     multiplies by zero. OUT.onnx computes what IN.onnx does, or what it does with the channels that were chosen at zero;
     this is checked on random inputs, and on those of --inputs, before it is written. Exit code 4 says that it failed.
 
-    With --ratio, --macs or --params, channels are chosen by their weights alone and nothing is trained afterwards: a
-    first look, or a start for training elsewhere. `graphprune compress` keeps what the model can do.
+    With --ratio or a budget (--macs, --params, --speedup, --latency-ms), channels are chosen by their weights alone and
+    nothing is trained afterwards: a first look, or a start for training elsewhere. `graphprune compress` keeps what the
+    model can do.
     """
+    from graphprune.latency.target import LatencyTarget
     from graphprune.slimming import slim_onnx
 
     for path in (source, target):
         if path.suffix.lower() != ".onnx":
             raise ModelLoadError(f"{path}: not an .onnx file; `graphprune compress` takes torch models")
     arrays = None if inputs is None else _arrays(inputs, source)
-    report = slim_onnx(source, target, plan_file, inputs=arrays, shapes=shapes, force=force, **choice)
+    way = LatencyTarget(threads=benchmark_threads, batch=benchmark_batch)
+    report = slim_onnx(
+        source, target, plan_file, inputs=arrays, shapes=shapes, force=force, latency_target=way, **choice
+    )
     if as_json:
         print_json({"schema": SCHEMA, "output": str(target), **report.to_dict()})
         return

@@ -15,6 +15,8 @@ import onnxruntime as ort
 
 from graphprune.closeness import Judge, OutputComparison
 from graphprune.files import refuse_overwrite
+from graphprune.latency.stopwatch import stopwatch
+from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
 from graphprune.onnx_cost import onnx_cost
@@ -32,6 +34,7 @@ from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError,
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.cut import mask_groups
+from graphprune.passes.onnx.layout import ShiftPass
 from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import planned_groups, slim_model
@@ -93,6 +96,9 @@ def slim_onnx(
     ratio: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
+    latency_target: LatencyTarget | None = None,
     importance: str = "l2",
     align: int | str | None = None,
     allow_inexact: bool = False,
@@ -104,19 +110,23 @@ def slim_onnx(
 ) -> SlimReport:
     """Remove channels from an ONNX file: those that are dead, those of a plan, or the least important ones.
 
-    Both files are run in onnxruntime before anything is written. With a plan, `ratio`, `macs` or `params`, the
+    Both files are run in onnxruntime before anything is written. With a plan, a ratio or a budget, the
     reference is the file with the planned channels set to zero: how good the slim model is, is not looked at.
 
     Args:
         source: file to read.
         target: file to write.
-        plan: a plan or its file; without it, and without the next three, dead channels go: those that add nothing to
+        plan: a plan or its file; without it, and without the next five, dead channels go: those that add nothing to
             the outputs.
         ratio: share of the channels of each set of coupled ones to remove, at most.
         macs: share of the multiply-accumulates that may be left.
         params: share of the parameters that may be left.
-        importance: criterion of the weights alone by which the last three choose ("l2", "l1", "random").
-        align: kept channels of every set are a multiple of this; "auto": of onnxruntime's blocks on this machine.
+        speedup: how many times faster the file must become, measured in onnxruntime on this machine.
+        latency_ms: milliseconds that one run may take, measured likewise.
+        latency_target: threads, batch and provider that the latency is one of.
+        importance: criterion of the weights alone by which the last five choose ("l2", "l1", "random").
+        align: kept channels of every set are a multiple of this; "auto": widths that are quick on this machine. With
+            `ratio` these are multiples of onnxruntime's block; budgets are met on the staircase that is measured.
         allow_inexact: also choose channels whose removal changes a statistic (LayerNorm, GroupNorm).
         seed: of the criterion "random".
         inputs: arrays by input name to check with, besides random ones at several batch sizes.
@@ -129,18 +139,20 @@ def slim_onnx(
         OutputExistsError: `target` exists.
         UsageError: an argument is out of range, or more than one way to choose is asked for.
         PlanError: the plan does not fit the file.
-        BudgetError: `macs` or `params` cannot be reached.
+        BudgetError: a budget cannot be reached.
         VerificationError: the slim file differs; names the first value that does. Nothing is written.
     """
     refuse_overwrite(target, force)
-    goals = {name: share for name, share in (("ratio", ratio), ("macs", macs), ("params", params)) if share is not None}
+    asked = {"ratio": ratio, "macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
+    goals = {name: value for name, value in asked.items() if value is not None}
     if plan is not None and goals:
         raise UsageError(f"a plan says what goes: leave out {next(iter(goals))}")
     if plan is not None and not isinstance(plan, PruningPlan):
         plan = PruningPlan.load(plan)
     if goals:
-        options = {"importance": importance, "align": _channels_of(align), "allow_inexact": allow_inexact, "seed": seed}
-        plan = _one_shot(source, goals, shapes, options)
+        channels = _channels_of(align) if ratio is not None else align
+        options = {"importance": importance, "align": channels, "allow_inexact": allow_inexact, "seed": seed}
+        plan = _one_shot(source, goals, shapes, options, latency_target or LatencyTarget())
     with contextlib.ExitStack() as stack:
         reference = Path(source)
         if plan is not None:
@@ -150,6 +162,8 @@ def slim_onnx(
         model = load_model(source)
         done = slim_model(model, plan, free_sizes(model, shapes))
         changed = ZeroDenormalsPass()(model).modified or done.changed
+        if speedup is not None or latency_ms is not None:
+            changed = ShiftPass()(model).modified or changed  # as it was measured
         model.producer_name, model.producer_version = "graphprune", __version__
         with written(model, Path(target), force) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
@@ -185,12 +199,17 @@ def _one_shot(
     goals: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]] | None,
     options: Mapping[str, Any],
+    target: LatencyTarget,
 ) -> PruningPlan:
     """The plan that removes what the weights alone say is least important."""
     from graphprune.api import plan as make_plan  # needs torch, which nothing else here does
 
     model = load_model(source)
-    return make_plan(trace_onnx(model, sizes=free_sizes(model, shapes)), **goals, **options)
+    graph = trace_onnx(model, sizes=free_sizes(model, shapes))
+    if not goals.keys() & {"speedup", "latency_ms"} and options["align"] != "auto":
+        return make_plan(graph, **goals, **options)
+    with stopwatch(graph, target, shapes=shapes, seed=options["seed"]) as opened:
+        return make_plan(graph, **goals, **options, stopwatch=opened)
 
 
 def _masked(

@@ -36,6 +36,7 @@ logger = logging.getLogger("graphprune")
 _FITTED, _CHECKED = 40, 6
 _KERNEL_SECONDS, _KERNEL_RUNS = 0.12, 4
 _SHARE_SECONDS = 1.0
+_LEAST = 0.3  # of a kernel's time that is believed
 
 
 def latency_model(
@@ -119,12 +120,13 @@ class _Builder:
 
     def _take(self, kept: np.ndarray, whole: float, kernels: list[tuple[str, float]]) -> None:
         """Add the times of one allocation, made to add up to that of the whole file."""
-        inside = sum(seconds for _, seconds in kernels)
-        spare = (whole - inside) / max(1, len(kernels))  # what a kernel costs beyond itself
-        if spare < 0:
-            kernels = [(name, seconds * whole / inside) for name, seconds in kernels]
-            spare = 0.0
-        times = self.segments.times([(name, seconds + spare) for name, seconds in kernels])
+        plain = np.array([seconds for _, seconds in kernels])
+        # What a kernel costs beyond itself; or what noting its time costs, if that is more.
+        beyond = (whole - plain.sum()) / max(1, len(plain))
+        adjusted = np.maximum(plain + beyond, _LEAST * plain)
+        adjusted *= whole / adjusted.sum()
+        named = [(name, float(t)) for (name, _), t in zip(kernels, adjusted, strict=True)]
+        times = self.segments.times(named)
         widths = set_widths(self.graph, kept)
         for segment, seconds in zip(self.segments.items, times, strict=True):
             self.samples[segment.kind].append((tuple(axis.length(widths) for axis in segment.axes), float(seconds)))

@@ -18,7 +18,7 @@ __all__ = ["Curve"]
 
 Point = tuple[float, ...]
 
-_NEAR = 0.002  # squared distance, in blocks, below which a measurement counts like one at the place itself
+_NEAR = 0.005  # squared distance below which a measurement counts like one at the place itself
 _FLOOR = 1e-9  # seconds
 
 
@@ -79,9 +79,13 @@ class _Regime:
     def _fit(self, points: np.ndarray) -> np.ndarray:
         return (self._features(points) @ self.coefficients).clip(_FLOOR)
 
+    def _place(self, points: np.ndarray) -> np.ndarray:
+        """Where lengths lie: twice as many channels are about as far in a wide layer as in a narrow one."""
+        return np.log2(1 + points / self.block)
+
     def at(self, point: Point) -> float:
         asked = np.asarray(point, dtype=np.float64).reshape(1, -1)
-        distance = (((self.points - asked) / self.block) ** 2).sum(axis=1)
-        weights = self.counts / (_NEAR + distance) ** 1.5
+        distance = ((self._place(self.points) - self._place(asked)) ** 2).sum(axis=1)
+        weights = self.counts / (_NEAR + distance) ** 2.5
         ratio = float(np.exp(np.average(np.log(self.ratios), weights=weights)))
         return float(self._fit(asked)[0]) * ratio

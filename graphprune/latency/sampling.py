@@ -23,6 +23,8 @@ __all__ = ["allocations", "lattice", "lattice_of"]
 _FEWEST = 4  # channels that kernels read at once
 _GONE = 0.15  # share of samples in which a set with a way around it is left out
 _TRIALS = 8
+_BIAS = (0.15, 2.5)  # exponents of the share of its width that a set gets
+_DOUBLING = 3  # widths below even steps
 
 
 def lattice(width: int, block: int, each: int = 1, most: int | None = None) -> list[int]:
@@ -38,8 +40,10 @@ def lattice(width: int, block: int, each: int = 1, most: int | None = None) -> l
     coarse = max(1, block // gcd(block, each)) if block > 1 else 2 * fine
     found = {n for n in range(fine, width, fine) if n <= 2 * coarse} | set(range(coarse, width, coarse)) | {width}
     if most is not None and len(found) > most:
-        step = coarse * -(-width // (coarse * most))
+        # Even steps, and below the first one widths that double.
+        step = coarse * -(-width // (coarse * max(1, most - _DOUBLING)))
         found = set(range(step, width, step)) | {width}
+        found |= {coarse * 2**k for k in range(_DOUBLING) if coarse * 2**k < step}
     return sorted(found)
 
 
@@ -69,7 +73,8 @@ def allocations(
 
 def draw(graph: "ChannelGraph", choices: Sequence[Sequence[int]], rng: np.random.Generator) -> np.ndarray:
     """A random allocation on the lattice; sometimes branches go as a whole."""
-    bias = rng.uniform(0.5, 2.0)  # some allocations small, some large
+    # Some allocations are small and some large: in a small network all weights stay in the caches.
+    bias = float(np.exp(rng.uniform(*np.log(_BIAS))))
     removed = ~graph.all_kept()
     for group_set, widths in zip(graph.sets, choices, strict=True):
         width = widths[min(len(widths) - 1, int(len(widths) * rng.random() ** bias))]

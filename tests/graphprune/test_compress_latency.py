@@ -9,6 +9,8 @@ import torch
 import graphprune as gp
 from graphprune import results
 from graphprune.data import ImageSource, Preprocess
+from graphprune.delivery import member_names
+from graphprune.engine import Engine
 from graphprune.latency import stopwatch
 from graphprune.passes.errors import BudgetError, MissedBudgetError, UsageError
 from graphprune.widths import set_widths
@@ -58,22 +60,18 @@ def compress(**options):
 
 
 def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path):
-    result = compress(speedup=2.0, output=tmp_path / "out")
-    final = machine["measured"][-1]
+    benchmark = gp.BenchmarkOptions(seconds=0.1, threads=2, batch=3)
+    result = compress(speedup=2.0, macs=0.6, output=tmp_path / "out", benchmark=benchmark)
     kept = {entry["set"]: entry["slim"] for entry in result.metrics["channels"]}
-    assert list(kept.values()) == final  # what was measured last is what was made
+    assert list(kept.values()) == machine["measured"][-1]  # what was measured last is what was made
     removed = machine["graph"].removed_by(result.plan)
     assert machine["model"].share(machine["graph"], ~removed) <= 0.5
-    assert result.metrics["reached"] == {"speedup": 2.0}
-    assert result.metrics["latency"]["target"] == {"threads": 1, "batch": 1, "provider": "CPUExecutionProvider"}
-    assert json.loads((tmp_path / "out" / "latency.json").read_text())["model"]["structure"] == "made up"
+    assert result.metrics["reached"]["speedup"] == 2.0
+    assert result.metrics["reached"]["macs"] <= 0.6 * 1.002
     assert result.metrics["history"][-1]["latency"] <= 0.5
-
-
-def test_threads_and_batch_are_those_of_the_benchmark(machine):
-    result = compress(speedup=1.5, benchmark=gp.BenchmarkOptions(seconds=0.1, threads=2, batch=3))
-    assert result.metrics["latency"]["target"]["batch"] == 3
+    assert result.metrics["latency"]["target"] == {"threads": 2, "batch": 3, "provider": "CPUExecutionProvider"}
     assert (machine["said"]["options"]["threads"], machine["said"]["options"]["batch"]) == (2, 3)
+    assert json.loads((tmp_path / "out" / "latency.json").read_text())["model"]["structure"] == "made up"
 
 
 def test_a_miss_is_measured_twice_and_delivered_and_said(machine, tmp_path):
@@ -87,48 +85,60 @@ def test_a_miss_is_measured_twice_and_delivered_and_said(machine, tmp_path):
     assert (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_a_hair_too_slow_is_no_miss(machine):
-    machine["said"]["speedup"] = 1.96
-    assert compress(speedup=2.0).metrics["reached"]["speedup"] == 1.96
+@pytest.mark.parametrize(
+    ("asked", "reached", "problem"),
+    [
+        ({"speedup": 2.0}, {"speedup": 1.95}, ""),
+        ({"speedup": 2.0}, {"speedup": 1.9}, "1.90 times as fast as the dense file, not 2 times"),
+        ({"latency_ms": 3.0}, {"latency_ms": 3.05}, ""),
+        ({"latency_ms": 3.0, "macs": 0.5}, {"latency_ms": 3.3, "macs": 0.5}, "takes 3.3 ms, not 3 ms"),
+    ],
+)
+def test_three_percent_are_within_the_tolerance_of_a_measurement(asked, reached, problem):
+    found = results.missed({"members": [], "budget": asked, "reached": reached})
+    assert found == (
+        f"slim.onnx {problem}" if problem.startswith("takes") else f"slim.onnx is {problem}" if problem else ""
+    )
 
 
-def test_milliseconds_and_multiply_accumulates_hold_together(machine):
-    result = compress(latency_ms=3.0, macs=0.4)
-    assert result.metrics["reached"]["macs"] <= 0.4 * 1.002
-    assert result.metrics["reached"]["latency_ms"] == 2.0
+def test_a_family_by_speed_has_its_speeds_in_its_names():
+    config = dataclasses.replace(SETTINGS, n_students=2, speedup=(1.5, 2.0))
+    assert member_names(config) == ["slim-speedup1.5", "slim-speedup2"]
 
 
-def test_a_family_by_speed_has_its_speeds_in_its_names(machine):
-    result = compress(speedup=(1.5, 2.0))
-    assert list(result.family) == ["slim-speedup1.5", "slim-speedup2"]
+def run(machine, tmp_path, *, resume=False, **options):
+    """The engine alone, without files: removed groups and weights."""
+    config = dataclasses.replace(SETTINGS, checkpoint_steps=1, **options.pop("settings"))
+    graph = machine["graph"]
+    made = Engine(graph.front_end.module, graph, images(), config, checkpoint=tmp_path / "checkpoint.pt", **options)
+    made.use(stopwatch.Stopwatch(graph, tmp_path / "dense.onnx", gp.LatencyTarget()))
+    return made.run(resume=resume)[0]
 
 
-def test_widths_of_a_counted_budget_lie_on_the_staircase(machine):
-    result = compress(macs=0.5, config=dataclasses.replace(SETTINGS, align="auto"))
-    assert all(entry["slim"] % 8 == 0 for entry in result.metrics["channels"])
+def test_milliseconds_and_parameters_hold_together(machine, tmp_path):
+    found = run(machine, tmp_path, settings={"latency_ms": 3.0, "params": 0.4})
+    assert found.cost["latency"] <= 0.75
+    assert found.cost["params"] <= 0.4 * 1.002
+
+
+def test_widths_of_a_counted_budget_lie_on_the_staircase(machine, tmp_path):
+    found = run(machine, tmp_path, settings={"macs": 0.5, "align": "auto"})
+    assert found.cost["macs"] <= 0.5 * 1.002
+    assert (set_widths(machine["graph"], ~found.removed) % 8 == 0).all()
 
 
 def test_a_run_that_was_stopped_gets_to_the_same_result(machine, tmp_path):
-    settings = dataclasses.replace(SETTINGS, checkpoint_steps=1)
-    whole = compress(speedup=2.0, output=tmp_path / "whole", config=settings)
+    def stop(step, *_):
+        if step == 5:
+            raise KeyboardInterrupt
 
-    class Stop:
-        def stage(self, name):
-            pass
-
-        def images(self, done, total):
-            pass
-
-        def step(self, step, total, loss, cost, phase):
-            if step == 5:
-                raise KeyboardInterrupt
-
+    settings = {"speedup": 2.0}
+    whole = run(machine, tmp_path, settings=settings)
     with pytest.raises(KeyboardInterrupt):
-        compress(speedup=2.0, output=tmp_path / "out", config=settings, reporter=Stop())
-    again = compress(speedup=2.0, output=tmp_path / "out", config=settings, resume=True)
-    assert again.plan.removed == whole.plan.removed
-    a, b = (result.model.state_dict() for result in (whole, again))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+        run(machine, tmp_path, settings=settings, progress=stop)
+    again = run(machine, tmp_path, settings=settings, resume=True)
+    assert np.array_equal(again.removed, whole.removed)
+    assert all(torch.equal(whole.state_dict[name], tensor) for name, tensor in again.state_dict.items())
 
 
 def test_what_cannot_be_is_refused_before_the_training(machine):
@@ -141,8 +151,6 @@ def test_what_cannot_be_is_refused_before_the_training(machine):
 
 
 def test_engine_says_what_is_missing():
-    from graphprune.engine import Engine
-
     graph = staircase.graph()
     config = dataclasses.replace(SETTINGS, speedup=2.0)
     with pytest.raises(UsageError, match=r"Engine\.use"):

@@ -1,0 +1,148 @@
+"""Measured speed-up against the ratio of multiply-accumulates: torch-pruning, and ours by counting and by the clock.
+
+    python benchmarks/latency/compare.py [--networks resnet56] [--threads 1,2] [--batches 1,16]
+
+Needs torch-pruning and, for two of the networks, torchvision. All files of one network are written by the same exporter
+and timed in turns. Nothing is trained: shapes decide the latency. Importance is l2 for all; ours is scaled to a sum of 1
+for each set of coupled channels, since random weights do not say which layers matter.
+
+    torch-pruning          half of the multiply-accumulates, same share everywhere, as it does by default
+    torch-pruning, by 8    likewise, widths rounded to multiples of 8 (and of 16)
+    by MACs                half of the multiply-accumulates, align="auto"
+    by speed               speedup=2
+
+Rows go to results/compare.json as they come, and are not repeated. What torch-pruning breaks has no row; it does not know
+of the zero-padded shortcuts of ResNet56, for one.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+import networks  # noqa: E402
+from rows import Rows  # noqa: E402
+from torch import nn  # noqa: E402
+
+import graphprune as gp  # noqa: E402
+from graphprune.latency import LatencyTarget  # noqa: E402
+from graphprune.latency.stopwatch import stopwatch  # noqa: E402
+from graphprune.onnx_cost import onnx_cost  # noqa: E402
+from graphprune.scoring import score_groups  # noqa: E402
+
+SHARE, SPEEDUP = 0.5, 2.0
+HALVINGS = 8
+PEERS = {"torch-pruning": None, "torch-pruning, by 8": 8, "torch-pruning, by 16": 16}
+
+
+def peer(name: str, round_to: int | None) -> nn.Module:
+    """The network as torch-pruning leaves it, with at most half of the multiply-accumulates."""
+    import torch_pruning as tp
+
+    inputs = networks.example(name)[0][:1]
+    dense = tp.utils.count_ops_and_params(networks.make(name), inputs)[0]
+    low, high, best = 0.0, 0.9, None
+    for _ in range(HALVINGS):
+        ratio = (low + high) / 2
+        module = networks.make(name)
+        last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+        tp.pruner.MagnitudePruner(
+            module,
+            inputs,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[last],
+            round_to=round_to,
+        ).step()
+        if tp.utils.count_ops_and_params(module, inputs)[0] <= SHARE * dense:
+            high, best = ratio, module
+        else:
+            low = ratio
+    assert best is not None, "torch-pruning does not reach the budget"
+    return best.eval()
+
+
+def peers(name: str, folder: Path) -> dict[str, Path]:
+    """Files that do not depend on how they are run."""
+    inputs = networks.example(name)
+    files = {"dense": gp.export_onnx(networks.make(name), inputs, folder / "dense.onnx")}
+    for label, round_to in PEERS.items():
+        try:
+            module = peer(name, round_to)
+        except Exception as error:  # whatever the peer raises, or the network that it leaves
+            print(f"{label} cannot do {name}: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        files[label] = gp.export_onnx(module, inputs, folder / f"peer-{round_to}.onnx")
+    return files
+
+
+def ours(name: str, target: LatencyTarget, folder: Path) -> Iterator[tuple[str, Path, float]]:
+    """Our files for one way of running, and the seconds that planning took once latencies were known."""
+    module, inputs = networks.make(name), networks.example(name)
+    graph = gp.trace(module, inputs)
+    scores = score_groups(graph, "l2")
+    for group_set in graph.sets:
+        scores[group_set.groups] /= scores[group_set.groups].sum()
+    with stopwatch(graph, target) as watch:
+        for label, goal in (("by MACs", {"macs": SHARE, "align": "auto"}), ("by speed", {"speedup": SPEEDUP})):
+            start = time.perf_counter()
+            plan = gp.plan(graph, **goal, importance=scores, stopwatch=watch)
+            seconds = time.perf_counter() - start
+            path = folder / f"{label.replace(' ', '-')}-{target.batch}-{target.threads}.onnx"
+            yield label, gp.export_onnx(gp.slim(module, plan, inputs), inputs, path), seconds
+
+
+def measure(name: str, files: dict[str, Path], target: LatencyTarget, folder: Path) -> Iterator[dict[str, object]]:
+    """The rows of one network and way of running."""
+    files, seconds = dict(files), {}
+    for label, path, took in ours(name, target, folder):
+        files[label], seconds[label] = path, took
+    report = gp.benchmark(files, threads=target.threads, batch=target.batch, min_seconds=2.0)
+    dense = onnx_cost(files["dense"]).macs
+    for label, path in files.items():
+        timing = report[label]
+        yield {
+            "network": name,
+            "threads": target.threads,
+            "batch": target.batch,
+            "variant": label,
+            "macs_ratio": round(dense / onnx_cost(path).macs, 3),
+            "speedup": round(timing.speedup, 3),
+            "interval": [round(end, 3) for end in timing.speedup_interval],
+            "median_ms": round(timing.median_ms, 4),
+            "plan_seconds": round(seconds[label], 1) if label in seconds else None,
+            "interference": report.interference,
+        }
+
+
+def main() -> None:
+    """Measure what has no rows yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(networks.NETWORKS))
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--batches", default="1,16")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    rows = Rows(options.results / "compare.json", ("network", "threads", "batch", "variant"))
+    for name in options.networks.split(","):
+        ways = [
+            LatencyTarget(threads=threads, batch=batch)
+            for batch in map(int, options.batches.split(","))
+            for threads in map(int, options.threads.split(","))
+        ]
+        ways = [way for way in ways if not rows.has(network=name, threads=way.threads, batch=way.batch)]
+        with tempfile.TemporaryDirectory() as folder:
+            files = peers(name, Path(folder)) if ways else {}
+            for way in ways:
+                for row in measure(name, files, way, Path(folder)):
+                    rows.add(row)
+                    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
