@@ -1,18 +1,18 @@
-"""Measured speed-up against the ratio of multiply-accumulates: torch-pruning, and ours by counting and by the clock.
+"""Measured speed-up against the ratio of multiply-accumulates: torch-pruning, and ours by counting and by clock.
 
     python benchmarks/latency/compare.py [--networks resnet56] [--threads 1,2] [--batches 1,16]
 
 Needs torch-pruning and, for two of the networks, torchvision. All files of one network are written by the same exporter
-and timed in turns. Nothing is trained: shapes decide the latency. Importance is l2 for all; ours is scaled to a sum of 1
-for each set of coupled channels, since random weights do not say which layers matter.
+and timed in turns. Nothing is trained: shapes decide the latency. Importance is l2 for all; ours is scaled to a sum of
+1 for each set of coupled channels, since random weights do not say which layers matter.
 
     torch-pruning          half of the multiply-accumulates, same share everywhere, as it does by default
     torch-pruning, by 8    likewise, widths rounded to multiples of 8 (and of 16)
     by MACs                half of the multiply-accumulates, align="auto"
     by speed               speedup=2
 
-Rows go to results/compare.json as they come, and are not repeated. What torch-pruning breaks has no row; it does not know
-of the zero-padded shortcuts of ResNet56, for one.
+Rows go to results/compare.json as they come, and are not repeated. What torch-pruning breaks has no row: it does not
+know of the zero-padded shortcuts of ResNet56, for one.
 """
 
 import argparse
