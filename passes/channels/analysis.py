@@ -260,8 +260,10 @@ class Analysis:
             self.freeze(facet, op, _ALL_AT_ONCE)
 
     def _freeze_lost(self, op: Op, results: list[Value]) -> None:
-        known = Segments([facet.labels for value in results for facet in value.facets] + self._declared)
         given = [(value, facet) for value in op.values() for facet in value.facets]
+        if not given:
+            return
+        known = Segments([facet.labels for value in results for facet in value.facets] + self._declared)
         every = Segments([facet.labels for _, facet in given])
         lost = ~self.space.among(every.values, known.values)
         if not np.count_nonzero(lost):

@@ -50,6 +50,8 @@ class ChannelGroup:
 class ChannelGraph:
     """Coupled channel groups of a model.
 
+    What is not needed to number the groups (sets, flow of values, costs, reasons) is read when it is first asked for.
+
     Attributes:
         n_groups: number of groups that can be removed.
         axes: (parameter or buffer, dimension) -> group id per index, -1 where it cannot be removed.
@@ -95,27 +97,18 @@ class ChannelGraph:
         self._analysis = analysis
         self._values = values
         self._inputs = inputs
+        self._batch = batch
+        self._steps, self._outputs, self._same = steps, outputs, same or {}
         self.shapes = dict(analysis.parameter_shapes)
         self.unknown = dict(unknown or {})
         self._id_of, self.n_groups = group_ids(analysis.carriers, analysis.space)
-        carriers = Segments(list(analysis.carriers.values()))
+        self._carriers = carriers = Segments(list(analysis.carriers.values()))
         ids = self._id_of[carriers.values]
         removable = carriers.most(ids) >= 0
         of_axes = zip(analysis.carriers, carriers.apart(ids), removable.tolist(), strict=True)
         self.axes: dict[tuple[str, int], Ids] = {key: own for key, own, some in of_axes if some}
         self.parameters = parameters
         self._read_exactness()
-        facets = (f for value in values.values() for f in value.facets)
-        results = (f for step in steps for value in step.results for f in value.facets)
-        table = FacetTable((*facets, *results), self._id_of)
-        self.set_of, sets = sort_into_sets(self.axes, self.n_groups, table, self.shapes, analysis.output_dims)
-        self.flow = self._read_flow(steps, outputs, same or {}, table)
-        self.sets: tuple[GroupSet, ...] = tuple(
-            replace(s, bypassed=self.flow.fates(frozenset({s.index})) is not None) for s in sets
-        )
-        self.frozen = self._read_frozen(carriers)
-        self.value_groups = self._read_values()
-        self.cost = self._cost(batch)
 
     # -- reading the analysis -------------------------------------------------------------------------
 
@@ -131,13 +124,35 @@ class ChannelGraph:
         self.exact[ids[ids >= 0]] = False
         self._why[ids[ids >= 0]] = which[ids >= 0]
 
-    def _read_flow(
-        self, steps: Sequence[Step], outputs: Sequence[Value], same: Mapping[int, int], table: FacetTable
-    ) -> Flow:
+    @cached_property
+    def _facets(self) -> FacetTable:
+        facets = (f for value in self._values.values() for f in value.facets)
+        results = (f for step in self._steps for value in step.results for f in value.facets)
+        return FacetTable((*facets, *results), self._id_of)
+
+    @cached_property
+    def _sorted(self) -> tuple[Ids, list[GroupSet]]:
+        return sort_into_sets(self.axes, self.n_groups, self._facets, self.shapes, self._analysis.output_dims)
+
+    @property
+    def set_of(self) -> Ids:
+        """See the class."""
+        return self._sorted[0]
+
+    @cached_property
+    def sets(self) -> tuple[GroupSet, ...]:
+        """See the class."""
+        flow = self.flow
+        return tuple(replace(s, bypassed=flow.fates(frozenset({s.index})) is not None) for s in self._sorted[1])
+
+    @cached_property
+    def flow(self) -> Flow:
+        """How values run through the operators."""
+        table, same = self._facets, self._same
         whole: dict[int, frozenset[int]] = {}
         touched: dict[int, frozenset[int]] = {}
         owners_of = table.owners(self.set_of)
-        for value in (value for step in steps for value in step.results):
+        for value in (value for step in self._steps for value in step.results):
             key = same.get(id(value), id(value))
             for row in map(table.row, value.facets):
                 if row is None:
@@ -145,9 +160,12 @@ class ChannelGraph:
                 touched[key] = touched.get(key, frozenset()) | owners_of[row]
                 if table.whole[row]:
                     whole[key] = owners_of[row]
-        return Flow(steps, outputs, whole, touched, same)
+        return Flow(self._steps, self._outputs, whole, touched, same)
 
-    def _read_frozen(self, carriers: Segments) -> list[Frozen]:
+    @cached_property
+    def frozen(self) -> list[Frozen]:
+        """See the class."""
+        carriers = self._carriers
         space, axes, first = self._analysis.space, self._analysis.carriers, self._analysis.output_dims
         found: dict[int, dict[int, None]] = {}
         names: dict[int, dict[str, None]] = {}
@@ -168,7 +186,9 @@ class ChannelGraph:
             if names[reason]
         ]
 
-    def _read_values(self) -> dict[str, tuple[int, Ids]]:
+    @cached_property
+    def value_groups(self) -> dict[str, tuple[int, Ids]]:
+        """See the class."""
         found = {}
         for name, value in self._values.items():
             for facet in () if value.constant else value.facets:
@@ -178,9 +198,11 @@ class ChannelGraph:
                     break
         return found
 
-    def _cost(self, batch: int) -> CostModel:
+    @cached_property
+    def cost(self) -> CostModel:
+        """See the class."""
         macs = [
-            Term(term.name, term.factor / batch, tuple(self._ids(axis) for axis in term.axes))
+            Term(term.name, term.factor / self._batch, tuple(self._ids(axis) for axis in term.axes))
             for term in self._analysis.terms
         ]
         params = []

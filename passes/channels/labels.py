@@ -28,6 +28,7 @@ class LabelSpace:
         self._reason: Labels = np.full(1024, _FREE_CODE, dtype=np.int64)
         self._mark: Mask = np.zeros(1024, dtype=np.bool_)
         self._size = 0
+        self._is_flat = True  # every label points straight at its root
         self._index_of: dict[str, int] = {}
         self.reasons: list[str] = ["not a channel"]
         #: Grows whenever classes are merged.
@@ -53,30 +54,38 @@ class LabelSpace:
     def find(self, labels: Labels) -> Labels:
         """The representative of the class of each label; same shape."""
         parent = self._parent
-        roots = parent[labels]
-        while True:
-            above = parent[roots]
+        roots: Labels = parent.take(labels)  # faster than an index, for short arrays
+        while not self._is_flat:
+            above = parent.take(roots)
             if not np.count_nonzero(above != roots):  # of all ways to ask this, the fastest for short arrays
-                return roots
+                break
             roots = above
+        return roots
 
     def unite(self, left: Labels, right: Labels) -> None:
         """Merge the classes that meet at each position of two arrays (broadcast against each other)."""
         left, right = self.find(left), self.find(right)
         linked = []
-        while True:
-            differ = left != right
-            if not np.count_nonzero(differ):
-                break
+        differ = left != right
+        while np.count_nonzero(differ):
             left, right = np.broadcast_to(left, differ.shape)[differ], np.broadcast_to(right, differ.shape)[differ]
-            upper = np.maximum(left, right)
-            # every larger root now points at the smallest root it meets; what else it meets comes next round
-            np.minimum.at(self._parent, upper, np.minimum(left, right))
+            upper, lower = np.maximum(left, right), np.minimum(left, right)
+            # Every larger root now points at one smaller root that it meets ...
+            self._parent[upper] = lower
+            self._is_flat = False
             linked.append(upper)
+            other = self._parent[upper] != lower
+            if not np.count_nonzero(other):
+                break
+            # ... at the smallest, if it meets several; what else it meets comes next round.
+            np.minimum.at(self._parent, upper[other], lower[other])
             left, right = self.find(left), self.find(right)
+            differ = left != right
         self.unions += len(linked)
         for roots in linked:
-            np.minimum.at(self._reason, self.find(roots), self._reason[roots])
+            codes = self._reason.take(roots)
+            if np.count_nonzero(codes != _FREE_CODE):
+                np.minimum.at(self._reason, self.find(roots), codes)
 
     def freeze(self, labels: Labels, reason: str | None) -> None:
         """Forbid the removal of the classes of `labels`; the first reason given is the one that is kept.
@@ -119,6 +128,7 @@ class LabelSpace:
         """Point every label straight at its root: makes later look-ups one step."""
         used = self._parent[: self._size]
         used[:] = self.find(used)
+        self._is_flat = True
 
 
 def varying(array: NDArray[Any]) -> tuple[int, ...]:

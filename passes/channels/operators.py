@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graphprune.passes.channels.labels import Mask
@@ -45,10 +46,17 @@ class Op:
 
     def values(self) -> list[Value]:
         """All inputs, lists flattened, in order."""
+        return list(self._values)
+
+    @cached_property
+    def _values(self) -> tuple[Value, ...]:
         flat: list[Value] = []
         for item in self.inputs.values():
-            flat.extend(v for v in (item if isinstance(item, list) else [item]) if isinstance(v, Value))
-        return flat
+            if isinstance(item, Value):
+                flat.append(item)
+            elif isinstance(item, list):
+                flat.extend([v for v in item if isinstance(v, Value)])
+        return tuple(flat)
 
     @property
     def shape(self) -> tuple[int, ...]:

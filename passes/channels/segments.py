@@ -41,8 +41,8 @@ class Segments:
 
     def counts(self, values: Labels, number: int) -> csr_matrix:
         """How often each of 0, 1, ..., number - 1 occurs in each array; negative values do not count."""
-        held = values >= 0
-        ends = np.append(0, np.cumsum(held))[np.append(self.starts, len(values))]
-        matrix = csr_matrix((np.ones(int(held.sum()), dtype=np.int64), values[held], ends), shape=(len(self), number))
+        held = np.flatnonzero(values >= 0)
+        ends = np.searchsorted(held, np.append(self.starts, len(values)))
+        matrix = csr_matrix((np.ones(len(held), dtype=np.int64), values[held], ends), shape=(len(self), number))
         matrix.sum_duplicates()
         return matrix

@@ -28,23 +28,31 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def cut_tensors(module: nn.Module, plan: PruningPlan) -> None:
-    """Slice every planned parameter and buffer of `module` in place; tied tensors stay tied."""
-    cut = _cut_by_identity(module, plan)
+    """Slice every planned parameter and buffer of `module` in place; tied tensors stay tied.
+
+    One after another, so that what was cut is free before the next one is.
+    """
+    for name, places in _places(module, plan).items():
+        table, leaf = places[0]
+        cut = _cut_tensor(table[leaf], plan, name)
+        for table, leaf in places:
+            table[leaf] = cut
+
+
+def _places(module: nn.Module, plan: PruningPlan) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Name of each planned tensor -> where the module holds it.
+
+    A tied tensor may go by another name in the plan than under the path that is come to first.
+    """
+    planned = {id(tensor): name for name, tensor in named_tensors(module).items() if name in plan.removed}
+    places: dict[str, list[tuple[dict[str, Any], str]]] = {}
     for owner in module.modules():
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for table in tables:
             for leaf, tensor in table.items():
-                if id(tensor) in cut:
-                    table[leaf] = cut[id(tensor)]
-
-
-def _cut_by_identity(module: nn.Module, plan: PruningPlan) -> dict[int, torch.Tensor]:
-    """Id of each planned tensor -> what is left of it.
-
-    A tied tensor may go by another name in the plan than under the path that is come to first.
-    """
-    planned = {id(tensor): (name, tensor) for name, tensor in named_tensors(module).items() if name in plan.removed}
-    return {key: _cut_tensor(tensor, plan, name) for key, (name, tensor) in planned.items()}
+                if id(tensor) in planned:
+                    places.setdefault(planned[id(tensor)], []).append((table, leaf))
+    return places
 
 
 def _cut_tensor(tensor: torch.Tensor, plan: PruningPlan, name: str) -> torch.Tensor:

@@ -89,7 +89,6 @@ def slim(
     removed = graph.removed_by(plan)
     modes = _modes(model)
     masked = mask(model, plan).eval()
-    tensors = named_tensors(masked)
     inexact = bool((removed & ~graph.exact).any())
     cut_inexactly = _cut_inexactly(masked, graph, plan, removed, inputs) if inexact else None
     if cut_inexactly is not None:
@@ -103,9 +102,12 @@ def slim(
         if not problem:
             return _restore(masked, modes)
         logger.info("the slim model is returned as a captured graph, because its class fixes sizes: %s", problem)
-    del masked  # its tensors are still needed, what was cut of them is not
+        if cut_inexactly is None:
+            masked = mask(model, plan).eval()  # once more: holding what was cut would cost everybody memory
     if cut_inexactly is not None:
         return cut_inexactly.train(next(iter(modes.values()), False))
+    tensors = named_tensors(masked)
+    del masked
     captured = cut_graph(graph, plan, removed, tensors).eval()
     try:
         _check(reference, captured, inputs, tolerance, "the slim model")
