@@ -28,17 +28,17 @@ choices of the exporter bring is in [EXPORT.md](EXPORT.md), int8 in [INT8.md](IN
 """
 _COMPARISON = """## Speed-up against multiply-accumulates
 
-`python benchmarks/latency/compare.py`. torch-pruning 1.6.1 prunes every layer by the same share, as it does by default, so
-that half of the multiply-accumulates are left, or the nearest to it that a ratio gives; *by 8* and *by 16*: widths
+`python benchmarks/latency/compare.py`. torch-pruning 1.6.1 prunes every layer by the same share, as it does by default,
+so that half of the multiply-accumulates are left, or the nearest to it that a ratio gives; *by 8* and *by 16*: widths
 rounded to that. *By MACs*: ours with `macs=0.5, align="auto"`. *By speed*: ours with `speedup=2`. *Saved*: the share of
-multiply-accumulates that is gone. *Gain*: time saved for each multiply-accumulate saved, (1 - 1/speed-up) / saved, where 1
-is what they promise. *Plan*: seconds that the allocation took once the latencies were known.
+multiply-accumulates that is gone. *Gain*: time saved for each multiply-accumulate saved, (1 - 1/speed-up) / saved;
+1 is what they promise. *Plan*: seconds that the allocation took once the latencies were known.
 """
 _PREDICTION = """## What the latency model predicts
 
-`python benchmarks/latency/prediction.py`: 20 random allocations of each network that nothing was fitted to, cut and timed
-as whole files; errors are of the predicted latency relative to the measured one. *Build*: seconds to measure the model,
-once for a machine.
+`python benchmarks/latency/prediction.py`: 20 random allocations of each network that nothing was fitted to, cut and
+timed as whole files; errors are of the predicted latency relative to the measured one. *Build*: seconds to measure the
+model, once for a machine.
 """
 
 
@@ -70,10 +70,10 @@ def comparison(rows: Sequence[Row]) -> str:
     asked = [row for row in rows if row["variant"] == "by speed"]
     reached = sum(row["speedup"] >= 0.97 * ASKED for row in asked)
     over = sum(row["speedup"] > 1.03 * ASKED for row in asked)
+    speedups = [row["speedup"] for row in asked]
     lines = [
-        f"- asked for {ASKED:g}x: {reached} of {len(asked)} reach at least {0.97 * ASKED:.2f}x, {over} of them more than "
-        f"{1.03 * ASKED:.2f}x; median {median(row['speedup'] for row in asked):.2f}x, lowest "
-        f"{min(row['speedup'] for row in asked):.2f}x"
+        f"- asked for {ASKED:g}x: {reached} of {len(asked)} reach at least {0.97 * ASKED:.2f}x, {over} of them more "
+        f"than {1.03 * ASKED:.2f}x; median {median(speedups):.2f}x, lowest {min(speedups):.2f}x"
     ]
     for variant in ("by speed", "by MACs"):
         pairs = [(gain(row), gain(peer)) for row, peer in beside(rows, variant, "torch-pruning")]
