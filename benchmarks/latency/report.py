@@ -1,7 +1,4 @@
-"""README.md of this folder, written from results/compare.json and results/prediction.json alone.
-
-python benchmarks/latency/report.py
-"""
+"""README.md of this folder, written by `python benchmarks/latency/report.py` from results/*.json alone."""
 
 import json
 import sys
