@@ -52,6 +52,24 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"macs": 0.3333, "epochs": 15},
         "a third of the MACs at -0.5 points or better",
     ),
+    "resnet56-speedup2": Experiment(
+        "resnet56",
+        "graphprune.models:resnet56",
+        {"speedup": 2.0, "epochs": 20},
+        "twice as fast on this machine at -0.3 points or better",
+    ),
+    "vgg-small-speedup4": Experiment(
+        "vgg_small",
+        "graphprune.models:vgg_small",
+        {"speedup": 4.0, "epochs": 15},
+        "four times as fast on this machine at -0.3 points or better",
+    ),
+    "mobilenetv2-speedup2": Experiment(
+        "mobilenetv2",
+        "graphprune.models:mobilenet_v2",
+        {"speedup": 2.0, "epochs": 15},
+        "twice as fast on this machine at -0.5 points or better",
+    ),
     # what removal during the training saves: compare `steps.cpu_seconds`
     "resnet56-macs40": _resnet56("steps with removal", params=None, epochs=2),
     "resnet56-macs40-no-shrink": _resnet56("steps without removal", params=None, epochs=2, shrink=False),

@@ -53,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings, as in lr=0.05")
     parser.add_argument("--limit", type=int, help="learn from so many images only (for a first look)")
     parser.add_argument("--evaluations", type=int, help="over the run (default: one an epoch)")
+    parser.add_argument("--int8", action="store_true", help="deliver an int8 version too")
     parser.add_argument("--core", type=int, help="run on this core alone")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of checkpoints and files")
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -107,6 +108,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> None:
             config=config,
             eval_images=val,
             benchmark=gp.BenchmarkOptions(seconds=2.0),
+            quantize=gp.QuantizeOptions() if arguments.int8 else None,
             resume=is_begun and not (work / "metrics.json").exists(),
             force=(work / "metrics.json").exists(),
             reporter=reporter,
