@@ -32,8 +32,8 @@ def times(rows: Sequence[Row]) -> str:
     lines = [
         "Processor seconds of GraphPrune over those of torch-pruning, in turns in one process; median over models "
         "[10th and 90th percentile]. Below 1 GraphPrune is faster. *Trace* finds the coupled groups; what only plans "
-        "and reports need (sets, flow of values, costs) is read when it is first asked for, and counted with *plan*, as "
-        "torch-pruning collects its groups when it prunes.",
+        "and reports need (sets, flow of values, costs) is read when it is first asked for and counted with *plan*, "
+        "as torch-pruning collects its groups when it prunes.",
         "",
         f"| | all {len(rows)} | {len(large)} above {LARGE / 1e6:g} M parameters |",
         "|---|---|---|",
