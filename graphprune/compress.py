@@ -27,7 +27,7 @@ from graphprune.checkpoint import load_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.delivery import Delivery, member_names
-from graphprune.engine import NO_BUDGET, Engine, Observer, StudentResult
+from graphprune.engine import NO_BUDGET, Engine
 from graphprune.files import atomic_write_json
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
 from graphprune.int8_delivery import quantize_members
@@ -42,6 +42,7 @@ from graphprune.processes import Processes
 from graphprune.quantize import QuantizeOptions
 from graphprune.report import count, render_metrics
 from graphprune.results import BenchmarkOptions, measure, missed
+from graphprune.run_records import Observer, StudentResult
 
 __all__ = ["BenchmarkOptions", "CompressResult", "DataOptions", "Reporter", "compress"]
 

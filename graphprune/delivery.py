@@ -17,7 +17,7 @@ from torch import nn
 
 from graphprune.api import plan
 from graphprune.config import CompressConfig
-from graphprune.engine import Engine, StudentResult
+from graphprune.engine import Engine
 from graphprune.export import export_onnx
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
@@ -26,6 +26,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.capture import CapturedModule
 from graphprune.passes.fx.slim import mask, slim
+from graphprune.run_records import StudentResult
 from graphprune.saving import load, save
 from graphprune.verify import Comparison, require_equal
 from graphprune.version import __version__

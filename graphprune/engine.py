@@ -12,35 +12,35 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphprune.allocation import Limits, check_reachable
 from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.checkpoint import load_checkpoint, model_digest, remove_partial_checkpoints, save_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
-from graphprune.data.batches import Augmentation, TrainingBatches, evaluation_batches
+from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_kind
+from graphprune.divergence import Divergence
+from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision
 from graphprune.processes import Processes
+from graphprune.run_records import Observer, Progress, StudentResult
 from graphprune.schedule import Schedule
 from graphprune.student import Student
 from graphprune.taps import find_taps
+from graphprune.torch_mode import torch_threads
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.capture import CapturedModule
 
 _log = logging.getLogger("graphprune")
@@ -48,44 +48,7 @@ _log = logging.getLogger("graphprune")
 NO_BUDGET = "no budget given: say what must be reached with --speedup, --latency-ms, --macs or --params"
 
 _MOST_HELD_OUT = 0.1  # share of the images
-_EVALUATION_BATCH = 256
 _LOOKED_AT = 256  # images
-_DIVERGED = 10.0  # times the loss of a network that knows nothing
-_FORGETTING = 0.02  # a step
-
-
-Observer = Callable[[nn.Module], Mapping[str, float]]
-"""Looks at a student in inference mode and returns numbers for its history; nothing is decided by them."""
-
-
-class Progress(Protocol):
-    """Told after every step how a run goes."""
-
-    def __call__(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
-        """`step` of `total` is done; `cost` holds shares of the dense model's, of the first student."""
-
-
-@dataclass(frozen=True)
-class StudentResult:
-    """What became of one student.
-
-    Attributes:
-        number: which of the students it was.
-        state_dict: parameters and buffers, dense shapes, removed groups exactly zero.
-        removed: (n_groups,) mask of the removed groups.
-        plan: the same as a plan.
-        cost: shares of the dense model's multiply-accumulates and parameters.
-        agreement: with the teacher, on the held-out images.
-        history: one record per measurement: step, epoch, phase, losses, agreement, cost.
-    """
-
-    number: int
-    state_dict: dict[str, Tensor]
-    removed: np.ndarray
-    plan: "PruningPlan"
-    cost: dict[str, float]
-    agreement: float
-    history: list[dict[str, Any]]
 
 
 class Engine:
@@ -148,12 +111,11 @@ class Engine:
         ]
         self._check_budgets()
         self.done = 0  # steps
-        self._worst = 0.0  # running mean of the worst student's loss on outputs
         self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
+        self.judge = HeldOut(self.held_out, self._teacher_tapped, self.loss, self._prepared)
         self._losses: list[dict[str, float]] = []
-        self._held_out_targets: dict[int, list[Tensor]] = {}
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
@@ -180,7 +142,7 @@ class Engine:
         if not outputs:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
         loss = OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
-        self._ignorance = loss.of_ignorance(outputs)
+        self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.lr)
         return loss
 
     def _whole_batch(self, epoch: int, step: int) -> Tensor:
@@ -214,7 +176,7 @@ class Engine:
         """
         if self.config.needs_latency and self.processes.is_first and self.students[0].set.stopwatch is None:
             raise UsageError("a budget in latency needs something that measures it: see Engine.use")
-        with _threads(self.config.threads), torch.random.fork_rng(devices=[]):
+        with torch_threads(self.config.threads), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             if self.checkpoint is not None and self.processes.is_first:
                 remove_partial_checkpoints(self.checkpoint)
@@ -257,7 +219,8 @@ class Engine:
             answers = [student(batch) for student in self.students]
         total, self._losses = self._loss(flatten_outputs(target), target_features, answers)
         (value,) = self.processes.mean(float(total.detach()) / len(self.students))
-        self._refuse_divergence(step, value)
+        (worst,) = self.processes.mean(max(losses["out"] for losses in self._losses))
+        self.divergence.refuse(step, value, worst)
         for student in self.students:
             student.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
@@ -265,18 +228,6 @@ class Engine:
             self.processes.mean_gradients_(student.module.parameters())
             student.step(step, self.schedule)
         return value
-
-    def _refuse_divergence(self, step: int, value: float) -> None:
-        """Stop when the loss is not finite, or answers have long been worse than one answer to everything."""
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step + 1}; lower --lr (now {self.config.lr:g})")
-        (found,) = self.processes.mean(max(losses["out"] for losses in self._losses))
-        self._worst += _FORGETTING * (found - self._worst)
-        if self._worst > _DIVERGED * self.config.lambda_out * self._ignorance:
-            raise TrainingError(
-                f"the training has diverged by step {step + 1}: the answers have come to be much further from "
-                f"the model's own than one answer to all images; lower --lr (now {self.config.lr:g})"
-            )
 
     def _loss(
         self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor | None]]]
@@ -323,7 +274,7 @@ class Engine:
                 "phase": self.schedule.phase(self.done - 1),
                 "loss": sum(losses.values()),
                 **{f"loss_{name}": value for name, value in losses.items()},
-                "agreement": self._agreement(student),
+                "agreement": self.judge.agreement(student),
                 **student.shares(),
                 "zero_groups": int(student.set.dead.sum()),
             }
@@ -342,27 +293,6 @@ class Engine:
                 record["agreement"],
                 " ".join(f"{unit} {share:.3f}" for unit, share in student.shares().items()),
             )
-
-    @torch.no_grad()
-    def _agreement(self, student: Student) -> float:
-        student.tapped.eval()
-        shares, sizes = [], []
-        for number, batch in enumerate(evaluation_batches(self.held_out, _EVALUATION_BATCH)):
-            batch = self._prepared(batch)
-            output = flatten_outputs(student.tapped(batch)[0])
-            shares.append(self.loss.agreement(self._held_out_target(number, batch), output))
-            sizes.append(len(batch))
-        student.tapped.train()
-        return float(np.average(shares, weights=sizes)) if sizes else math.nan
-
-    def _held_out_target(self, number: int, batch: Tensor) -> list[Tensor]:
-        """What the teacher says to a held-out batch; class outputs are small and asked for only once."""
-        if number in self._held_out_targets:
-            return self._held_out_targets[number]
-        target = flatten_outputs(self._teacher_tapped(batch)[0])
-        if self.loss.kind != "values":
-            self._held_out_targets[number] = target
-        return target
 
     def _calibration(self) -> Iterator[Tensor]:
         """Training batches that no step has seen in this form.
@@ -389,7 +319,7 @@ class Engine:
             removed=removed,
             plan=self.graph.plan(removed),
             cost=cost,
-            agreement=self._agreement(student),
+            agreement=self.judge.agreement(student),
             history=self.history[student.number],
         )
 
@@ -424,7 +354,7 @@ class Engine:
                 "precision": self.precision.to_dict(),
                 "step": self.done,
                 "step_seconds": self.step_seconds,
-                "worst": self._worst,
+                "worst": self.divergence.worst,
                 "images": self.batches.state_dict(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
@@ -442,7 +372,7 @@ class Engine:
             student.load_state(saved)
         self.done = state["step"]
         self.step_seconds = state["step_seconds"]
-        self._worst = state["worst"]
+        self.divergence.worst = state["worst"]
         self.history = state["history"]
         torch.set_rng_state(state["random"])
 
@@ -456,14 +386,3 @@ def _refuse_fixed_batch(teacher: "CapturedModule", batch_size: int) -> None:
                 f"the model takes batches of exactly {value.shape[0]}, training needs {batch_size} and others: make it "
                 "independent of the batch size (look for shapes written as numbers in its forward)"
             )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads for a while; 0 leaves them as they are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

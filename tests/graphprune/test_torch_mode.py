@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.torch_mode import evaluation
+from graphprune.torch_mode import evaluation, torch_threads
 
 
 def mixed():
@@ -48,3 +48,17 @@ def test_captured_graphs_switch_their_operators():
     with evaluation(module):
         assert torch.equal(module(x), module(x))
     assert not torch.equal(module(x), module(x))
+
+
+def test_threads_are_given_back_after_an_error():
+    before = torch.get_num_threads()
+
+    def fail():
+        with torch_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with torch_threads(0):
+        assert torch.get_num_threads() == before

@@ -1,0 +1,66 @@
+"""How far students agree with their teacher on images that are never trained on."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphprune.data import ImageSource
+from graphprune.data.batches import evaluation_batches
+from graphprune.distill import OutputLoss, flatten_outputs
+
+if TYPE_CHECKING:
+    from graphprune.student import Student
+
+__all__ = ["HeldOut"]
+
+_BATCH = 256
+
+
+class HeldOut:
+    """Images held out of a run.
+
+    Args:
+        images: what no step learns from.
+        teacher: outputs and features of a batch.
+        loss: how outputs are compared.
+        prepare: a batch in the number format and memory layout of the run.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource,
+        teacher: Callable[[Tensor], tuple[Any, Any]],
+        loss: OutputLoss,
+        prepare: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.images = images
+        self._teacher = teacher
+        self._loss = loss
+        self._prepare = prepare
+        self._targets: dict[int, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def agreement(self, student: "Student") -> float:
+        """See `OutputLoss.agreement`; NaN without images. The student is left in training mode."""
+        student.tapped.eval()
+        shares, sizes = [], []
+        for number, images in enumerate(evaluation_batches(self.images, _BATCH)):
+            batch = self._prepare(images)
+            output = flatten_outputs(student.tapped(batch)[0])
+            shares.append(self._loss.agreement(self._target(number, batch), output))
+            sizes.append(len(batch))
+        student.tapped.train()
+        return float(np.average(shares, weights=sizes)) if sizes else math.nan
+
+    def _target(self, number: int, batch: Tensor) -> list[Tensor]:
+        """What the teacher says to a batch; class outputs are small and asked for only once."""
+        if number in self._targets:
+            return self._targets[number]
+        target = flatten_outputs(self._teacher(batch)[0])
+        if self._loss.kind != "values":
+            self._targets[number] = target
+        return target

@@ -1,0 +1,46 @@
+"""What a training run tells while it lasts, and what it returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.plan import PruningPlan
+
+__all__ = ["Observer", "Progress", "StudentResult"]
+
+Observer = Callable[[nn.Module], Mapping[str, float]]
+"""Looks at a student in inference mode and returns numbers for its history; nothing is decided by them."""
+
+
+class Progress(Protocol):
+    """Told after every step how a run goes."""
+
+    def __call__(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
+        """`step` of `total` is done; `cost` holds shares of the dense model's, of the first student."""
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """What became of one student.
+
+    Attributes:
+        number: which of the students it was.
+        state_dict: parameters and buffers, dense shapes, removed groups exactly zero.
+        removed: (n_groups,) mask of the removed groups.
+        plan: the same as a plan.
+        cost: shares of the dense model's multiply-accumulates and parameters.
+        agreement: with the teacher, on the held-out images.
+        history: one record per measurement: step, epoch, phase, losses, agreement, cost.
+    """
+
+    number: int
+    state_dict: dict[str, Tensor]
+    removed: np.ndarray
+    plan: "PruningPlan"
+    cost: dict[str, float]
+    agreement: float
+    history: list[dict[str, Any]]
