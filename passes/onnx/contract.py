@@ -86,7 +86,8 @@ def set_literal(value: ir.Value, array: NDArray[Any]) -> None:
     old = value.const_value if producer is None else producer.attributes["value"].as_tensor()
     assert old is not None
     put_aside(old.numpy())
-    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=old.dtype, name=value.name, doc_string=old.doc_string)
+    # Not ascontiguousarray, which turns a scalar into a list of one.
+    tensor = ir.Tensor(np.asarray(array, order="C"), dtype=old.dtype, name=value.name, doc_string=old.doc_string)
     if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
     else:

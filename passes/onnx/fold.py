@@ -85,7 +85,7 @@ class _Folder:
         for position, value in enumerate(node.inputs):
             if value is None or value not in self.constants:
                 continue
-            array = np.ascontiguousarray(self.constants[value])
+            array = np.asarray(self.constants[value], order="C")
             name = f"{value.name}_constant"
             known = self.front.model.graph.initializers.get(name)
             if known is None:
