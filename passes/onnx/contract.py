@@ -106,4 +106,6 @@ def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Val
         name=free, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     model.graph.register_initializer(value)
+    if (model.ir_version or 0) < 4:  # which lists all literals as inputs
+        model.graph.inputs.append(value)
     return value

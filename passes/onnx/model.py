@@ -111,6 +111,8 @@ def _find_lost_data(model: ir.Model) -> str | None:
             tensor.numpy()  # only maps the file, and finds what else is wrong with it
         elif tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.numpy().shape != tuple(tensor.shape):
             return f"'{value.name}' has other sizes than numbers"
+        elif isinstance(tensor, ir.TensorProtoTensor) and len(tensor.tobytes()) != tensor.nbytes:
+            return f"'{value.name}' has no numbers"
     return None
 
 

@@ -218,6 +218,23 @@ def test_an_operator_whose_name_is_no_text_is_refused_in_one_line(source):
     assert [path.name for path in source.parent.iterdir()] == ["net.onnx"]
 
 
+def test_new_literals_are_listed_as_inputs_where_all_are(source):
+    """IR version 3: light_resnet50 of the onnx package."""
+    model = network(opset=8)
+    model.ir_version = 3
+    for weight in model.graph.initializer:
+        shape = helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        model.graph.input.append(shape)
+    model.graph.node.insert(0, helper.make_node("Identity", ["first.weight"], ["computed"]))
+    next(n for n in model.graph.node if n.op_type == "Conv").input[1] = "computed"
+    onnx.save(model, source)
+    report = slim_onnx(source, source.with_name("slim.onnx"))
+    after = onnx.load(source.with_name("slim.onnx"))
+    onnx.checker.check_model(after, full_check=True)
+    assert report.removed_groups == 2
+    assert {t.name for t in after.graph.initializer} <= {v.name for v in after.graph.input}
+
+
 def test_sparse_literals_are_written_out(source):
     values = helper.make_tensor("weight", FLOAT, [2], [1.0, 2.0])
     sparse = helper.make_sparse_tensor(values, helper.make_tensor("at", INT64, [2], [0, 5]), [4, 3])
