@@ -75,7 +75,7 @@ class Contender:
         for spec in self._specs:
             if spec.name not in inputs:
                 raise DataError(f"{self.name}: no array was given for its input '{spec.name}'")
-            array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
+            array = np.asarray(inputs[spec.name], dtype=spec.dtype, order="C")
             self.shapes[spec.name] = array.shape
             self._binding.bind_cpu_input(spec.name, array)
         for output in self._session.get_outputs():

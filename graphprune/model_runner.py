@@ -158,7 +158,7 @@ class _OnnxRunner:
             raise DataError(f"{self.label}: input '{spec.name}' is {wanted}, the data is {given}")
         if np.issubdtype(spec.dtype, np.floating) != np.issubdtype(array.dtype, np.floating):
             raise DataError(f"{self.label}: input '{spec.name}' is {spec.dtype.__name__}, the data is {array.dtype}")
-        return np.ascontiguousarray(array, dtype=spec.dtype)
+        return np.asarray(array, dtype=spec.dtype, order="C")
 
 
 class _TorchRunner:
@@ -234,9 +234,9 @@ class _TorchRunner:
 
         first = next((p for p in self._module.parameters() if p.is_floating_point()), None)
         return [
-            torch.from_numpy(np.ascontiguousarray(array)).to(first.dtype)
+            torch.from_numpy(np.asarray(array, order="C")).to(first.dtype)
             if first is not None and np.issubdtype(array.dtype, np.floating)
-            else torch.from_numpy(np.ascontiguousarray(array))
+            else torch.from_numpy(np.asarray(array, order="C"))
             for array in inputs
         ]
 

@@ -17,11 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "coverage")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "coverage")]
 
 import child  # noqa: E402
 from page import page  # noqa: E402
 from process import Row, run_child  # noqa: E402
+from record import without_folders  # noqa: E402
 from results import surroundings  # noqa: E402
 
 from graphprune.files import atomic_write_text  # noqa: E402
@@ -93,7 +94,7 @@ def report(folder: Path) -> None:
     """Write the rows as documents, and README.md from all results."""
     (HERE / "results").mkdir(exist_ok=True)
     for name, pattern in (("exports", "checks/*.json"), ("files", "checks/files/*.json")):
-        rows = [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+        rows = [json.loads(without_folders(path.read_text())) for path in sorted(folder.glob(pattern))]
         if rows:
             write(HERE / "results" / f"{name}.json", rows)
     atomic_write_text(HERE / "README.md", page(HERE / "results"))

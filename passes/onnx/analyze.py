@@ -303,7 +303,7 @@ class _Walk:
                 types[value.name] = shape_types(known.shape, self.kinds.get(value, value.dtype))
                 if value in self.numbers:
                     numbers[value.name] = onnx.numpy_helper.from_array(
-                        np.ascontiguousarray(self.numbers[value]), value.name
+                        np.asarray(self.numbers[value], order="C"), value.name
                     )
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, numbers, opset_imports=self.opset_ids, ir_version=self.model.ir_version

@@ -62,7 +62,7 @@ class ComputedNumbers:
         """
         elsewhere = self._from_sizes(value, self._other_sizes, self._elsewhere)
         if elsewhere is not None and np.array_equal(elsewhere, self.front.numbers[value]):  # case 1
-            return add_literal(self.front.model, name, ir.tensor(np.ascontiguousarray(self.expected(value))))
+            return add_literal(self.front.model, name, ir.tensor(np.asarray(self.expected(value), order="C")))
         kept = self._from_before(reader, value)  # case 2
         for dim, mask in self.cuts.get(value, {}).items():
             at = add_literal(self.front.model, f"{name}_at_{dim}", ir.tensor(np.flatnonzero(mask)))

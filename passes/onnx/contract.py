@@ -33,7 +33,8 @@ def find_fault(model: ir.Model) -> str | None:
     1. A node reads a value that nothing before it gives.
     2. Two values have one name.
     3. A literal has other sizes than are noted for it, or no numbers.
-    4. An output is given by nothing.
+    4. A Constant gives several values, or one that is no tensor.
+    5. An output is given by nothing.
     """
     graph = model.graph
     known: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
@@ -58,8 +59,15 @@ def find_fault(model: ir.Model) -> str | None:
                 return f"two values are called '{item.name}'"
             known.add(item)
             names.add(item.name)
+        if (node.op_type, node.domain) == ("Constant", "") and not _is_constant(node):
+            return f"Constant '{node.name}' does not give one tensor"
     lost = [value.name for value in graph.outputs if value not in known]
     return f"nothing gives the output '{lost[0]}'" if lost else None
+
+
+def _is_constant(node: ir.Node) -> bool:
+    value = node.attributes.get("value")
+    return len(node.outputs) == 1 and (value is None or value.type == ir.AttributeType.TENSOR)
 
 
 def is_overridable(model: ir.Model, value: ir.Value) -> bool:
@@ -86,7 +94,8 @@ def set_literal(value: ir.Value, array: NDArray[Any]) -> None:
     old = value.const_value if producer is None else producer.attributes["value"].as_tensor()
     assert old is not None
     put_aside(old.numpy())
-    tensor = ir.Tensor(np.ascontiguousarray(array), dtype=old.dtype, name=value.name, doc_string=old.doc_string)
+    # Not ascontiguousarray, which turns a scalar into a list of one.
+    tensor = ir.Tensor(np.asarray(array, order="C"), dtype=old.dtype, name=value.name, doc_string=old.doc_string)
     if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
     else:
@@ -105,4 +114,6 @@ def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Val
         name=free, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     model.graph.register_initializer(value)
+    if (model.ir_version or 0) < 4:  # which lists all literals as inputs
+        model.graph.inputs.append(value)
     return value

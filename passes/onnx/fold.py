@@ -12,6 +12,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
+from graphprune.passes.onnx.contract import add_literal
 from graphprune.passes.onnx.model import evaluate
 
 
@@ -28,6 +29,7 @@ class _Folder:
         self.removed = removed
         self.front: OnnxFrontEnd = graph.front_end
         self.constants: dict[ir.Value, NDArray[Any]] = {}
+        self.literals: dict[ir.Value, ir.Value] = {}  # of the constants that something reads
 
     def run(self, fates: dict[int, Fate]) -> None:
         for number in sorted(fates):  # steps stand in the order of computation
@@ -85,13 +87,7 @@ class _Folder:
         for position, value in enumerate(node.inputs):
             if value is None or value not in self.constants:
                 continue
-            array = np.ascontiguousarray(self.constants[value])
-            name = f"{value.name}_constant"
-            known = self.front.model.graph.initializers.get(name)
-            if known is None:
-                known = ir.Value(
-                    name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype))
-                )
-                known.const_value = ir.tensor(array, name=name)
-                self.front.model.graph.register_initializer(known)
-            node.replace_input_with(position, known)
+            if value not in self.literals:
+                array = np.asarray(self.constants[value], order="C")
+                self.literals[value] = add_literal(self.front.model, f"{value.name}_constant", ir.tensor(array))
+            node.replace_input_with(position, self.literals[value])

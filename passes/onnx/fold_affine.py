@@ -167,7 +167,7 @@ def _fold_addition(model: ir.Model, node: ir.Node) -> bool:
 def _set(model: ir.Model, node: ir.Node, position: int, array: NDArray[Any]) -> None:
     """Give a node another literal, under the old name where nobody else reads it."""
     old = node.inputs[position] if position < len(node.inputs) else None
-    tensor = ir.tensor(np.ascontiguousarray(array))
+    tensor = ir.tensor(np.asarray(array, order="C"))
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         if old.const_value is not None:
             put_aside(old.const_value.numpy())

@@ -61,7 +61,7 @@ def _outline_graph(data: mmap.mmap, begin: int, end: int, location: str) -> byte
 
 
 def _outline_tensor(data: mmap.mmap, begin: int, end: int, location: str) -> bytes:
-    parts = []
+    parts, reference = [], b""
     for number, kind, start, inner, stop in _fields(data, begin, end):
         if (number, kind) != (_RAW_DATA, _BYTES) or stop - inner < LARGE:
             parts.append(data[start:stop])
@@ -69,8 +69,9 @@ def _outline_tensor(data: mmap.mmap, begin: int, end: int, location: str) -> byt
         place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
         for key, value in (("location", location), ("offset", inner), ("length", stop - inner)):
             place.external_data.add(key=key, value=str(value))
-        parts.append(place.SerializeToString())
-    return b"".join(parts)
+        reference = place.SerializeToString()
+    # Last, because the last of several values counts: some tools write out that the location is the default one.
+    return b"".join([*parts, reference])
 
 
 def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[Field]:

@@ -19,6 +19,8 @@ from graphprune import onnx_files, slimming
 from graphprune.cli import main
 from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError
 from graphprune.passes.channels.plan import PruningPlan
+from graphprune.passes.onnx.analyze import trace_onnx
+from graphprune.passes.onnx.model import load_model
 from graphprune.slimming import slim_onnx
 
 
@@ -181,6 +183,58 @@ def test_sums_of_bytes_that_saturate_are_no_difference(source):
     onnx.save(model, source)
     slim_onnx(source, source.with_name("slim.onnx"))
     assert shapes(onnx.load(source.with_name("slim.onnx")))["second"] == (4, 5, 3, 3)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["initializer", "Constant"])
+def test_a_denormal_scalar_stays_a_scalar(source, inside):
+    model = network()
+    tiny = numpy_helper.from_array(np.float32(1e-35), "tiny")
+    if inside:
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["tiny"], value=tiny))
+    else:
+        model.graph.initializer.append(tiny)
+    model.graph.node.append(helper.make_node("Max", [model.graph.output[0].name, "tiny"], ["y"]))
+    model.graph.output[0].name = "y"
+    onnx.save(model, source)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    onnx.checker.check_model(onnx.load(source.with_name("slim.onnx")), full_check=True)
+
+
+def test_an_operator_whose_name_is_no_text_is_refused_in_one_line(source):
+    """Found by damaged files: what is computed from literals alone is evaluated, and that needs the name."""
+    model = network()
+    shift = helper.make_node("DequantizeLinear", ["steps", "step"], ["shift"])
+    model.graph.initializer.append(numpy_helper.from_array(np.int8([[[3]]] * 4), "steps"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "step"))
+    model.graph.node.append(shift)
+    model.graph.node.append(helper.make_node("Add", [model.graph.output[0].name, "shift"], ["y"]))
+    model.graph.output[0].name = "y"
+    source.write_bytes(model.SerializeToString().replace(b"DequantizeLinear", b"DequantizeLinea\xf2"))
+    for plan in (None, PruningPlan({})):
+        with pytest.raises(GraphPruneError) as caught:
+            slim_onnx(source, source.with_name("slim.onnx"), plan)
+        assert "\n" not in str(caught.value)
+    trace_onnx(load_model(source))  # frozen, as any operator that nobody knows
+    assert [path.name for path in source.parent.iterdir()] == ["net.onnx"]
+
+
+def test_new_literals_are_listed_as_inputs_where_all_are(source):
+    """IR version 3: light_resnet50 of the onnx package."""
+    model = network(opset=8)
+    model.ir_version = 3
+    model.graph.initializer.append(numpy_helper.from_array(np.int64([0, 8, 8, 8]), "sizes"))
+    for weight in model.graph.initializer:
+        shape = helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        model.graph.input.append(shape)
+    middle = [node for node in model.graph.node if node.op_type == "Conv"][1]
+    model.graph.node.insert(2, helper.make_node("Reshape", [middle.input[0], "sizes"], ["shaped"]))
+    middle.input[0] = "shaped"
+    onnx.save(model, source)
+    report = slim_onnx(source, source.with_name("slim.onnx"))
+    after = onnx.load(source.with_name("slim.onnx"))
+    onnx.checker.check_model(after, full_check=True)
+    assert report.removed_groups == 2
+    assert {t.name for t in after.graph.initializer} <= {v.name for v in after.graph.input}
 
 
 def test_sparse_literals_are_written_out(source):

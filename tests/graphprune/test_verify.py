@@ -156,6 +156,13 @@ def test_float64_data_is_cast():
     assert compare(net(), net(), samples().astype(np.float64)).equal
 
 
+def test_a_scalar_input_stays_a_scalar():
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 2] x, float s) => (float[n, 2] y) { y = Mul(x, s) }'
+    ).SerializeToString()
+    assert compare(model, model, (np.ones((3, 2), np.float32), np.float32(2).reshape(()))).equal
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match="list is neither an ONNX model nor a torch module"):
         compare([], net(), samples())

@@ -54,6 +54,24 @@ def test_external_data_is_read_from_beside_the_file_and_comes_inside(tmp_path):
         load_model(tmp_path / "e.onnx")
 
 
+def test_weights_whose_location_is_said_to_be_the_default_are_there(tmp_path):
+    source = model()
+    for tensor in source.graph.initializer:
+        tensor.data_location = onnx.TensorProto.DEFAULT  # onnxruntime's quantizer writes it out
+    onnx.save(source, tmp_path / "a.onnx")
+    slim_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    written = onnx.load(tmp_path / "b.onnx")
+    assert difference(run(source, {"x": image(1, 3, 8, 8)}), run(written, {"x": image(1, 3, 8, 8)})) < 1e-5
+
+
+def test_a_literal_without_numbers_is_refused(tmp_path):
+    source = model()
+    source.graph.initializer[1].ClearField("raw_data")
+    onnx.save(source, tmp_path / "a.onnx")
+    with pytest.raises(ModelLoadError, match=r"'first\.bias' has no numbers"):
+        load_model(tmp_path / "a.onnx")
+
+
 def test_what_the_file_says_of_itself_stays(tmp_path):
     onnx.save(model(), tmp_path / "a.onnx")
     slim_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")
