@@ -4,6 +4,10 @@ The price of a group is the cost it saves when it goes alone. Prices fall as its
 rounds: each goes a part of the way to the budget with prices counted anew. What rounding to whole blocks left below
 the budget is given back to the best removed blocks that fit; where none fits and more than 1 % is left, one comes back
 in exchange for cheaper ones that are worth less or little more.
+
+With several budgets a price is a weighted sum of what is saved of each. No weighting is right beforehand: with equal
+weights one budget is often met long before the others, and overshot while those are reached. So several are tried, and
+the one that removes the least worth is taken (Lagrangian relaxation of the knapsack with several constraints).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +21,7 @@ from graphprune.allocation.removable import Blocks, GroupSetLike, Limits, make_b
 from graphprune.passes.errors import BudgetError
 
 _ROUNDS = 8
+_WEIGHTS = (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0)  # of one budget against the others
 _SLACK = 0.001  # share of the budget that is not worth giving back
 _GIVE_BACK_TRIALS = 64
 _TIGHT = 0.01  # share of the budget that may be left unused
@@ -73,12 +78,11 @@ def select(
     blocks = make_blocks(np.where(forced, -1.0, scores), sets, removable, limits or Limits())
     must = blocks.total(forced.astype(float)) > 0
     value = np.maximum(blocks.total(np.where(forced, 0.0, scores)), 0.0)
-    problem = _Problem(cost, dict(budgets), blocks, value)
-    problem.check_reachable()
-    chosen = must.copy()
-    for part in range(1, _ROUNDS + 1):
-        chosen = problem.advance(chosen, part / _ROUNDS)
-    return blocks.groups(problem.exchange(problem.give_back(chosen, must), must))
+    problems = [_Problem(cost, dict(budgets), blocks, value, weights) for weights in _weightings(budgets)]
+    problems[0].check_reachable()
+    found = [problem.solve(must) for problem in problems]
+    best = min(range(len(found)), key=lambda number: float(value[found[number]].sum()))
+    return blocks.groups(problems[best].exchange(found[best], must))
 
 
 def check_reachable(
@@ -93,11 +97,28 @@ def check_reachable(
     _Problem(cost, dict(budgets), blocks, np.zeros(blocks.count)).check_reachable()
 
 
+def _weightings(budgets: Mapping[str, float]) -> Iterator[dict[str, float]]:
+    """Equal weights first, then each budget in turn above and below the others."""
+    yield dict.fromkeys(budgets, 1.0)
+    if len(budgets) > 1:
+        for unit in budgets:
+            for weight in _WEIGHTS if len(budgets) > 2 or unit == next(iter(budgets)) else ():
+                yield {**dict.fromkeys(budgets, 1.0), unit: weight}
+
+
 class _Problem:
     """One call of `select`; its state is in the masks of chosen blocks that are handed around."""
 
-    def __init__(self, cost: CostFunction, budgets: dict[str, float], blocks: Blocks, value: np.ndarray) -> None:
+    def __init__(
+        self,
+        cost: CostFunction,
+        budgets: dict[str, float],
+        blocks: Blocks,
+        value: np.ndarray,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.cost = cost
+        self.weights = weights or dict.fromkeys(budgets, 1.0)
         self.budgets = budgets
         self.blocks = blocks
         # A hair above zero, so that among worthless groups the price decides.
@@ -124,6 +145,13 @@ class _Problem:
                     f"{least[unit] / self.dense[unit]:.3g} of the {unit} remain; ask for more than that"
                 )
 
+    def solve(self, must: np.ndarray) -> np.ndarray:
+        """Blocks to remove so that every budget holds, those of `must` among them."""
+        chosen = must.copy()
+        for part in range(1, _ROUNDS + 1):
+            chosen = self.advance(chosen, part / _ROUNDS)
+        return self.give_back(chosen, must)
+
     def prices(self, chosen: np.ndarray, budgets: Mapping[str, float]) -> np.ndarray:
         """What each block saves, in units of what is still to be saved; a budget that is met asks for nothing."""
         kept = self.kept(chosen)
@@ -132,7 +160,8 @@ class _Problem:
         for unit, budget in budgets.items():
             if found[unit] > budget:
                 marginal = getattr(self.cost, f"{unit}_marginal")(kept)
-                price += self.blocks.total(np.asarray(marginal, dtype=float)) / (found[unit] - budget)
+                saved = self.blocks.total(np.asarray(marginal, dtype=float))
+                price += self.weights[unit] * saved / (found[unit] - budget)
         return price
 
     def order(self, chosen: np.ndarray, budgets: Mapping[str, float]) -> np.ndarray:

@@ -86,6 +86,15 @@ def test_all_budgets_hold(scores):
     assert 0.28 * cost.params(cost.dense) <= cost.params(~removed) <= budgets["params"]
 
 
+def test_of_two_budgets_none_is_overshot_for_the_other(scores):
+    """With equal weights the parameters fell to 64 % of their budget, and more than twice the worth was lost."""
+    cost = chain()
+    budgets = {"macs": 0.3 * cost.macs(cost.dense), "params": 0.4 * cost.params(cost.dense)}
+    removed = select(scores, cost, budgets, cost.sets, everything(cost))
+    used = {unit: getattr(cost, unit)(~removed) / budget for unit, budget in budgets.items()}
+    assert 0.97 < min(used.values()) <= max(used.values()) <= 1
+
+
 def test_within_a_set_the_least_valuable_go(scores):
     cost = chain()
     removed = select(scores, cost, {"macs": 0.5 * cost.macs(cost.dense)}, cost.sets, everything(cost))
