@@ -100,8 +100,8 @@ _SOMETIMES = ("latency.json", "search.svg")
 @click.option(
     "--sigma",
     type=click.FloatRange(min=0),
-    help="Weights of linear layers nearer to their mean than so many standard deviations become zero. Default: none do; "
-    "with --recipe combined 3.",
+    help="Weights of linear layers nearer to their mean than so many standard deviations become zero. Default: none "
+    "do; with --recipe combined 3.",
 )
 @click.option(
     "--freeze", multiple=True, metavar="GLOB", help="Layers that keep all their channels: layer1.*. Can be repeated."

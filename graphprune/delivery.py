@@ -11,6 +11,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,11 +127,9 @@ class Delivery:
     def _planned(self, budget: Budget, search: SearchOptions) -> PruningPlan:
         """What would go at once; a policy that searches also looks at images, and at channels as the engine does."""
         config, sparsity = self.engine.config, self.engine.sparsity
-        looks = {}
+        looks: dict[str, Any] = {}
         if config.policy in SEARCHES:
-            options = dataclasses.replace(
-                search, evaluations=config.search_evaluations, images=config.search_images
-            )
+            options = dataclasses.replace(search, evaluations=config.search_evaluations, images=config.search_images)
             source = self.engine.batches.source
             looks = {"importance": config.sensitivity, "images": source, "search": options, "seed": config.seed}
         return plan(

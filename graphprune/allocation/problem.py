@@ -10,8 +10,8 @@ from graphprune.allocation.removable import Limits
 
 if TYPE_CHECKING:
     from graphprune.latency import LatencyModel
-    from graphprune.search.options import Search
     from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.search.options import Search
 
 __all__ = ["LATENCY", "Problem", "count"]
 

@@ -66,7 +66,7 @@ def _learn(environment: "PruningEnvironment") -> None:
     episodes, steps = trials.left, len(trials.space)
     agent = DDPG(
         "MlpPolicy",
-        TransformReward(environment, lambda reward: _SCALE * reward),
+        TransformReward(environment, lambda reward: _SCALE * float(reward)),
         learning_rate=_LEARNING_RATE,
         buffer_size=max(1, episodes * steps),
         learning_starts=max(1, round(_WARMUP * episodes)) * steps,
@@ -81,7 +81,7 @@ def _learn(environment: "PruningEnvironment") -> None:
         seed=trials.seed,
         device="cpu",
     )
-    agent.learn(total_timesteps=episodes * steps, callback=None, log_interval=None)
+    agent.learn(total_timesteps=episodes * steps, log_interval=episodes + 1)
 
 
 def _fading_noise(episodes: int) -> Any:

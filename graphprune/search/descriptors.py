@@ -1,8 +1,8 @@
 """What an agent sees of a set of coupled channels: the layers that produce them, and what they cost.
 
-Source: He et al. 2018, "AMC: AutoML for model compression", section 3.1 (t, n, c, h, w, stride, k, FLOPs, reduced, rest,
-previous action). A set may have several layers, as a residual trunk does: sizes are means over them, and shares of cost
-are those of what goes with all of the set's channels.
+Source: He et al. 2018, "AMC: AutoML for model compression", section 3.1 (t, n, c, h, w, stride, k, FLOPs, reduced,
+rest, previous action). A set may have several layers, as a residual trunk does: sizes are means over them, and shares
+of cost are those of what goes with all of the set's channels.
 """
 
 from typing import TYPE_CHECKING
@@ -37,9 +37,7 @@ def describe(problem: Problem) -> np.ndarray:
         sizes = np.array([_sizes(step) for step in own]).mean(axis=0) if own else np.zeros(6)
         grouped, linear, inputs, kernel, stride, positions = sizes
         width = float(len(group_set.groups))
-        rows.append(
-            [group_set.index, len(own), grouped, linear, inputs, width, kernel, stride, positions, cost]
-        )
+        rows.append([group_set.index, len(own), grouped, linear, inputs, width, kernel, stride, positions, cost])
     table = np.array(rows, dtype=np.float64).reshape(len(graph.sets), len(NAMES))
     return table / np.maximum(table.max(axis=0, initial=0.0), 1e-12)
 

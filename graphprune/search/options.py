@@ -83,5 +83,3 @@ class Search:
     def of(oneshot: "OneShot", options: SearchOptions, seed: int) -> "Search":
         """A search by what one-shot cuts are worth."""
         return Search(oneshot, oneshot.fingerprint, options, seed)
-
-

@@ -118,9 +118,7 @@ class Trials:
         journal = self._search.options.journal
         if journal is not None:
             trials = {key: [trial.agreement, trial.distance] for key, trial in self._known.items()}
-            atomic_write_json(
-                journal, {"format": _FORMAT, "fingerprint": self._search.fingerprint, "trials": trials}
-            )
+            atomic_write_json(journal, {"format": _FORMAT, "fingerprint": self._search.fingerprint, "trials": trials})
 
 
 def _read(journal: Path) -> dict[str, Any]:
