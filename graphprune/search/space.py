@@ -102,14 +102,16 @@ class Space:
 
     def _filled(self, widths: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """With a step more for each set that has room for it, those first that are furthest below their share."""
-        widths = widths.copy()
-        for index in np.argsort(self.shares(widths) - shares, kind="stable"):
-            wider = widths.copy()
-            above = self._sorted[index][self._sorted[index] > widths[index]]
-            if len(above):
-                wider[index] = above[0]
-                if self.fits(wider):
-                    widths = wider
+        widths, before = widths.copy(), None
+        while before is None or not np.array_equal(widths, before):
+            before = widths.copy()
+            for index in np.argsort(self.shares(widths) - shares, kind="stable"):
+                wider = widths.copy()
+                above = self._sorted[index][self._sorted[index] > widths[index]]
+                if len(above):
+                    wider[index] = above[0]
+                    if self.fits(wider):
+                        widths = wider
         return widths
 
     def clipped(self, index: int, share: float, before: Sequence[int]) -> int:
