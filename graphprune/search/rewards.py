@@ -62,7 +62,7 @@ class OneShot:
         self._graph = graph
         self._dense = graph.front_end.module
         self._removal = Removal(graph, [])
-        source = _chosen(read_images(images, DataOptions(), self._dense), number, seed)
+        source = read_images(images, DataOptions(), self._dense).sample(number, seed)
         self._batches = [_LAYOUT.images(batch) for batch in self._in_own_format(source)]
         self._calibration = _first(self._batches, max(2, round(_CALIBRATION * len(source))))
         with torch.no_grad():
@@ -97,11 +97,6 @@ class OneShot:
 
 
 _WORST = 1e6
-
-
-def _chosen(source: ImageSource, number: int, seed: int) -> ImageSource:
-    order = np.random.default_rng(seed).permutation(len(source))
-    return source.subset(np.sort(order[:number]))
 
 
 def _first(batches: Sequence[Tensor], number: int) -> list[Tensor]:
