@@ -92,8 +92,8 @@ class CompressConfig:
         align: kept groups of a set are a multiple of this; "auto": widths on the staircase measured on this machine,
             as budgets in latency always take.
         recipe: "dynamic" is the method of this engine; "combined" searches the allocation of the convolutions ("auto"
-            is then the policy "ddpg"), prunes the weights of linear layers by `sigma` (then 3 by default), and trains on
-            what was decided.
+            is then the policy "ddpg"), prunes the weights of linear layers by `sigma` (then 3 by default), and trains
+            on what was decided.
         policy: how many channels go from where: "knapsack", "threshold" or "uniform"; "auto" takes the knapsack where
             latency matters and the threshold elsewhere. "ddpg", "bee-colony" and "random" try allocations out before
             the training, which then keeps to the best one's widths.

@@ -3,8 +3,8 @@
     OUT/.staging/                                                    files of a run that is not done
     OUT/checkpoint.pt  compress.log  settings.json                   from the start of the training on
     OUT/latency.json                                                 likewise, where the budget is one in latency
-    OUT/search.json  search.svg                                      what a policy that searches has tried; stays however the
-                                                                     run ends, and is used by the next of its kind
+    OUT/search.json  search.svg                                      what a policy that searches has tried; for the next
+                                                                     run, too, however this one ends
     OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
     OUT/slim-macs0.5.onnx  .pt2  .plan.json  and so on               likewise, where several budgets make a family
 

@@ -91,9 +91,8 @@ def test_the_widths_that_were_found_are_those_of_the_result(combined, model):
 def test_what_is_left_of_the_linear_layers_is_sparse_and_told(combined):
     result, _, out = combined
     facts = result.metrics["sparse_weights"]["slim"]
-    weights = {name: layer for name, layer in facts["layers"].items()}
-    assert set(weights) == {"8.weight", "10.weight"}
-    for name, layer in weights.items():
+    assert set(facts["layers"]) == {"8.weight", "10.weight"}
+    for name, layer in facts["layers"].items():
         tensor = result.model.state_dict()[name]
         assert layer == {"weights": tensor.numel(), "left": int(tensor.count_nonzero())}
         assert 0 < layer["left"] < 0.35 * layer["weights"]
