@@ -97,7 +97,7 @@ def searched(bench: Bench, policy: str, evaluations: int, seed: int) -> dict[str
     def progress(done: int, total: int, trial: Trial) -> None:
         best.append(round(trial.agreement or 0.0, 4))
 
-    search = SearchOptions(evaluations=max(1, evaluations), progress=progress)
+    search = SearchOptions(evaluations=max(1, evaluations), start="", progress=progress)
     start = time.perf_counter()
     plan = gp.plan(
         bench.graph, macs=MACS, policy=policy, importance="taylor", images=bench.train, seed=seed, search=search

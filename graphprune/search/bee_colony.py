@@ -55,8 +55,10 @@ class _Colony:
         self.trials = trials
         self._space = trials.space
         self._rng = np.random.default_rng(trials.seed)
-        # The uniform allocation has been looked at already.
-        self._sources = [_Source(self._space.shares(trials.best), trials.rewards[0])]
+        self._sources = [
+            _Source(self._space.shares(widths), reward)
+            for widths, reward in zip(trials.starts, trials.rewards, strict=True)
+        ]
         while len(self._sources) < _SOURCES and trials.left > 0:
             self._sources.append(self._new())
 

@@ -46,6 +46,8 @@ class SearchOptions:
     Attributes:
         evaluations: how many allocations are tried out; one that comes up again counts again, at no cost.
         images: how many of the images each is judged on.
+        start: policy without a search whose allocation is looked at after that of equal shares; "" for none. Nothing
+            that is worse than these two will be the result.
         journal: file for what was tried. A search that was stopped goes on from it, and a curve of the rewards is drawn
             beside it.
         progress: told after each evaluation: how many are done, of how many, and the best so far.
@@ -53,6 +55,7 @@ class SearchOptions:
 
     evaluations: int = 300
     images: int = 512
+    start: str = "auto"
     journal: Path | None = None
     progress: Callable[[int, int, Trial], None] | None = field(default=None, compare=False)
 

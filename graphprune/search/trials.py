@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from graphprune.allocation.policies import allocate
 from graphprune.allocation.problem import Problem
 from graphprune.files import atomic_write_json, atomic_write_text
 from graphprune.passes.errors import UsageError
 from graphprune.search.curve import draw_curve
 from graphprune.search.options import Search, Trial
 from graphprune.search.space import Space
+from graphprune.widths import set_widths
 
 __all__ = ["Trials"]
 
@@ -31,12 +33,13 @@ class Trials:
 
     Attributes:
         space: the allocations that may be tried.
+        starts: (n_sets,) widths of what was looked at first.
         rewards: of all evaluations so far, in order.
         best: the best one so far, (n_sets,) widths.
     """
 
     def __init__(self, problem: Problem, policy: str) -> None:
-        """Try the uniform allocation first: nothing that is worse will be the result.
+        """Try the allocations that need no search first: nothing that is worse will be the result.
 
         Args:
             problem: what is to be allocated, with what tries allocations out.
@@ -54,8 +57,18 @@ class Trials:
         self._known = self._recall()
         self.rewards: list[float] = []
         self._best: Trial | None = None
-        self.best = self.space.project(np.ones(len(self.space)))
-        self.look(self.best)
+        self.starts = self._starts(problem)
+        self.best = self.starts[0]
+        for widths in self.starts:
+            self.look(widths)
+
+    def _starts(self, problem: Problem) -> list[np.ndarray]:
+        """Equal shares, and what a policy without a search gives, brought into the space."""
+        found, start = [self.space.project(np.ones(len(self.space)))], self._search.options.start
+        if start and self.total > 1:
+            widths = set_widths(problem.graph, ~allocate(problem, start))
+            found.append(self.space.project(self.space.shares(widths)))
+        return found
 
     @property
     def total(self) -> int:
@@ -91,8 +104,8 @@ class Trials:
         """Mask of the groups that go in the best allocation, (n_groups,); says so, and draws the curve."""
         assert self._best is not None
         logger.info(
-            "%s: the best of %d allocations agrees on %s of the images, before any training (reward %.4f; the uniform "
-            "one %.4f)",
+            "%s: the best of %d allocations agrees on %s of the images, before any training (reward %.4f; equal shares "
+            "%.4f)",
             *(self.policy, len(self.rewards), "-" if self._best.agreement is None else f"{self._best.agreement:.4f}"),
             *(self._best.reward, self.rewards[0]),
         )

@@ -31,7 +31,8 @@ class Known:
 def searching(evaluations=60, seed=0, fingerprint="known", **options):
     asked = problem(0.35)
     known = Known(asked.graph)
-    search = Search(known, fingerprint, SearchOptions(evaluations=evaluations, **options), seed)
+    settings = SearchOptions(**{"evaluations": evaluations, "start": "", **options})
+    search = Search(known, fingerprint, settings, seed)
     return dataclasses.replace(asked, search=search), known
 
 
@@ -133,3 +134,11 @@ def test_the_reward_prefers_agreement_and_then_nearness():
     assert Trial(0.9, 0.3).reward > Trial(0.8, 0.1).reward
     assert Trial(None, 0.2).reward > Trial(None, 0.3).reward
     assert Trial(0.5, 5.0).reward == Trial(0.5, 1.0).reward
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_needs_no_search_is_looked_at_as_well(policy):
+    asked, known = searching(2, start="auto")
+    plain = allocate(asked)
+    best = max(known(~plain).reward, known(~allocate(searching(1)[0], policy)).reward)
+    assert known(~allocate(asked, policy)).reward >= best - 0.02  # the space fills the budget up
