@@ -9,6 +9,7 @@ Source: ONNX IR specification, SparseTensorProto; onnxruntime reads it since 1.5
 """
 
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from onnx import numpy_helper
 
 from graphprune.files import atomic_write
 from graphprune.passes.errors import GraphPruneError
+from graphprune.passes.onnx.wire import outline
 from graphprune.verify import compare
 
-__all__ = ["StoredSparse", "store_sparse"]
+__all__ = ["StoredSparse", "store_sparse", "store_sparse_like"]
 
 logger = logging.getLogger("graphprune")
 
@@ -59,12 +61,8 @@ def store_sparse(path: Path, inputs: Any) -> StoredSparse:
         inputs: what both forms are run on, an array with the samples along dimension 0.
     """
     before = path.stat().st_size
-    model = onnx.load(path)
-    names = _make_sparse(model.graph)
+    draft, names = _sparse(path)
     if not names:
-        return StoredSparse((), before, before)
-    draft = model.SerializeToString()
-    if len(draft) >= before:
         return StoredSparse((), before, before)
     try:
         problem = "" if compare(path, draft, inputs).equal else "it computes something else so"
@@ -76,6 +74,22 @@ def store_sparse(path: Path, inputs: Any) -> StoredSparse:
     with atomic_write(path) as temporary:
         temporary.write_bytes(draft)
     return StoredSparse(tuple(names), before, len(draft))
+
+
+def store_sparse_like(source: str | os.PathLike[str], path: Path) -> None:
+    """Store the weights of a file sparse, where that is smaller and `source` does so too; nothing is compared."""
+    if onnx.load_model_from_string(outline(source)).graph.sparse_initializer:
+        draft, names = _sparse(path)
+        if names:
+            path.write_bytes(draft)
+
+
+def _sparse(path: Path) -> tuple[bytes, list[str]]:
+    """The content of a file with sparse weights, and their names; none where it would not be smaller."""
+    model = onnx.load(path, load_external_data=False)
+    names = _make_sparse(model.graph)
+    draft = model.SerializeToString() if names else b""
+    return (draft, names) if names and len(draft) < path.stat().st_size else (b"", [])
 
 
 def _make_sparse(graph: onnx.GraphProto) -> list[str]:

@@ -7,6 +7,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune import sparse_storage
+from graphprune.onnx_cost import onnx_cost
 from graphprune.passes.errors import GraphPruneError
 from graphprune.sparse_storage import store_sparse
 
@@ -68,3 +69,21 @@ def test_a_runtime_that_does_not_take_it_leaves_the_file_alone(tmp_path, monkeyp
     assert stored.sparse == ()
     assert path.read_bytes() == before
     assert stored.to_dict()["problem"]
+
+
+def test_what_is_stored_is_counted(tmp_path):
+    path = exported(tmp_path, 0.05)
+    weights = sum(np.count_nonzero(numpy_helper.to_array(t)) for t in onnx.load(path).graph.initializer)
+    assert onnx_cost(path).params == 64 * 200 + 200 + 200 * 10 + 10
+    store_sparse(path, IMAGES)
+    assert onnx_cost(path).params == weights
+    assert onnx_cost(path).macs == 64 * 200 + 200 * 10
+
+
+def test_what_slims_a_sparse_file_writes_a_sparse_file(tmp_path):
+    path = exported(tmp_path, 0.05)
+    store_sparse(path, IMAGES)
+    report = gp.slim_onnx(path, tmp_path / "slim.onnx", ratio=0.5)
+    assert report.bytes_after < report.bytes_before
+    assert report.params_after < report.params_before
+    assert len(onnx.load(tmp_path / "slim.onnx").graph.sparse_initializer) == 1
