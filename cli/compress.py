@@ -34,8 +34,10 @@ _FILES = {
     "slim.pt2": 'the slim model for PyTorch: graphprune.load("{}")',
     "plan.json": "the channels that went",
     "latency.json": "how long every layer takes at which width on this machine",
+    "search.svg": "the course of the search: reward of every evaluation",
     "metrics.json": "everything measured, with settings and versions",
 }
+_SOMETIMES = ("latency.json", "search.svg")
 
 
 @click.command("compress")
@@ -75,8 +77,31 @@ _FILES = {
 )
 @click.option(
     "--policy",
-    type=click.Choice(["auto", "knapsack", "threshold", "uniform"]),
-    help="How many channels go from where. Default: auto, the knapsack where latency matters, else the threshold.",
+    type=click.Choice(["auto", "knapsack", "threshold", "uniform", "ddpg", "bee-colony", "random"]),
+    help="How many channels go from where. The last three try allocations out before the training, and keep the best. "
+    "Default: auto, the knapsack where latency matters, else the threshold.",
+)
+@click.option(
+    "--search-evaluations",
+    type=click.IntRange(min=1),
+    help=f"How many allocations such a policy tries out. Default: {_DEFAULT.search_evaluations}.",
+)
+@click.option(
+    "--search-images",
+    type=click.IntRange(min=2),
+    help=f"Images that it judges each on. Default: {_DEFAULT.search_images}.",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["dynamic", "combined"]),
+    help="combined: a search (--policy, by default ddpg) allocates the convolutions, --sigma prunes the linear layers, "
+    "and the training keeps to both. Default: dynamic.",
+)
+@click.option(
+    "--sigma",
+    type=click.FloatRange(min=0),
+    help="Weights of linear layers nearer to their mean than so many standard deviations become zero. Default: none "
+    "do; with --recipe combined 3.",
 )
 @click.option(
     "--freeze", multiple=True, metavar="GLOB", help="Layers that keep all their channels: layer1.*. Can be repeated."
@@ -259,7 +284,7 @@ def say_files(folder: Path, family: Sequence[str] = ("slim",), *, int8: bool = F
         files = {name: text for found in [*slim, files] for name, text in found.items()}
     if int8:
         files = {**{f"{name}-int8.onnx": "the slim model in int8" for name in family}, **files}
-    files = {name: text for name, text in files.items() if name != "latency.json" or (folder / name).exists()}
+    files = {name: text for name, text in files.items() if name not in _SOMETIMES or (folder / name).exists()}
     width = max(len(str(folder / name)) for name in files)
     click.echo()
     for name, text in files.items():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from graphprune.compress import Reporter
+    from graphprune.search import Trial
 
 __all__ = ["progress"]
 
@@ -44,6 +45,9 @@ class _Lines:
 
     def images(self, done: int, total: int) -> None:
         self._every_so_often(done, total, "")
+
+    def evaluation(self, done: int, total: int, best: "Trial") -> None:
+        self._every_so_often(done, total, _describe_trial(best))
 
     def step(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
         self._every_so_often(step, total, _describe(loss, cost, phase))
@@ -93,6 +97,9 @@ class _Bars:
     def images(self, done: int, total: int) -> None:
         self._bars.update(self._task, completed=done, total=total, detail=f"{done}/{total}")
 
+    def evaluation(self, done: int, total: int, best: "Trial") -> None:
+        self._bars.update(self._task, completed=done, total=total, detail=f"{done}/{total} {_describe_trial(best)}")
+
     def step(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
         self._bars.update(
             self._task, completed=step, total=total, detail=f"{step}/{total} {_describe(loss, cost, phase)}"
@@ -102,6 +109,11 @@ class _Bars:
 def _describe(loss: float, cost: dict[str, float], phase: str) -> str:
     shares = ", ".join(f"{unit} {share:.3f}" for unit, share in cost.items())
     return f"{phase}, loss {loss:.3f}, {shares}"
+
+
+def _describe_trial(best: "Trial") -> str:
+    worth = f"distance {best.distance:.3f}" if best.agreement is None else f"agreement {best.agreement:.4f}"
+    return f"best so far: {worth}"
 
 
 def _duration(seconds: float) -> str:

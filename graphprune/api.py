@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, removable_groups, select_ratio
+from graphprune.allocation import (
+    LATENCY,
+    SEARCHES,
+    Limits,
+    Problem,
+    allocate,
+    allocator,
+    count,
+    removable_groups,
+    select_ratio,
+)
 from graphprune.freezing import frozen_groups
 from graphprune.inputs import Images
 from graphprune.latency import LatencyTarget
@@ -26,6 +36,7 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, UsageError
 from graphprune.passes.fx import analyze
 from graphprune.scoring import score_groups
+from graphprune.search import Search, SearchOptions
 
 __all__ = ["plan", "trace"]
 
@@ -70,6 +81,7 @@ def plan(
     allow_inexact: bool = False,
     seed: int = 0,
     stopwatch: Stopwatch | None = None,
+    search: SearchOptions | None = None,
 ) -> PruningPlan:
     """Return the plan that removes the channels worth least, without any training.
 
@@ -89,16 +101,19 @@ def plan(
         latency_ms: milliseconds that one run may take.
         importance: name of a criterion, or one score a group. "random", "l1", "l2", "bn_scale" and "fpgm" look at the
             weights; "taylor", "apoz", "entropy" and "hrank" need images.
-        images: for criteria that need them: a path, what `load_images` returned, or an array of network inputs.
+        images: for criteria and policies that need them: a path, what `load_images` returned, or an array of network
+            inputs.
         freeze: patterns (`layer1.*`) of modules or parameters that keep all their output channels.
         align: kept channels of every set are a multiple of this; "auto": widths on the staircase that was measured on
             this machine, none slower than a wider one. Budgets in latency choose such widths by themselves.
         policy: how many channels go from where: "knapsack", "threshold", "uniform"; "auto" takes the knapsack where
-            latency matters and the threshold elsewhere.
+            latency matters and the threshold elsewhere. "ddpg", "bee-colony" and "random" try allocations out on the
+            images, which takes a second or so for each.
         target: threads, batch and execution provider that the latency is one of.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
         seed: of the criterion "random", and of what latency is measured on.
         stopwatch: measures latencies; by default one of the network that is exported for it.
+        search: how long a policy that searches does so, and on how many images.
 
     Raises:
         UsageError: an argument is out of range, or neither or both kinds of target are given.
@@ -118,6 +133,7 @@ def plan(
         removable,
         limits,
         is_on_steps=align == "auto",
+        search=_search(graph, policy, images, search or SearchOptions(), seed),
     )
     asked = {"ratio": ratio, **budgets, "speedup": speedup, "latency_ms": latency_ms}
     meta: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -131,6 +147,8 @@ def plan(
         with new_stopwatch(graph, target or LatencyTarget(), seed=seed) as opened:
             removed = _measured(problem, policy, speedup, latency_ms, opened, meta)
     meta["importance"] = importance if isinstance(importance, str) else "given"
+    if ratio is None:
+        meta["policy"] = policy
     return graph.plan(removed, **meta, freeze=list(freeze), align=align or 1, seed=seed)
 
 
@@ -147,13 +165,26 @@ def _measured(
     if speedup is None and latency_ms is None:
         return allocate(problem, policy)
     share = stopwatch.share_of(speedup, latency_ms)
+    again = allocator(policy)
     reached = stopwatch.reach(
-        share,
-        lambda budget: allocate(dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: budget}), policy),
+        share, lambda budget: again(dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: budget}))
     )
     reached.require(share)
     meta["measured_speedup"] = round(1 / reached.share, 4)
     return reached.removed
+
+
+def _search(
+    graph: ChannelGraph, policy: str, images: Images | None, options: SearchOptions, seed: int
+) -> Search | None:
+    """What tries allocations out, for a policy that does."""
+    if policy not in SEARCHES:
+        return None
+    if images is None:
+        raise UsageError(f"policy {policy} tries allocations out on images: give some")
+    from graphprune.search.rewards import OneShot
+
+    return Search.of(OneShot(graph, images, options.images, seed), options, seed)
 
 
 def _check_targets(

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from graphprune.allocation import SEARCHES
 from graphprune.checkpoint import load_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
@@ -43,6 +44,7 @@ from graphprune.quantize import QuantizeOptions
 from graphprune.report import count, render_metrics
 from graphprune.results import BenchmarkOptions, measure, missed
 from graphprune.run_records import Observer, StudentResult
+from graphprune.search import SearchOptions, Trial
 
 __all__ = ["BenchmarkOptions", "CompressResult", "DataOptions", "Reporter", "compress"]
 
@@ -57,6 +59,9 @@ class Reporter(Protocol):
 
     def images(self, done: int, total: int) -> None:
         """So many images are read."""
+
+    def evaluation(self, done: int, total: int, best: Trial) -> None:
+        """A policy that searches has tried an allocation; `best` is what the best one so far is worth."""
 
     def step(self, step: int, total: int, loss: float, cost: dict[str, float], phase: str) -> None:
         """A training step is done; `cost` holds shares of the dense model's."""
@@ -169,8 +174,9 @@ def compress(
         folder.begin({"preprocessing": source.preprocess.to_dict()})
         _log_model(engine.graph)
         delivery = Delivery(engine, staging)
-        with clock("rehearsing"):
-            delivery.rehearse(options.target, folder.journal, folder.resume)
+        search = SearchOptions(journal=folder.search, progress=None if reporter is None else reporter.evaluation)
+        with clock("searching an allocation" if settings.policy in SEARCHES else "rehearsing"):
+            delivery.rehearse(options.target, folder.journal, folder.resume, search)
         with clock("training"), _saying_how_to_go_on(folder):
             results = engine.run(processes.first(folder.resume))
         with clock("removing channels"):

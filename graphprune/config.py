@@ -15,6 +15,7 @@ from graphprune.passes.errors import UsageError
 Precision = Literal["auto", "float32", "bfloat16"]
 OutputLoss = Literal["auto", "kl", "mse"]
 Course = Literal["dynamic", "static", "one-shot"]
+Recipe = Literal["dynamic", "combined"]
 
 #: Settings that say what must be reached: one value, or one per student.
 BUDGETS = ("macs", "params", "speedup", "latency_ms")
@@ -90,8 +91,16 @@ class CompressConfig:
         min_channels: groups that every set keeps, unless it can be bypassed as a whole.
         align: kept groups of a set are a multiple of this; "auto": widths on the staircase measured on this machine,
             as budgets in latency always take.
+        recipe: "dynamic" is the method of this engine; "combined" searches the allocation of the convolutions ("auto"
+            is then the policy "ddpg"), prunes the weights of linear layers by `sigma` (then 3 by default), and trains
+            on what was decided.
         policy: how many channels go from where: "knapsack", "threshold" or "uniform"; "auto" takes the knapsack where
-            latency matters and the threshold elsewhere.
+            latency matters and the threshold elsewhere. "ddpg", "bee-colony" and "random" try allocations out before
+            the training, which then keeps to the best one's widths.
+        search_evaluations: how many allocations such a policy tries out.
+        search_images: images that it judges each on.
+        sigma: weights of linear layers that are less than so many standard deviations from their mean become zero and
+            stay so; 0 = none do (`graphprune.linear_sparsity`).
         freeze: patterns (`layer1.*`) of layers that keep all their output channels.
         shrink: remove dead groups from the students while they learn, which makes steps cheaper and changes nothing
             else.
@@ -137,7 +146,11 @@ class CompressConfig:
     fade: float = 0.2
     min_channels: int = 1
     align: int | Literal["auto"] = 1
+    recipe: Recipe = "dynamic"
     policy: str = "auto"
+    search_evaluations: int = 300
+    search_images: int = 512
+    sigma: float | None = None
     freeze: tuple[str, ...] = ()
     shrink: bool = True
     allow_inexact: bool = False
@@ -153,6 +166,7 @@ class CompressConfig:
     checkpoint_steps: int = 0
 
     def __post_init__(self) -> None:
+        self._complete()
         _check_budgets(self)
         for name, (low, high, closed_low, closed_high) in _RANGES.items():
             if (name, getattr(self, name)) != ("align", "auto"):
@@ -165,6 +179,14 @@ class CompressConfig:
                 f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
             )
+
+    def _complete(self) -> None:
+        """Fill in what the recipe says and no other setting does."""
+        is_combined = self.recipe == "combined"
+        if self.sigma is None:
+            object.__setattr__(self, "sigma", _SIGMA if is_combined else 0.0)
+        if is_combined and self.policy == "auto":
+            object.__setattr__(self, "policy", "ddpg")
 
     @property
     def settle(self) -> float:
@@ -209,6 +231,8 @@ class CompressConfig:
                 )
 
 
+_SIGMA = 3.0  # standard deviations, of the method's name
+
 # name: (low, high, low allowed, high allowed)
 _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "n_students": (1, math.inf, True, False),
@@ -231,6 +255,9 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "warmup": (0, 1, True, False),
     "sparsify": (0, 1, False, False),
     "fade": (0, 1, False, True),
+    "search_evaluations": (1, math.inf, True, False),
+    "search_images": (2, math.inf, True, False),
+    "sigma": (0, math.inf, True, False),
     "min_channels": (1, math.inf, True, False),
     "align": (1, math.inf, True, False),
     "threads": (0, math.inf, True, False),
@@ -247,7 +274,8 @@ _WHOLE = frozenset(
 _CHOICES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("random", "l1", "l2", "taylor", "bn_scale", "fpgm", "apoz", "entropy", "hrank"),
     "course": ("dynamic", "static", "one-shot"),
-    "policy": ("auto", "knapsack", "threshold", "uniform"),
+    "recipe": ("dynamic", "combined"),
+    "policy": ("auto", "knapsack", "threshold", "uniform", "ddpg", "bee-colony", "random"),
     "precision": ("auto", "float32", "bfloat16"),
     "output_loss": ("auto", "kl", "mse"),
 }

@@ -6,28 +6,34 @@ and the multiply-accumulates counted in the ONNX files are those that the cost m
 """
 
 import copy
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from graphprune.allocation import SEARCHES
 from graphprune.api import plan
-from graphprune.config import CompressConfig
+from graphprune.config import Budget, CompressConfig
 from graphprune.engine import Engine
 from graphprune.export import export_onnx
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.onnx_cost import onnx_cost
 from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.capture import CapturedModule
 from graphprune.passes.fx.slim import mask, slim
 from graphprune.run_records import StudentResult
 from graphprune.saving import load, save
+from graphprune.search import SearchOptions
+from graphprune.sparse_storage import StoredSparse, store_sparse
 from graphprune.verify import Comparison, require_equal
 from graphprune.version import __version__
 
@@ -51,6 +57,7 @@ class Delivery:
         members: the slim models that were made, in the order they were asked for.
         stopwatch: measures latencies, where the budget asks for it.
         comparisons: by the name of what was compared with what came before it.
+        stored_sparse: by member, how weights that are mostly zero are stored.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
@@ -61,6 +68,7 @@ class Delivery:
         self.files = {"dense": folder / "dense.onnx"}
         self.members: list[Member] = []
         self.stopwatch: Stopwatch | None = None
+        self.stored_sparse: dict[str, StoredSparse] = {}
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         source = engine.held_out
@@ -71,15 +79,23 @@ class Delivery:
             "graphprune_preprocessing": json.dumps(source.preprocess.to_dict()),
         }
 
-    def rehearse(self, target: LatencyTarget | None = None, journal: Path | None = None, resume: bool = False) -> None:
+    def rehearse(
+        self,
+        target: LatencyTarget | None = None,
+        journal: Path | None = None,
+        resume: bool = False,
+        search: SearchOptions | None = None,
+    ) -> None:
         """Do without training what follows it, so that a model that cannot be delivered is refused before.
 
-        Where the budget is one in latency, it is measured here how long every layer takes at which width.
+        Where the budget is one in latency, it is measured here how long every layer takes at which width. A policy that
+        searches does so here, and the students are told what it has found.
 
         Args:
             target: what latency is to be measured for.
             journal: file for what was measured.
             resume: take what was measured from it.
+            search: where a search keeps its record, and whom it tells about it.
 
         Raises:
             UnsupportedModelError: the model cannot be written as ONNX.
@@ -101,19 +117,34 @@ class Delivery:
             )
             self.engine.use(self.stopwatch)
         for budget in dict.fromkeys(config.budget(number) for number in range(config.n_students)):
-            trial = plan(
-                self.graph,
-                macs=budget.macs,
-                params=budget.params,
-                speedup=budget.speedup,
-                latency_ms=budget.latency_ms,
-                align=config.align,
-                policy=config.policy,
-                allow_inexact=config.allow_inexact,
-                freeze=config.freeze,
-                stopwatch=self.stopwatch,
-            )
+            trial = self._planned(budget, search or SearchOptions())
             slim(self.dense, trial, self._example, graph=self.graph)
+            if config.policy in SEARCHES:
+                for student in self.engine.students:
+                    if config.budget(student.number) == budget:
+                        student.set.aim(self.graph.removed_by(trial))
+
+    def _planned(self, budget: Budget, search: SearchOptions) -> PruningPlan:
+        """What would go at once; a policy that searches also looks at images, and at channels as the engine does."""
+        config, sparsity = self.engine.config, self.engine.sparsity
+        looks: dict[str, Any] = {}
+        if config.policy in SEARCHES:
+            options = dataclasses.replace(search, evaluations=config.search_evaluations, images=config.search_images)
+            source = self.engine.batches.source
+            looks = {"importance": config.sensitivity, "images": source, "search": options, "seed": config.seed}
+        return plan(
+            self.graph,
+            macs=budget.macs,
+            params=budget.params,
+            speedup=budget.speedup,
+            latency_ms=budget.latency_ms,
+            align=config.align,
+            policy=config.policy,
+            allow_inexact=config.allow_inexact,
+            freeze=[*config.freeze, *(sparsity.layers if sparsity is not None else ())],
+            stopwatch=self.stopwatch,
+            **looks,
+        )
 
     def cut(self, result: StudentResult, name: str = "slim") -> "Member":
         """Remove the planned channels of a student, and write it in every form.
@@ -132,6 +163,8 @@ class Delivery:
         member = Member(self, name, result, student, slim_model)
         self.files[name] = member.file
         export_onnx(slim_model, self._example, member.file, metadata=self._metadata)
+        if self.engine.sparsity is not None:
+            self.stored_sparse[name] = store_sparse(member.file, self._images)
         save(slim_model, member.archive)
         result.plan.save(member.plan)
         self.members.append(member)

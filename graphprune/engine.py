@@ -30,6 +30,7 @@ from graphprune.divergence import Divergence
 from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
+from graphprune.linear_sparsity import LinearSparsity
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision
 from graphprune.processes import Processes
@@ -106,8 +107,10 @@ class Engine:
         self._dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         self._teacher_tapped = self.teacher.with_taps(self.taps)
         self._teacher_tapped.eval()
+        self.sparsity = LinearSparsity(graph, teacher, config.sigma) if config.sigma else None
         self.students = [
-            Student(teacher, graph, config, n, self.taps, self._look, self.processes) for n in range(config.n_students)
+            Student(teacher, graph, config, n, self.taps, self._look, self.processes, self.sparsity)
+            for n in range(config.n_students)
         ]
         self._check_budgets()
         self.done = 0  # steps

@@ -74,7 +74,8 @@ class OnnxCost:
 
     Attributes:
         macs: Multiply-accumulates of one sample.
-        params: Elements of the weights (float, or quantized); shape constants and settings are left out.
+        params: Elements of the weights (float, or quantized) that the file stores; shape constants and settings are
+            left out.
         size_bytes: Size of the file, external data included.
         uncounted: Nodes that compute but are missing from `macs`, each with the reason.
     """
@@ -244,8 +245,12 @@ _FORMULAS: dict[str, Callable[[onnx.NodeProto, Mapping[str, Shape]], int]] = {
 
 
 def _count_weights(model: onnx.ModelProto) -> int:
-    """Elements of every stored tensor that some node uses as a weight; a tensor used twice counts once."""
-    stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
+    """Elements of every stored tensor that some node uses as a weight; a tensor used twice counts once.
+
+    Of one that is stored sparse, those that are stored.
+    """
+    sparse = [tensor.values for tensor in model.graph.sparse_initializer]
+    stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *sparse, *_constants(model.graph.node))}
     weights = set()
     selections = {name for node in _all_nodes(model.graph) if _only_selects(node) for name in node.input[1:]}
     for node in _all_nodes(model.graph):

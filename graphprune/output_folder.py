@@ -3,6 +3,8 @@
     OUT/.staging/                                                    files of a run that is not done
     OUT/checkpoint.pt  compress.log  settings.json                   from the start of the training on
     OUT/latency.json                                                 likewise, where the budget is one in latency
+    OUT/search.json  search.svg                                      what a policy that searches has tried; for the next
+                                                                     run, too, however this one ends
     OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
     OUT/slim-macs0.5.onnx  .pt2  .plan.json  and so on               likewise, where several budgets make a family
 
@@ -29,8 +31,9 @@ RESULTS = ("dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json")
 _FAMILY = ("slim-*.onnx", "slim-*.pt2", "slim-*.plan.json")
 CHECKPOINT, LOG, SETTINGS, STAGING = "checkpoint.pt", "compress.log", "settings.json", ".staging"
 JOURNAL = "latency.json"
+SEARCH, CURVE = "search.json", "search.svg"
 # What a run that was killed before its first checkpoint leaves behind; nothing is lost with it.
-_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING, JOURNAL})
+_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING, JOURNAL, SEARCH, CURVE})
 _ALL_RECORDS = 100_000
 
 _logger = logging.getLogger("graphprune")
@@ -73,6 +76,11 @@ class OutputFolder:
     def journal(self) -> Path | None:
         """The file for measured latencies, if the folder is to stay."""
         return None if self.path is None else self.path / JOURNAL
+
+    @property
+    def search(self) -> Path | None:
+        """The file for what a search has tried, if the folder is to stay."""
+        return None if self.path is None else self.path / SEARCH
 
     @contextmanager
     def open(self) -> Iterator[Path]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.fx.capture import CapturedModule
 
-__all__ = ["Removal", "carry_over", "restore"]
+__all__ = ["Removal", "carry_over", "cut_tensor", "restore"]
 
 
 class Removal:
@@ -112,14 +112,15 @@ def carry_over(
         if name not in before:
             continue  # a constant of the graph
         held = before[name]
-        tensor.copy_(_cut(graph, name, held, had, has))
+        tensor.copy_(cut_tensor(graph, name, held, had, has))
         for key, value in memory.state.get(held, {}).items():
             if isinstance(value, Tensor) and value.shape == held.shape:
-                value = torch.empty_like(tensor).copy_(_cut(graph, name, value, had, has))
+                value = torch.empty_like(tensor).copy_(cut_tensor(graph, name, value, had, has))
             optimizer.state[tensor][key] = value
 
 
-def _cut(graph: "ChannelGraph", name: str, tensor: Tensor, had: np.ndarray, has: np.ndarray) -> Tensor:
+def cut_tensor(graph: "ChannelGraph", name: str, tensor: Tensor, had: np.ndarray, has: np.ndarray) -> Tensor:
+    """A tensor shaped as a parameter of a network with the groups `had`, cut to one with the groups `has`."""
     for dim in range(tensor.ndim):
         ids = graph.axes.get((name, dim))
         if ids is not None:

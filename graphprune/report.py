@@ -216,7 +216,18 @@ def _metrics_notes(metrics: Metrics) -> list[str]:
         if len(metrics["models"]) > 2 and model.get("verdict"):
             notes.append(f"{model['name']}: {model['verdict']}")
     notes += [describe_int8(fact) for fact in metrics.get("int8", ())]
+    notes += [_describe_sparse(name, fact) for name, fact in metrics.get("sparse_weights", {}).items()]
     return notes
+
+
+def _describe_sparse(name: str, fact: Metrics) -> str:
+    """What is left of the weights of linear layers, and what that means for the file, in one line."""
+    layers, stored = fact["layers"].values(), fact["stored"]
+    left, every = (sum(layer[key] for layer in layers) for key in ("left", "weights"))
+    how = "stored dense, which is as small" if not stored["problem"] else f"stored dense: {stored['problem']}"
+    if stored["sparse"]:
+        how = f"stored sparse: {size(stored['bytes'])} instead of {size(stored['bytes_dense'])}"
+    return f"{name}: {left} of {every} weights of linear layers are not zero; {how}"
 
 
 def describe_int8(fact: Metrics) -> str:

@@ -93,6 +93,7 @@ def measure(
         **({key: value for key, value in members[0].items() if key != "name"} if len(members) == 1 else {}),
         **({"latency": delivery.stopwatch.to_dict()} if delivery.stopwatch is not None else {}),
         "int8": int8 or [],
+        **({} if delivery.engine.sparsity is None else {"sparse_weights": _sparse_weights(delivery)}),
         "members": members if len(members) > 1 else [],
         "verification": {name: found.to_dict() for name, found in delivery.comparisons.items()},
         "config": delivery.engine.config.to_dict(),
@@ -105,6 +106,19 @@ def measure(
             "held_out": len(delivery.engine.held_out),
             "judged_on": judged_on.name,
         },
+    }
+
+
+def _sparse_weights(delivery: Delivery) -> dict[str, Any]:
+    """What is left of the linear layers' weights, and how the files store them, by member."""
+    sparsity = delivery.engine.sparsity
+    assert sparsity is not None
+    return {
+        member.name: {
+            "layers": sparsity.describe(member.model.state_dict()),
+            "stored": delivery.stored_sparse[member.name].to_dict(),
+        }
+        for member in delivery.members
     }
 
 

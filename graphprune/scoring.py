@@ -36,8 +36,8 @@ def score_groups(graph: "ChannelGraph", importance: str, images: "Images | None"
     Args:
         graph: channel groups of a torch or an ONNX model.
         importance: a name in `graphprune.importance.CRITERIA`.
-        images: for criteria that need them; the first 256 are looked at.
-        seed: of the criterion "random".
+        images: for criteria that need them; up to 256 are looked at, drawn at random.
+        seed: of that draw and of the criterion "random".
 
     Raises:
         UsageError: the criterion is unknown, or needs images or a torch model and there are none.
@@ -55,23 +55,23 @@ def score_groups(graph: "ChannelGraph", importance: str, images: "Images | None"
         raise UsageError(f"importance {importance!r} needs images: give some, or take one that looks at weights alone")
     module = copy.deepcopy(graph.front_end.module).eval()
     index = GroupIndex(dict(module.named_parameters(remove_duplicate=False)), graph.axes, graph.n_groups)
-    statistics = ActivationStatistics(module, graph, lambda: _batches(images, module))
+    statistics = ActivationStatistics(module, graph, lambda: _batches(images, module, seed))
     evidence = Evidence(index, generator, sets, scales, statistics)
     if chosen.needs == "activations":
         return chosen(evidence).double().numpy()
     total = torch.zeros(graph.n_groups, dtype=torch.float64)
-    for batch in _batches(images, module):
+    for batch in _batches(images, module, seed):
         module.zero_grad()
         torch.autograd.backward(_own_loss(flatten_outputs(module(batch))))
         total += chosen(evidence)
     return total.numpy()
 
 
-def _batches(images: "Images", module: "CapturedModule") -> Iterator[Tensor]:
+def _batches(images: "Images", module: "CapturedModule", seed: int) -> Iterator[Tensor]:
     from graphprune.inputs import DataOptions, read_images
 
     source = read_images(images, DataOptions(), module)
-    return evaluation_batches(source.subset(np.arange(min(len(source), _MOST_IMAGES))), _BATCH)
+    return evaluation_batches(source.sample(_MOST_IMAGES, seed), _BATCH)
 
 
 def _own_loss(outputs: list[Tensor]) -> Tensor:

@@ -39,6 +39,7 @@ from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
+from graphprune.sparse_storage import store_sparse_like
 from graphprune.verify import ATOL, RTOL, first_difference
 from graphprune.version import __version__
 
@@ -168,6 +169,7 @@ def slim_onnx(
         with written(model, Path(target), force) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
             give_back_memory()
+            store_sparse_like(source, draft)
             _check(draft, Path(source), Path(target).name)
             error = _compare(proof if changed else proof.shortened(), draft, tolerance)
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, removable_groups
+from graphprune.allocation import LATENCY, SEARCHES, Limits, Problem, allocate, count, removable_groups
 from graphprune.config import Budget, CompressConfig
 from graphprune.freezing import frozen_groups
 from graphprune.importance import Evidence, criterion
@@ -28,6 +28,7 @@ from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import PlanError
 from graphprune.schedule import Schedule
 from graphprune.sparsity import GroupIndex, shrink_factors
+from graphprune.widths import set_widths
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
@@ -43,6 +44,8 @@ class SparseSet:
         dense: cost of the dense model, by unit.
         limits: what must be reached, as shares of that.
         stopwatch: measures latencies, where the budget is one.
+        widths: (n_sets,) widths to come to, where they were chosen before the training.
+        lost: (n_groups,) mask of groups that go in any case.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class SparseSet:
         self.budget = budget
         self.limits = budget.shares()
         self.stopwatch: Stopwatch | None = None
+        self.widths: np.ndarray | None = None
+        self.lost = np.zeros(graph.n_groups, dtype=bool)
         self._first = first
         self.criterion = criterion(config.sensitivity)
         self.removable = removable_groups(graph.sets, graph.exact, config.allow_inexact)
@@ -93,6 +98,19 @@ class SparseSet:
         self.dense[LATENCY] = 1.0
         if self.budget.has_latency:
             self.limits[LATENCY] = stopwatch.share_of(self.budget.speedup, self.budget.latency_ms)
+
+    def aim(self, removed: np.ndarray) -> None:
+        """Come to the widths of an allocation, (n_groups,) mask of what it removes, and no further than it costs."""
+        self.widths = set_widths(self.graph, ~removed)
+        cost = count(self.graph, ~removed)
+        for unit in self.limits:
+            if unit in cost:
+                self.limits[unit] = min(self.limits[unit], cost[unit] / self.dense[unit])
+
+    def take_over(self, kept: np.ndarray, lost: np.ndarray) -> None:
+        """Let groups be, (n_groups,) mask, or have them go in any case, likewise."""
+        self.lost = lost & self.removable
+        self.removable &= ~kept | self.lost
 
     def shares(self) -> dict[str, float]:
         """Cost without the expected-sparse set, as shares of the dense cost."""
@@ -125,8 +143,9 @@ class SparseSet:
 
     def _chosen(self, step: int, schedule: Schedule) -> np.ndarray:
         """The groups to remove: those of the first process, where latencies are measured."""
-        shared = self._first is not None and (self.budget.has_latency or self.config.align == "auto")
-        if shared and self.stopwatch is None:
+        asked = self.budget.has_latency or self.config.align == "auto" or self.config.policy in SEARCHES
+        shared = self._first is not None and asked
+        if shared and self.stopwatch is None and self.widths is None:
             return self._first(None)  # type: ignore[misc]
         shares = {unit: schedule.share(step, share) for unit, share in self.limits.items()}
         chosen = self._select(shares, step == schedule.final_draw)
@@ -141,18 +160,18 @@ class SparseSet:
             {unit: share * self.dense[unit] for unit, share in shares.items()},
             self.removable,
             Limits(self.config.min_channels, self.config.align if isinstance(self.config.align, int) else 1),
-            forced=self.dead.numpy(),
+            forced=self.dead.numpy() | self.lost,
             latency=None if self.stopwatch is None else self.stopwatch.model,
             is_on_steps=self.config.align == "auto",
+            widths=self.widths,
         )
+        policy = self.config.policy if self.widths is None else "fixed"
 
         def within(predicted: float) -> np.ndarray:
-            return allocate(
-                dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: predicted}), self.config.policy
-            )
+            return allocate(dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: predicted}), policy)
 
         if latency is None or self.stopwatch is None:
-            return allocate(problem, self.config.policy)
+            return allocate(problem, policy)
         if not is_final:
             return within(latency * self.stopwatch.correction)
         return self.stopwatch.reach(latency, within).removed

@@ -16,6 +16,7 @@ from graphprune.activations import ActivationStatistics
 from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
 from graphprune.importance import Evidence, scale_parameters
+from graphprune.linear_sparsity import LinearSparsity
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
@@ -50,6 +51,7 @@ class Student:
         taps: list[str],
         look: Callable[[], Iterable[Tensor]] = tuple,
         processes: Processes | None = None,
+        sparsity: LinearSparsity | None = None,
     ) -> None:
         """Begin as the teacher.
 
@@ -61,6 +63,7 @@ class Student:
             taps: nodes at which features are compared.
             look: gives images, for a sensitivity that looks at activations.
             processes: this process among those of the run.
+            sparsity: weights of linear layers that are zero from the start and stay so.
         """
         self.graph = graph
         self.config = config
@@ -69,7 +72,10 @@ class Student:
         diversity = config.diversity if has_twin else 0.0
         self._is_alone = processes is None or processes.world == 1
         first = None if processes is None or self._is_alone else processes.first
+        self._sparsity = sparsity
         self.set = SparseSet(graph, config, config.budget(number), config.seed + number, diversity, first)
+        if sparsity is not None:
+            self.set.take_over(sparsity.own, sparsity.dead)
         self.precision = Precision()
         self._taps = taps
         self._look = look
@@ -79,6 +85,7 @@ class Student:
         self._sizes: Tensor | None = None
         self._removal = Removal(graph, taps)
         self._adopt(copy.deepcopy(teacher))
+        self._zero_weights()
         self._sizes = self.index.sizes
 
     def _adopt(self, module: "CapturedModule") -> None:
@@ -130,8 +137,13 @@ class Student:
             self.set.draw(step, schedule, self._evidence())
             self.features.keep(~self.set.expected)
         self.set.shrink(self.index, rate * self.config.lambda_sparsity * schedule.ramp(step), self.optimizer)
+        self._zero_weights()
         if self.config.shrink and (schedule.is_draw(step) or step + 1 == schedule.settle_from):
             self._remove_dead(step + 1 == schedule.settle_from)
+
+    def _zero_weights(self) -> None:
+        if self._sparsity is not None:
+            self._sparsity.apply_(self.module, self.present)
 
     def _evidence(self) -> Evidence:
         return Evidence(

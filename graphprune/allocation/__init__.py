@@ -5,7 +5,7 @@ is one file and knows nothing of weights.
 """
 
 from graphprune.allocation.budget import CostFunction, check_reachable, select
-from graphprune.allocation.policies import POLICIES, Policy, allocate
+from graphprune.allocation.policies import POLICIES, SEARCHES, Policy, allocate, allocator
 from graphprune.allocation.problem import LATENCY, Problem, count
 from graphprune.allocation.ratio import select_ratio
 from graphprune.allocation.removable import Limits, removable_groups
@@ -13,11 +13,13 @@ from graphprune.allocation.removable import Limits, removable_groups
 __all__ = [
     "LATENCY",
     "POLICIES",
+    "SEARCHES",
     "CostFunction",
     "Limits",
     "Policy",
     "Problem",
     "allocate",
+    "allocator",
     "check_reachable",
     "count",
     "removable_groups",

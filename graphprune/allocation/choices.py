@@ -3,6 +3,7 @@
 Of a set the groups with the lowest scores go first, so a width says which groups stay.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,19 +37,28 @@ class Choice:
         """The groups that go when `width` are kept."""
         return self.order[: len(self.order) - width]
 
+    def nearest(self, width: float) -> int:
+        """The width nearest to some length; of two as near, the narrower."""
+        at = bisect_left(self.widths, width)
+        around = self.widths[max(0, at - 1) : at + 1]
+        return min(around, key=lambda found: abs(found - width))
+
     @property
     def losses(self) -> np.ndarray:
         """What is lost at each of `widths`."""
         return self.lost[list(self.widths)]
 
 
-def choices_of(problem: Problem, most: int) -> list[Choice]:
-    """For every set, not many more than `most` widths: where kernels are quick, or multiples of `limits.align`."""
+def choices_of(problem: Problem, most: int | None) -> list[Choice]:
+    """For every set, not many more than `most` widths: where kernels are quick, or multiples of `limits.align`.
+
+    None asks for every width, or every multiple.
+    """
     block = problem.latency.block if problem.latency is not None else machine_facts().conv_block
     return [_choice(problem, group_set, block, most) for group_set in problem.graph.sets]
 
 
-def _choice(problem: Problem, group_set: "GroupSet", block: int, most: int) -> Choice:
+def _choice(problem: Problem, group_set: "GroupSet", block: int, most: int | None) -> Choice:
     groups, gone = group_set.groups, problem.gone
     total = len(groups)
     scores = np.where(gone[groups], 0.0, np.maximum(problem.scores[groups], 0.0))
@@ -60,8 +70,10 @@ def _choice(problem: Problem, group_set: "GroupSet", block: int, most: int) -> C
     widest = total - int(gone[groups].sum())
     floor = max(least, problem.limits.min_channels)
     if problem.limits.align > 1:
-        step = problem.limits.align * -(-total // (problem.limits.align * most))
+        step = problem.limits.align * (1 if most is None else -(-total // (problem.limits.align * most)))
         steps = sorted({*range(step, total, step), total})
+    elif most is None:
+        steps = list(range(1, total + 1))
     else:
         steps = lattice_of(group_set, block, most)
     widths = {width for width in steps if floor <= width <= widest}

@@ -31,6 +31,7 @@ _COARSE, _FINE = 12, 9  # widths of a set
 _EVERY = 10_000
 _CORRECTIONS = 4
 _TOLERANCE = 0.002  # share of a budget
+_LOOSE = 0.01  # share of a budget that may stay unused
 
 
 def knapsack(problem: Problem) -> np.ndarray:
@@ -50,7 +51,7 @@ def knapsack(problem: Problem) -> np.ndarray:
     near = [_near(c, f, int(w)) for c, f, w in zip(choices, fine, widths, strict=True)]
     if any(len(set(n.widths) - set(c.widths)) for n, c in zip(near, choices, strict=True)):
         widths = _within(problem, near, layers)
-    return _removed(problem, choices, widths)
+    return _removed(problem, fine, _filled(problem, fine, widths))
 
 
 def _near(coarse: Choice, fine: Choice, chosen: int) -> Choice:
@@ -85,6 +86,41 @@ def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Laye
         best = widths
         budgets = {unit: budgets[unit] / max(1.0, over[unit] * (1 + _TOLERANCE / 2)) for unit in budgets}
     return widths
+
+
+def _filled(problem: Problem, choices: list[Choice], widths: np.ndarray) -> np.ndarray:
+    """Wider where no budget is used up: what costs nothing to lose is worth having all the same, since it may grow.
+
+    Groups that fade have scores near zero, and the program is indifferent to them. A step goes to the set that has the
+    most to lose, then to the one that is furthest from its dense width.
+    """
+    widths = widths.copy()
+    closed: set[int] = set()
+    while len(closed) < len(choices) and _is_loose(problem, choices, widths):
+        shares = widths / np.array([max(choice.widths[-1], 1) for choice in choices])
+        gains = [
+            (choice.lost[w] - choice.lost[_next(choice, w)], -share, -index)
+            for index, (choice, w, share) in enumerate(zip(choices, widths.tolist(), shares, strict=True))
+            if index not in closed
+        ]
+        index = -max(gains)[2]
+        wider = widths.copy()
+        wider[index] = _next(choices[index], int(widths[index]))
+        if wider[index] > widths[index] > 0 and problem.fits(~_removed(problem, choices, wider)):
+            widths = wider
+        else:
+            closed.add(index)
+    return widths
+
+
+def _next(choice: Choice, width: int) -> int:
+    """The next wider width, or the same where there is none."""
+    return min((wider for wider in choice.widths if wider > width), default=width)
+
+
+def _is_loose(problem: Problem, choices: list[Choice], widths: np.ndarray) -> bool:
+    cost = problem.count(~_removed(problem, choices, widths))
+    return all(cost[unit] < (1 - _LOOSE) * budget for unit, budget in problem.budgets.items())
 
 
 def _secondary(layers: dict[str, list[Layer]]) -> list[Layer]:

@@ -1,21 +1,68 @@
-"""The policies by name: each turns a problem into the mask of groups to remove, and is one file."""
+"""The policies by name: each turns a problem into the mask of groups to remove, and is one file.
+
+Those that search run the model, and are imported when they are called.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 import numpy as np
 
+from graphprune.allocation.fixed import fixed
 from graphprune.allocation.knapsack import knapsack
 from graphprune.allocation.problem import LATENCY, Problem
 from graphprune.allocation.threshold import threshold
 from graphprune.allocation.uniform import uniform
 from graphprune.passes.errors import PlanError, UsageError
+from graphprune.widths import set_widths
 
-__all__ = ["POLICIES", "Policy", "allocate"]
+__all__ = ["POLICIES", "SEARCHES", "Policy", "allocate", "allocator"]
 
 Policy = Callable[[Problem], np.ndarray]
 
-POLICIES: Mapping[str, Policy] = {"knapsack": knapsack, "threshold": threshold, "uniform": uniform}
+
+def _searching(module: str, function: str) -> Policy:
+    def policy(problem: Problem) -> np.ndarray:
+        found: Policy = getattr(import_module(f"graphprune.search.{module}"), function)
+        return found(problem)
+
+    return policy
+
+
+#: Policies that try allocations out; they need a `Problem.search`.
+SEARCHES: Mapping[str, Policy] = {
+    "ddpg": _searching("ddpg", "ddpg"),
+    "bee-colony": _searching("bee_colony", "bee_colony"),
+    "random": _searching("random_search", "random_search"),
+}
+
+POLICIES: Mapping[str, Policy] = {
+    "knapsack": knapsack,
+    "threshold": threshold,
+    "uniform": uniform,
+    "fixed": fixed,
+    **SEARCHES,
+}
+
+
+def allocator(policy: str) -> Policy:
+    """`allocate` with a policy, for budgets that are corrected: one that searches does so once.
+
+    After that the widths that it has found are narrowed or widened in proportion.
+    """
+    widths: np.ndarray | None = None
+
+    def allocate_again(problem: Problem) -> np.ndarray:
+        nonlocal widths
+        if widths is not None:
+            return allocate(dataclasses.replace(problem, widths=widths), "fixed")
+        removed = allocate(problem, policy)
+        if policy in SEARCHES:
+            widths = set_widths(problem.graph, ~removed)
+        return removed
+
+    return allocate_again
 
 
 def allocate(problem: Problem, policy: str = "auto") -> np.ndarray:

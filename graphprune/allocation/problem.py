@@ -11,6 +11,7 @@ from graphprune.allocation.removable import Limits
 if TYPE_CHECKING:
     from graphprune.latency import LatencyModel
     from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.search.options import Search
 
 __all__ = ["LATENCY", "Problem", "count"]
 
@@ -31,6 +32,8 @@ class Problem:
         forced: (n_groups,) groups that are gone already and go in any case.
         latency: predicts latencies; None where nothing depends on them.
         is_on_steps: only widths of which no wider one is as fast.
+        widths: (n_sets,) widths that were chosen before, for the policy that keeps to them.
+        search: tries allocations out, for the policies that do.
     """
 
     graph: "ChannelGraph"
@@ -41,6 +44,8 @@ class Problem:
     forced: np.ndarray | None = None
     latency: "LatencyModel | None" = None
     is_on_steps: bool = False
+    widths: np.ndarray | None = None
+    search: "Search | None" = None
 
     @property
     def gone(self) -> np.ndarray:

@@ -91,6 +91,13 @@ class ImageSource:
             skipped=self.skipped,
         )
 
+    def sample(self, number: int, seed: int) -> "ImageSource":
+        """Return a source of so many images of this one, or all, drawn at random and in random order.
+
+        Folders come class by class: the first images are no sample, and neither are the first of a sorted one.
+        """
+        return self.subset(np.random.default_rng(seed).permutation(len(self))[:number])
+
     def split(self, fraction: float, seed: int) -> tuple["ImageSource", "ImageSource"]:
         """Return the rest and a held-out random part; the same seed gives the same parts.
 

@@ -40,9 +40,16 @@ def trace(model: Any, example_inputs: tuple[Any, ...] | None = None, *, whole_he
     return analyze(capture(model, example_inputs, share=True), whole_heads=whole_heads)
 
 
-def analyze(module: CapturedModule, *, whole_heads: bool = False) -> ChannelGraph:
-    """The coupled channel groups of a captured model; see `trace`."""
-    return _Walk(module, whole_heads).graph()
+def analyze(module: CapturedModule, *, whole_heads: bool = False, dead: bool = False) -> ChannelGraph:
+    """The coupled channel groups of a captured model; see `trace`.
+
+    Args:
+        module: the captured model.
+        whole_heads: see `trace`.
+        dead: ask which channels are dead in the weights as they are (`ChannelGraph.exact`) instead of which can be
+            removed once they are zero. The groups are the same.
+    """
+    return _Walk(module, whole_heads, dead).graph()
 
 
 def source_line(node: fx.Node) -> str:
@@ -102,8 +109,9 @@ class FxFrontEnd:
 
 
 class _Walk:
-    def __init__(self, module: CapturedModule, whole_heads: bool) -> None:
+    def __init__(self, module: CapturedModule, whole_heads: bool, dead: bool) -> None:
         self.module = module
+        self.dead = dead
         self.analysis = Analysis(whole_heads)
         self.env: dict[fx.Node, Any] = {}
         self.ops: dict[str, tuple[Rule, Binding, Op]] = {}
@@ -169,7 +177,8 @@ class _Walk:
             return Value(shape, constant=True, data=tensor.cpu().numpy())
         if name in self.literals:  # written in the model's code: no plan can reach it
             return Value(shape, constant=True)
-        return self.analysis.parameter(self.canonical.get(id(tensor), name), shape)
+        data = tensor.detach().cpu().numpy() if self.dead and tensor.is_floating_point() else None
+        return self.analysis.parameter(self.canonical.get(id(tensor), name), shape, data)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:

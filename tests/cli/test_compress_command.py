@@ -268,3 +268,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_plan(finished, work, tmp_pa
     resumed, uninterrupted = (gp.load(folder / "slim.pt2").state_dict() for folder in (out, whole))
     for name, tensor in uninterrupted.items():
         torch.testing.assert_close(resumed[name], tensor)
+
+
+def test_a_search_says_how_far_it_is_and_leaves_its_course(work, tmp_path):
+    out = tmp_path / "out"
+    options = ["--recipe", "combined", "--policy", "random", "--search-evaluations", "4", "--search-images", "32"]
+    code, stdout, stderr = run(command(work, out, *options, "--sigma", "1", epochs="1"))
+    assert code == 0, stderr
+    assert "random: the best of 4 allocations agrees on" in stderr
+    assert str(out / "search.svg") in stdout
+    assert {path.name for path in out.iterdir()} == {*RESULTS, *KEPT, "search.json", "search.svg"}
+    settings = json.loads((out / "metrics.json").read_text())["config"]
+    assert (settings["recipe"], settings["policy"], settings["sigma"]) == ("combined", "random", 1)

@@ -112,6 +112,16 @@ def test_batches_cover_everything_in_order():
     assert [len(batch) for batch in images.batches(100)] == [10]
 
 
+def test_a_sample_is_random_deterministic_and_in_random_order():
+    images = source(40)
+    sample = images.sample(20, seed=3)
+    assert len(set(sample.indices)) == 20
+    assert sample.indices.tolist() != sorted(sample.indices)
+    np.testing.assert_array_equal(images.sample(20, seed=3).indices, sample.indices)
+    assert images.sample(20, seed=4).indices.tolist() != sample.indices.tolist()
+    assert sorted(images.sample(99, seed=0).indices) == list(range(40))
+
+
 def test_split_is_random_deterministic_and_without_overlap():
     images = source(20, labels=np.arange(20), class_names=[str(i) for i in range(20)])
     rest, held_out = images.split(0.25, seed=3)

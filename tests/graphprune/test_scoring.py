@@ -94,3 +94,10 @@ def test_removed_groups_have_no_activation(graph):
     assert sums[~present].tolist() == [0, 0, 0]
     assert sums[groups_of(graph, "block.0")[3:]].tolist() == [1] * 5
     assert sums[groups_of(graph, "stem")].tolist() == [2] * 6
+
+
+def test_images_that_come_class_by_class_are_all_looked_at(graph):
+    dark, noise = np.full((300, 1, 8, 8), -9.0, np.float32), np.tile(IMAGES, (8, 1, 1, 1))
+    both = score_groups(graph, "apoz", np.concatenate([dark, noise]))
+    assert not np.allclose(both, score_groups(graph, "apoz", dark), rtol=0.02)
+    assert not np.allclose(both, score_groups(graph, "apoz", noise), rtol=0.02)

@@ -129,3 +129,17 @@ def test_a_policy_is_known_by_its_name(model):
         allocate(make(model, {LATENCY: 0.5}), "threshold")
     with pytest.raises(UsageError, match="auto or one of"):
         allocate(make(model, {"macs": 0.5}), "best")
+
+
+def test_channels_that_are_worth_nothing_are_kept_where_no_budget_needs_them(model):
+    scores = np.zeros(staircase.graph().n_groups)
+    scores[staircase.graph().sets[1].groups] = 1.0
+    problem = make(model, {LATENCY: 0.7, "params": 0.8}, scores=scores)
+    removed = allocate(problem)
+    assert problem.fits(~removed)
+    assert widths(problem, removed) == [32, 32, 0]
+    for choice, width in zip(choices_of(problem, 10_000), widths(problem, removed), strict=True):
+        wider = removed.copy()
+        wider[choice.order] = False
+        wider[choice.removed(min((w for w in choice.widths if w > width > 0), default=width))] = True
+        assert np.array_equal(wider, removed) or not problem.fits(~wider)

@@ -1,0 +1,150 @@
+"""README.md of this folder, written by `python benchmarks/search/report.py` from results/*.json alone."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+from graphprune.files import atomic_write_text  # noqa: E402
+
+Row = Mapping[str, Any]
+
+_HEAD = """# Policies and criteria before any training
+
+Written by `python benchmarks/search/report.py` from the files in `results/`; do not edit by hand.
+
+Half of the multiply-accumulates are removed in one shot; BatchNorm statistics are re-estimated on 500 images of
+`train/`, and nothing is trained. Agreement with the dense network and accuracy are those on all 5,000 images of `val/`,
+on which nothing was decided. Networks and images are those of [cifar10](../cifar10/README.md).
+"""
+_POLICIES = """## Policies
+
+`python benchmarks/search/run.py policies`. Which channels go is decided by `taylor` everywhere. *Equal shares* and
+*threshold* do not search; a search tries so many allocations on 512 images of `train/` and keeps the best. Mean over
+the seeds, and in brackets each of them.
+"""
+_CRITERIA = """## Criteria
+
+`python benchmarks/search/run.py criteria`. *Threshold*: the criterion also says how many channels go from where, by
+score over what is saved; *equal shares*: every layer loses the same share, so that only the choice of channels differs.
+"""
+_SECONDS = """## How long a search takes
+
+`python benchmarks/search/run.py seconds`.
+"""
+_NAMES = {"uniform": "equal shares", "bee-colony": "bee colony", "ddpg": "DDPG"}
+_ORDER = ("ddpg", "bee-colony", "random", "uniform")
+
+
+def main() -> None:
+    """Write the README."""
+    parts = [_HEAD]
+    for name, text, table in (
+        ("policies", _POLICIES, policies),
+        ("criteria", _CRITERIA, criteria),
+        ("seconds", _SECONDS, seconds),
+    ):
+        path = HERE / "results" / f"{name}.json"
+        if path.exists():
+            document = json.loads(path.read_text())
+            parts += [text, machine(document["machine"]), table(document["rows"])]
+    atomic_write_text(HERE / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def machine(facts: Mapping[str, Any]) -> str:
+    """Where it was measured."""
+    return f"{facts['cpu']} ({facts['instruction_set']}), {facts['physical_cores']} cores."
+
+
+def policies(rows: Sequence[Row]) -> str:
+    """A line for each network, number of evaluations and policy; and whether the order is the expected one."""
+    lines = [
+        "| network | policy | evaluations | agreement | accuracy | MACs left | on the images of the search | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for network in unique(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        for policy, number in unique((row["policy"], row["evaluations"]) for row in own):
+            found = [row for row in own if (row["policy"], row["evaluations"]) == (policy, number)]
+            searched = [row["best"][-1] for row in found if number]
+            cells = [
+                *(network, _NAMES.get(policy, policy), str(number or "")),
+                *(spread([row["agreement"] for row in found]), percent(mean(row["accuracy"] for row in found))),
+                percent(mean(row["macs"] for row in found)),
+                *(
+                    (percent(mean(searched)), f"{mean(row['seconds'] for row in found) / 60:.1f}")
+                    if number
+                    else ("", "")
+                ),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        notes.append(order(network, own))
+    return "\n".join([*lines, "", *notes])
+
+
+def order(network: str, rows: Sequence[Row]) -> str:
+    """What is expected of the policies, and what came out."""
+    means = {p: mean(row["agreement"] for row in rows if row["policy"] == p) for p in {row["policy"] for row in rows}}
+    known = [policy for policy in _ORDER if policy in means]
+    found = sorted(known, key=lambda policy: -means[policy])
+    said = " > ".join(_NAMES.get(policy, policy) for policy in found)
+    if all(means[a] >= means[b] for a, b in pairwise(known)):
+        return f"- {network}: {said}, as expected."
+    return f"- {network}: {said}. Expected was {' ≥ '.join(_NAMES.get(policy, policy) for policy in known)}."
+
+
+def criteria(rows: Sequence[Row]) -> str:
+    """A line for each network and criterion."""
+    lines = [
+        "| network | criterion | threshold: agreement | accuracy | equal shares: agreement | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network in unique(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        for criterion in unique(row["criterion"] for row in own):
+            cells = [network, f"`{criterion}`"]
+            for policy in ("threshold", "uniform"):
+                found = [row for row in own if (row["criterion"], row["policy"]) == (criterion, policy)]
+                cells += (
+                    [spread([row["agreement"] for row in found]), percent(mean(row["accuracy"] for row in found))]
+                    if found
+                    else ["", ""]
+                )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def seconds(rows: Sequence[Row]) -> str:
+    """A line for each search that was timed."""
+    lines = ["| network | policy | evaluations | threads | minutes |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [row["network"], _NAMES.get(row["policy"], row["policy"]), row["evaluations"], row["threads"]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['seconds'] / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def unique(values: Any) -> list[Any]:
+    """In the order of their first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def percent(share: float) -> str:
+    """As in 93.6 %."""
+    return f"{100 * share:.1f} %"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and each value where there are several."""
+    single = ", ".join(f"{100 * value:.1f}" for value in values)
+    return percent(mean(values)) + (f" ({single})" if len(set(values)) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

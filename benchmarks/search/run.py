@@ -1,0 +1,167 @@
+"""Policies and criteria compared on trained networks, before any training.
+
+    python benchmarks/search/run.py policies --data cifar10-jpeg.zip --models MODELS
+    python benchmarks/search/run.py criteria --data cifar10-jpeg.zip --models MODELS
+    python benchmarks/search/run.py seconds --data cifar10-jpeg.zip --models MODELS --threads 2
+
+Half of the multiply-accumulates are removed in one shot. What searches try is judged on images of `train/`; the result,
+with BatchNorm statistics re-estimated on images of `train/`, on all of `val/`. Rows go to results/*.json as they come,
+and are not repeated. `python benchmarks/search/report.py` makes the page.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from rows import Rows  # noqa: E402
+
+import graphprune as gp  # noqa: E402
+from graphprune.batchnorm import reestimate_batch_norm  # noqa: E402
+from graphprune.closeness import Agreement  # noqa: E402
+from graphprune.data.batches import evaluation_batches  # noqa: E402
+from graphprune.importance import CRITERIA  # noqa: E402
+from graphprune.removal import Removal  # noqa: E402
+from graphprune.search import SearchOptions, Trial  # noqa: E402
+
+ARCHITECTURES = {
+    "resnet56": "graphprune.models:resnet56",
+    "vgg_small": "graphprune.models:vgg_small",
+    "mobilenetv2": "graphprune.models:mobilenet_v2",
+}
+SEARCHES = ("random", "bee-colony", "ddpg")
+PLAIN = ("uniform", "threshold")
+MACS = 0.5
+_BATCH, _CALIBRATION = 250, 500
+_POOL = 10_000  # images of train/ that scores, searches and statistics draw from
+
+
+class Bench:
+    """A network with its images."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        path = next(iter(sorted(options.models.glob(f"{name}.*"))), None)
+        if path is None:
+            raise SystemExit(
+                f"error: no {name}.safetensors in the folder of models; examples/train_reference.py makes one"
+            )
+        self.name = name
+        self.train = gp.load_images(f"{options.data}::train", limit=_POOL)
+        self.val = gp.load_images(f"{options.data}::val")
+        self.model = gp.load_model(path, arch=ARCHITECTURES[name]).eval()
+        self.graph = gp.trace(self.model, (torch.zeros(1, *self.train.preprocess.input_shape),))
+        self._removal = Removal(self.graph, [])
+        self._statistics = list(evaluation_batches(self.train.sample(_CALIBRATION, 0), _BATCH))
+        self._dense = self._answers(self.graph.front_end.module.eval())
+
+    @torch.no_grad()
+    def _answers(self, module: torch.nn.Module) -> list[np.ndarray]:
+        return [module(batch).numpy() for batch in evaluation_batches(self.val, _BATCH)]
+
+    def judge(self, plan: gp.PruningPlan) -> dict[str, float]:
+        """Agreement and accuracy on `val/` of the network cut at once."""
+        removed = self.graph.removed_by(plan)
+        module = self._removal.cut(~removed)
+        reestimate_batch_norm(module, module, self._statistics)
+        answers, agreement = self._answers(module.eval()), Agreement()
+        for dense, found in zip(self._dense, answers, strict=True):
+            agreement.see([dense], [found], len(found))
+        right = np.concatenate(answers).argmax(1) == self.val.labels
+        macs = self.graph.cost.macs(~removed) / self.graph.cost.macs(self.graph.all_kept())
+        return {"agreement": agreement.share, "accuracy": float(right.mean()), "macs": float(macs)}
+
+
+def policies(options: argparse.Namespace) -> None:
+    """Equal multiply-accumulates, equal numbers of evaluations."""
+    rows = Rows(options.results / "policies.json", ("network", "policy", "evaluations", "seed"))
+    for name in options.networks.split(","):
+        bench = None
+        for seed in map(int, options.seeds.split(",")):
+            for policy in (*PLAIN, *SEARCHES):
+                number = options.evaluations if policy in SEARCHES else 0
+                if rows.has(network=name, policy=policy, evaluations=number, seed=seed):
+                    continue
+                bench = bench or Bench(name, options)
+                show(rows, searched(bench, policy, number, seed))
+
+
+def searched(bench: Bench, policy: str, evaluations: int, seed: int) -> dict[str, object]:
+    """The row of one policy; `best` is the course of the search, the agreement of the best so far on its own images."""
+    best: list[float] = []
+
+    def progress(done: int, total: int, trial: Trial) -> None:
+        best.append(round(trial.agreement or 0.0, 4))
+
+    search = SearchOptions(evaluations=max(1, evaluations), start="", progress=progress)
+    start = time.perf_counter()
+    plan = gp.plan(
+        bench.graph, macs=MACS, policy=policy, importance="taylor", images=bench.train, seed=seed, search=search
+    )
+    seconds = time.perf_counter() - start
+    return {
+        "network": bench.name,
+        "policy": policy,
+        "evaluations": evaluations,
+        "seed": seed,
+        **bench.judge(plan),
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        "images": search.images,
+        "best": best,
+    }
+
+
+def criteria(options: argparse.Namespace) -> None:
+    """Every criterion, with widths by its own threshold and with equal shares of every layer."""
+    rows = Rows(options.results / "criteria.json", ("network", "criterion", "policy", "seed"))
+    for name in options.networks.split(","):
+        bench = None
+        for seed in map(int, options.seeds.split(",")):
+            for criterion in CRITERIA:
+                for policy in PLAIN:
+                    if rows.has(network=name, criterion=criterion, policy=policy, seed=seed):
+                        continue
+                    bench = bench or Bench(name, options)
+                    plan = gp.plan(
+                        bench.graph, macs=MACS, policy=policy, importance=criterion, images=bench.train, seed=seed
+                    )
+                    key = {"network": name, "criterion": criterion, "policy": policy, "seed": seed}
+                    show(rows, {**key, **bench.judge(plan)})
+
+
+def seconds(options: argparse.Namespace) -> None:
+    """How long a search of 300 evaluations takes."""
+    rows = Rows(options.results / "seconds.json", ("network", "policy", "evaluations", "threads"))
+    for name in options.networks.split(","):
+        show(rows, searched(Bench(name, options), "ddpg", 300, 0))
+
+
+def show(rows: Rows, row: dict[str, object]) -> None:
+    """Keep and print a row."""
+    rows.add(row)
+    print({key: value for key, value in row.items() if key != "best"}, flush=True)
+
+
+def main() -> None:
+    """Measure what has no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("policies", "criteria", "seconds"))
+    parser.add_argument("--data", type=Path, required=True, help="the zip with train/ and val/")
+    parser.add_argument("--models", type=Path, required=True, help="folder with the reference networks")
+    parser.add_argument("--networks", default="resnet56")
+    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    {"policies": policies, "criteria": criteria, "seconds": seconds}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

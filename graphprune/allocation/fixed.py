@@ -1,0 +1,60 @@
+"""Policy "fixed": widths that were chosen before; the importance decides which channels these are.
+
+    w_s(part) = d_s + part (w_s - d_s)         d_s the dense width of set s, w_s the one that was chosen
+
+As long as a budget leaves more than the chosen widths cost, all sets are the same part of the way there; a budget that
+is tighter, as that of a latency which was measured and missed, goes on along the same line.
+"""
+
+import numpy as np
+
+from graphprune.allocation.choices import Choice, choices_of
+from graphprune.allocation.problem import LATENCY, Problem
+from graphprune.allocation.steps import on_steps
+from graphprune.passes.errors import BudgetError, UsageError
+
+__all__ = ["fixed", "open_choices", "removed_at"]
+
+_FURTHEST = 2.0
+_HALVINGS = 30
+_EVERY = 10_000
+
+
+def fixed(problem: Problem) -> np.ndarray:
+    """Mask of the groups to remove, (n_groups,): no more than the budgets ask for.
+
+    Raises:
+        UsageError: no widths were chosen.
+        BudgetError: a budget cannot be reached on the way through the chosen widths.
+    """
+    if problem.widths is None:
+        raise UsageError("policy fixed keeps to widths that were chosen before, and there are none")
+    choices = open_choices(problem)
+    dense = np.array([len(group_set.groups) for group_set in problem.graph.sets])
+
+    def removed(part: float) -> np.ndarray:
+        return removed_at(problem, choices, dense + part * (problem.widths - dense))
+
+    low, high = 0.0, _FURTHEST
+    if not problem.fits(~removed(high)):
+        raise BudgetError("the budget cannot be reached with layers as wide in proportion as was chosen for them")
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if problem.fits(~removed(middle)) else (middle, high)
+    return removed(high)
+
+
+def open_choices(problem: Problem) -> list[Choice]:
+    """For every set all widths that it may have: any, or where latency matters those on the staircase."""
+    if LATENCY in problem.budgets or problem.is_on_steps:
+        choices = choices_of(problem, _EVERY)
+        return on_steps(problem, choices) if problem.is_on_steps else choices
+    return choices_of(problem, None)
+
+
+def removed_at(problem: Problem, choices: list[Choice], widths: np.ndarray) -> np.ndarray:
+    """Mask of the groups that go when every set gets the width nearest to the one of `widths`, (n_sets,)."""
+    removed = problem.gone.copy()
+    for choice, width in zip(choices, widths, strict=True):
+        removed[choice.removed(choice.nearest(float(width)))] = True
+    return removed

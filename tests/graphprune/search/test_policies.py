@@ -1,0 +1,144 @@
+"""The policies on a reward that is known: how near the widths are to some that nobody told them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from allocations import problem
+
+from graphprune.allocation import SEARCHES, allocate, allocator
+from graphprune.passes.errors import UsageError
+from graphprune.search import Search, SearchOptions, Trial
+from graphprune.widths import set_widths
+
+BEST = np.array([4, 23, 12])
+POLICIES = sorted(SEARCHES)
+
+
+class Known:
+    """Evaluates by the distance to BEST, and counts how often it is asked."""
+
+    def __init__(self, graph):
+        self.graph, self.calls = graph, 0
+
+    def __call__(self, kept):
+        self.calls += 1
+        distance = np.abs(set_widths(self.graph, kept) - BEST) / BEST
+        return Trial(1 / (1 + float(distance.sum())), 0.0)
+
+
+def searching(evaluations=60, seed=0, fingerprint="known", **options):
+    asked = problem(0.35)
+    known = Known(asked.graph)
+    settings = SearchOptions(**{"evaluations": evaluations, "start": "", **options})
+    search = Search(known, fingerprint, settings, seed)
+    return dataclasses.replace(asked, search=search), known
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_search_finds_something_better_than_equal_shares(policy):
+    seen = []
+    asked, known = searching(progress=lambda done, total, best: seen.append((done, total, best.reward)))
+    removed = allocate(asked, policy)
+    assert asked.fits(~removed)
+    assert [done for done, _, _ in seen] == list(range(1, 61))
+    assert {total for _, total, _ in seen} == {60}
+    best = [reward for _, _, reward in seen]
+    assert best == sorted(best)
+    assert known(~removed).reward == best[-1] > best[0] + 0.05
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_seed_gives_the_same_allocation(policy):
+    first, second = (allocate(searching(seed=5)[0], policy) for _ in range(2))
+    assert (first == second).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_search_that_was_stopped_goes_on_from_its_journal(policy, tmp_path):
+    journal = tmp_path / "search.json"
+    whole = allocate(searching(30)[0], policy)
+
+    def stop(done, total, best):
+        if done == 12:
+            raise KeyboardInterrupt
+
+    asked, known = searching(30, journal=journal, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        allocate(asked, policy)
+    before = known.calls
+    asked, known = searching(30, journal=journal)
+    assert (allocate(asked, policy) == whole).all()
+    assert before + known.calls <= 30
+    assert known.calls < 30
+    assert journal.with_suffix(".svg").read_text().startswith("<svg")
+
+
+def test_a_journal_of_something_else_is_replaced(tmp_path, caplog):
+    journal = tmp_path / "search.json"
+    for content, complaint in (("no json", "is no journal"), ('{"trials": {"a": 3}}', "is no journal")):
+        journal.write_text(content)
+        allocate(searching(3, journal=journal)[0], "random")
+        assert complaint in caplog.text
+        caplog.clear()
+    assert json.loads(journal.read_text())["fingerprint"] == "known"
+    asked, known = searching(3, journal=journal, fingerprint="other")
+    allocate(asked, "random")
+    assert "of another model or of other images" in caplog.text
+    assert known.calls == 3
+
+
+def test_one_evaluation_is_the_uniform_allocation():
+    for policy in POLICIES:
+        asked, known = searching(1)
+        widths = set_widths(asked.graph, ~allocate(asked, policy))
+        assert known.calls == 1
+        assert np.ptp(widths / np.array([16, 24, 32])) < 0.12
+
+
+def test_a_search_needs_something_that_tries():
+    for policy in POLICIES:
+        with pytest.raises(UsageError, match=f"policy {policy} tries allocations out on images: give some"):
+            allocate(problem(), policy)
+    with pytest.raises(UsageError, match="at least one evaluation, not 0"):
+        SearchOptions(evaluations=0)
+    with pytest.raises(UsageError, match="at least two images"):
+        SearchOptions(images=1)
+
+
+def test_a_budget_that_is_corrected_is_searched_for_once():
+    asked, known = searching(20)
+    again = allocator("random")
+    first = again(asked)
+    calls = known.calls
+    tighter = dataclasses.replace(asked, budgets={"macs": 0.8 * asked.budgets["macs"]})
+    second = again(tighter)
+    assert known.calls == calls
+    assert tighter.fits(~second)
+    before, after = (set_widths(asked.graph, ~found) for found in (first, second))
+    assert (after <= before).all()
+
+
+def test_what_an_agent_lacks_is_named(monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gymnasium" else find(name))
+    with pytest.raises(UsageError, match=r"needs gymnasium: pip install 'graphprune\[search\]'"):
+        allocate(searching(2)[0], "ddpg")
+
+
+def test_the_reward_prefers_agreement_and_then_nearness():
+    assert Trial(0.8, 0.5).reward > Trial(0.8, 0.9).reward
+    assert Trial(0.9, 0.3).reward > Trial(0.8, 0.1).reward
+    assert Trial(None, 0.2).reward > Trial(None, 0.3).reward
+    assert Trial(0.5, 5.0).reward == Trial(0.5, 1.0).reward
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_needs_no_search_is_looked_at_as_well(policy):
+    asked, known = searching(2, start="auto")
+    plain = allocate(asked)
+    best = max(known(~plain).reward, known(~allocate(searching(1)[0], policy)).reward)
+    assert known(~allocate(asked, policy)).reward >= best - 0.02  # the space fills the budget up

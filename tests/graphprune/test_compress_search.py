@@ -1,0 +1,120 @@
+"""Whole runs on widths that a search has chosen, with and without the 3-sigma pass."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import graphprune as gp
+from graphprune.data import ImageSource, Preprocess
+
+SETTINGS = gp.CompressConfig(
+    epochs=2,
+    batch_size=32,
+    flip=False,
+    crop=False,
+    precision="float32",
+    threads=1,
+    holdout=20,
+    eval_every=1000,
+    macs=0.5,
+    search_evaluations=8,
+    search_images=40,
+)
+QUICK = gp.BenchmarkOptions(seconds=0)
+
+
+def digits(number=200):
+    pixels, _ = load_digits(return_X_y=True)
+    pixels = pixels[:number].reshape(-1, 8, 8, 1).astype(np.float32) / 16
+    return ImageSource(pixels, Preprocess.of((8, 8), 1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    layers = (
+        *(nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
+        *(nn.Conv2d(12, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(384, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+    net = nn.Sequential(*layers)
+    with torch.no_grad():
+        net(torch.from_numpy(digits().batch(slice(0, 64))))
+    return net.eval()
+
+
+class Log:
+    """Keeps what is reported."""
+
+    def __init__(self):
+        self.stages, self.evaluations = [], []
+
+    def stage(self, name):
+        self.stages.append(name)
+
+    def images(self, done, total):
+        pass
+
+    def step(self, *step):
+        pass
+
+    def evaluation(self, done, total, best):
+        self.evaluations.append((done, total, best.agreement))
+
+
+@pytest.fixture(scope="module")
+def combined(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("combined") / "out"
+    log = Log()
+    config = dataclasses.replace(SETTINGS, recipe="combined", policy="bee-colony", sigma=1.5)
+    return gp.compress(model, digits(), config=config, output=out, benchmark=QUICK, reporter=log), log, out
+
+
+def test_the_widths_that_were_found_are_those_of_the_result(combined, model):
+    result, log, out = combined
+    assert "searching an allocation" in log.stages
+    assert [done for done, _, _ in log.evaluations] == list(range(1, 9))
+    widths = {c["set"]: c["slim"] for c in result.metrics["channels"]}
+    assert json.loads((out / "search.json").read_text())["format"] == 1
+    assert (out / "search.svg").read_text().startswith("<svg")
+    assert result.metrics["reached"]["macs"] <= 0.5
+    assert 0 < widths["0"] <= 12
+    assert 0 < widths["3"] <= 24
+
+
+def test_what_is_left_of_the_linear_layers_is_sparse_and_told(combined):
+    result, _, out = combined
+    facts = result.metrics["sparse_weights"]["slim"]
+    assert set(facts["layers"]) == {"8.weight", "10.weight"}
+    for name, layer in facts["layers"].items():
+        tensor = result.model.state_dict()[name]
+        assert layer == {"weights": tensor.numel(), "left": int(tensor.count_nonzero())}
+        assert 0 < layer["left"] < 0.35 * layer["weights"]
+    assert facts["stored"]["sparse"]
+    assert facts["stored"]["bytes"] == (out / "slim.onnx").stat().st_size < facts["stored"]["bytes_dense"]
+    assert len(onnx.load(out / "slim.onnx").graph.sparse_initializer) == len(facts["stored"]["sparse"])
+    assert "weights of linear layers are not zero; stored sparse" in str(result)
+
+
+def test_the_journal_of_a_search_serves_the_next_run(combined, model, tmp_path):
+    result, _, out = combined
+    again = tmp_path / "out"
+    again.mkdir()
+    (again / "search.json").write_bytes((out / "search.json").read_bytes())
+    config = dataclasses.replace(SETTINGS, recipe="combined", policy="bee-colony", sigma=1.5)
+    second = gp.compress(model, digits(), config=config, output=again, benchmark=QUICK)
+    assert second.plan.to_dict()["removed"] == result.plan.to_dict()["removed"]
+    assert json.loads((again / "search.json").read_text()) == json.loads((out / "search.json").read_text())
+
+
+def test_a_policy_that_searches_alone_leaves_linear_weights_alone(model):
+    result = gp.compress(model, digits(), config=dataclasses.replace(SETTINGS, policy="random"), benchmark=QUICK)
+    assert "sparse_weights" not in result.metrics
+    assert result.model.state_dict()["8.weight"].all()
+    assert result.metrics["reached"]["macs"] <= 0.5
