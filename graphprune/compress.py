@@ -260,7 +260,7 @@ def _settings(config: CompressConfig, asked: Mapping[str, float | Sequence[float
     budgets: dict[str, Any] = {name: getattr(config, name) if value is None else value for name, value in given.items()}
     students = max([config.n_students, *(len(value) for value in budgets.values() if isinstance(value, tuple))])
     config = dataclasses.replace(config, n_students=students, **budgets)
-    if not config.budget(0).limits():
+    if not config.budget(0).limits() and not config.sigma:
         raise UsageError(NO_BUDGET)
     return config
 

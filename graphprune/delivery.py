@@ -116,7 +116,8 @@ class Delivery:
                 seed=config.seed,
             )
             self.engine.use(self.stopwatch)
-        for budget in dict.fromkeys(config.budget(number) for number in range(config.n_students)):
+        budgets = dict.fromkeys(config.budget(number) for number in range(config.n_students))
+        for budget in filter(Budget.limits, budgets):
             trial = self._planned(budget, search or SearchOptions())
             slim(self.dense, trial, self._example, graph=self.graph)
             if config.policy in SEARCHES:

@@ -66,7 +66,7 @@ class Engine:
         processes: this process among those of the run. Each takes `batch_size` images of a step.
 
     Raises:
-        UsageError: no budget, or a run too short to reach it.
+        UsageError: no budget (and no `sigma`), or a run too short to reach it.
         BudgetError: the budget cannot be reached on this model.
         UnsupportedModelError: the model takes one batch size only.
     """
@@ -125,7 +125,9 @@ class Engine:
     def _check_budgets(self) -> None:
         for student in self.students:
             if not student.set.budget.limits():
-                raise UsageError(NO_BUDGET)
+                if self.sparsity is None:
+                    raise UsageError(NO_BUDGET)
+                continue  # single weights go, and the channels that are dead without them
             check_reachable(
                 self.graph.cost,
                 {unit: share * student.set.dense[unit] for unit, share in student.set.limits.items()},

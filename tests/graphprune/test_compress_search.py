@@ -118,3 +118,15 @@ def test_a_policy_that_searches_alone_leaves_linear_weights_alone(model):
     assert "sparse_weights" not in result.metrics
     assert result.model.state_dict()["8.weight"].all()
     assert result.metrics["reached"]["macs"] <= 0.5
+
+
+def test_the_linear_layers_alone_can_be_thinned(model):
+    config = dataclasses.replace(SETTINGS, macs=None, sigma=1.5)
+    metrics = gp.compress(model, digits(), config=config, benchmark=QUICK).metrics
+    widths = {c["set"]: (c["dense"], c["slim"]) for c in metrics["channels"]}
+    assert widths["0"] == (12, 12)
+    assert widths["3"] == (24, 24)
+    assert metrics["models"][1]["stored_weights"] < 0.4 * metrics["models"][0]["stored_weights"]
+    assert all(
+        layer["left"] < 0.35 * layer["weights"] for layer in metrics["sparse_weights"]["slim"]["layers"].values()
+    )
