@@ -49,6 +49,9 @@ class Log:
     def images(self, done, total):
         pass
 
+    def evaluation(self, done, total, best):
+        raise AssertionError("nothing is searched")
+
     def step(self, step, total, loss, cost, phase):
         self.steps.append((step, total, phase))
 

@@ -38,7 +38,7 @@ def run():
     captured = capture(net.eval(), (torch.from_numpy(source.batch(slice(0, 4))),))
     graph = gp.trace(captured)
     plan = gp.plan(graph, macs=0.5)
-    engine = SimpleNamespace(graph=graph, held_out=source, config=CompressConfig(macs=0.5))
+    engine = SimpleNamespace(graph=graph, held_out=source, config=CompressConfig(macs=0.5), sparsity=None)
     state = gp.mask(captured, plan).state_dict()
     return engine, SimpleNamespace(number=0, state_dict=state, plan=plan, removed=graph.removed_by(plan))
 
