@@ -23,6 +23,7 @@ on*.
 """
 _COLUMNS = (
     "experiment",
+    "asked for",
     "settings",
     "seed",
     "judged on",
@@ -36,6 +37,7 @@ _COLUMNS = (
     "images left",
 )
 _LOOKED = {"accuracy_held_out": "accuracy on images left", "accuracy_val": "accuracy on `val/`"}
+_BUDGETS = ("macs", "params", "speedup", "latency_ms")
 _SETTINGS = ("lr", "lambda_feature", "warmup", "sparsify", "n_students", "course", "sensitivity", "precision")
 
 
@@ -65,11 +67,13 @@ def rows(run: Run) -> Iterator[list[str]]:
     """The slim files of a run: the network itself, and its int8 version if there is one."""
     dense, record, config = run["models"][0], run["record"], run["config"]
     settings = ", ".join(f"{name} {config[name]}" for name in _SETTINGS if name in config)
+    asked = ", ".join(f"{name} {config[name]:g}" for name in _BUDGETS if isinstance(config.get(name), int | float))
     for model in run["models"][1:]:
         low, high = model["speedup_interval"]
         is_slim = model["name"] == "slim"
         yield [
             record["experiment"] if is_slim else f"{record['experiment']}: {model['name']}",
+            asked,
             settings,
             str(record["seed"]),
             record["judged_on"],
