@@ -3,8 +3,9 @@
     python benchmarks/latency/compare.py [--networks resnet56] [--threads 1,2] [--batches 1,16]
 
 Needs torch-pruning and, for two of the networks, torchvision. All files of one network are written by the same exporter
-and timed in turns. Nothing is trained: shapes decide the latency. Importance is l2 for all; ours is scaled to a sum of
-1 for each set of coupled channels, since random weights do not say which layers matter.
+and timed in turns. Nothing is trained: shapes decide the latency. Importance is l2 for all; ours is scaled so that
+all layers are worth the same, since random weights do not say which matter: the scores of a set of coupled channels sum
+up to the number of layers that have them as their outputs.
 
     torch-pruning          half of the multiply-accumulates, same share everywhere, as it does by default
     torch-pruning, by 8    likewise, widths rounded to multiples of 8 (and of 16)
@@ -87,7 +88,8 @@ def ours(name: str, target: LatencyTarget, folder: Path) -> Iterator[tuple[str, 
     graph = gp.trace(module, inputs)
     scores = score_groups(graph, "l2")
     for group_set in graph.sets:
-        scores[group_set.groups] /= scores[group_set.groups].sum()
+        layers = sum(len(graph.shapes[weight]) > 1 for weight, _, _ in group_set.outputs)
+        scores[group_set.groups] *= layers / scores[group_set.groups].sum()
     with stopwatch(graph, target) as watch:
         for label, goal in (("by MACs", {"macs": SHARE, "align": "auto"}), ("by speed", {"speedup": SPEEDUP})):
             start = time.perf_counter()
