@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from graphprune.allocation import Limits, check_reachable
+from graphprune.allocation import SEARCHES, Limits, check_reachable
 from graphprune.config import CompressConfig
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
@@ -86,6 +86,8 @@ class SparseTrainer:
         self.config = CompressConfig.from_dict({**given, **chosen, "macs": macs, "params": params})
         if self.config.needs_latency:
             raise UsageError("budgets in latency and align='auto' are for compress(); give macs= or params= here")
+        if self.config.policy in SEARCHES or self.config.sigma:
+            raise UsageError(f"policies that search ({', '.join(SEARCHES)}) and sigma are for compress()")
         limits = self.config.budget(0).limits()
         if not limits:
             raise UsageError("no budget given: say how small the model must become with macs= or params=")
