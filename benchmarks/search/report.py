@@ -27,7 +27,7 @@ _POLICIES = """## Policies
 
 `python benchmarks/search/run.py policies`. Which channels go is decided by `taylor` everywhere. *Equal shares* and
 *threshold* do not search; a search tries so many allocations on 512 images of `train/` and keeps the best. Mean over
-the seeds, and in brackets each of them.
+the seeds, and in brackets each of them. Minutes are those of a machine that did other work besides.
 """
 _CRITERIA = """## Criteria
 
