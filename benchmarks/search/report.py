@@ -123,10 +123,10 @@ def criteria(rows: Sequence[Row]) -> str:
 
 def seconds(rows: Sequence[Row]) -> str:
     """A line for each search that was timed."""
-    lines = ["| network | policy | evaluations | threads | minutes |", "|---|---|---|---|---|"]
+    lines = ["| network | policy | evaluations | threads | minutes | agreement |", "|---|---|---|---|---|---|"]
     for row in rows:
         cells = [row["network"], _NAMES.get(row["policy"], row["policy"]), row["evaluations"], row["threads"]]
-        lines.append(f"| {' | '.join(map(str, cells))} | {row['seconds'] / 60:.1f} |")
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['seconds'] / 60:.1f} | {percent(row['agreement'])} |")
     return "\n".join(lines)
 
 
