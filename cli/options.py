@@ -39,6 +39,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 CPU = "CPUExecutionProvider"
 
 
+_HANDLER = "graphprune command line"
+
+
 @dataclass
 class RunState:
     """What the options that every command takes say of the run."""
@@ -52,7 +55,7 @@ class RunState:
         take_down_log()
         logger = logging.getLogger("graphprune")
         handler = _terminal_handler() if sys.stderr.isatty() else _plain_handler()
-        handler.is_of_command_line = True  # type: ignore[attr-defined]
+        handler.set_name(_HANDLER)
         handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)
@@ -65,7 +68,7 @@ class RunState:
 def take_down_log() -> None:
     """Stop sending the log to stderr: who called `main` from Python has a log of their own."""
     logger = logging.getLogger("graphprune")
-    for handler in [handler for handler in logger.handlers if getattr(handler, "is_of_command_line", False)]:
+    for handler in [handler for handler in logger.handlers if handler.get_name() == _HANDLER]:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
 

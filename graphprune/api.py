@@ -184,7 +184,8 @@ def _search(
         raise UsageError(f"policy {policy} tries allocations out on images: give some")
     from graphprune.search.rewards import OneShot
 
-    return Search.of(OneShot(graph, images, options.images, seed), options, seed)
+    oneshot = OneShot(graph, images, options.images, seed)
+    return Search(oneshot, oneshot.fingerprint, options, seed)
 
 
 def _check_targets(

@@ -28,7 +28,7 @@ from graphprune.checkpoint import load_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.delivery import Delivery, member_names
-from graphprune.engine import NO_BUDGET, Engine
+from graphprune.engine import Engine
 from graphprune.files import atomic_write_json
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
 from graphprune.int8_delivery import quantize_members
@@ -260,8 +260,7 @@ def _settings(config: CompressConfig, asked: Mapping[str, float | Sequence[float
     budgets: dict[str, Any] = {name: getattr(config, name) if value is None else value for name, value in given.items()}
     students = max([config.n_students, *(len(value) for value in budgets.values() if isinstance(value, tuple))])
     config = dataclasses.replace(config, n_students=students, **budgets)
-    if not config.budget(0).limits() and not config.sigma:
-        raise UsageError(NO_BUDGET)
+    config.require_goal()
     return config
 
 

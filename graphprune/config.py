@@ -180,6 +180,13 @@ class CompressConfig:
                 f"{self.sparsify:g} is not below 1"
             )
 
+    def require_goal(self) -> None:
+        """Raises: UsageError: a student has nothing to reach, and no single weights go either."""
+        if not self.sigma and not all(self.budget(number).limits() for number in range(self.n_students)):
+            raise UsageError(
+                "no budget given: say what must be reached with --speedup, --latency-ms, --macs or --params"
+            )
+
     def _complete(self) -> None:
         """Fill in what the recipe says and no other setting does."""
         is_combined = self.recipe == "combined"

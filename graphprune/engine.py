@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("graphprune")
 
-NO_BUDGET = "no budget given: say what must be reached with --speedup, --latency-ms, --macs or --params"
-
 _MOST_HELD_OUT = 0.1  # share of the images
 _LOOKED_AT = 256  # images
 
@@ -123,11 +121,8 @@ class Engine:
     # -- set-up ------------------------------------------------------------------------------------------------
 
     def _check_budgets(self) -> None:
+        self.config.require_goal()
         for student in self.students:
-            if not student.set.budget.limits():
-                if self.sparsity is None:
-                    raise UsageError(NO_BUDGET)
-                continue  # single weights go, and the channels that are dead without them
             check_reachable(
                 self.graph.cost,
                 {unit: share * student.set.dense[unit] for unit, share in student.set.limits.items()},

@@ -216,14 +216,12 @@ def _parts(images: ImageSource, options: QuantizeOptions) -> tuple[ImageSource, 
     """Images for the ranges and others for the comparison, drawn at random; half each where there are too few."""
     if len(images) < 2:
         raise DataError(f"{images.name} has {len(images)} image(s): at least two are needed, better some hundred")
-    order = np.random.default_rng(options.seed).permutation(len(images))
     ranges = options.calibration_images
     if ranges + options.search_images > len(images):
         ranges = max(1, round(len(images) * ranges / (ranges + options.search_images)))
         ranges = min(ranges, len(images) - 1)
-    return images.subset(np.sort(order[:ranges])), images.subset(
-        np.sort(order[ranges : ranges + options.search_images])
-    )
+    drawn = images.sample(ranges + options.search_images, options.seed)
+    return drawn.subset(np.arange(ranges)), drawn.subset(np.arange(ranges, len(drawn)))
 
 
 def _batches(model: onnx.ModelProto, images: ImageSource) -> Iterator[np.ndarray]:

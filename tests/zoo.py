@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.fx.analyze import analyze
@@ -1126,7 +1126,7 @@ class Conditional(Net):
         return self.head(F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n).view(n, 8, h, w))
 
 
-@torch.library.custom_op("zoo::blur", mutates_args=())
+@library.custom_op("zoo::blur", mutates_args=())
 def blur(x: Tensor) -> Tensor:
     return 0.5 * (x + x.flip(1))
 

@@ -5,6 +5,7 @@ Settings are those of `graphprune.CompressConfig`; what is not named is the defa
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -88,3 +89,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     "resnet20-macs66": _resnet20("member of the family alone", macs=0.66),
     "resnet20-macs33": _resnet20("member of the family alone", macs=0.33),
 }
+
+#: Reference network -> what builds it.
+ARCHITECTURES = {experiment.model: experiment.arch for experiment in EXPERIMENTS.values()}
+
+
+def find(folder: Path, name: str) -> Path:
+    """The file of a reference network, whatever its suffix."""
+    for suffix in (".safetensors", ".pt", ".pt2"):
+        if (folder / f"{name}{suffix}").exists():
+            return folder / f"{name}{suffix}"
+    raise SystemExit(f"error: no {name}.safetensors in {folder}; examples/train_reference.py makes one")

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import torch  # noqa: E402
-from experiments import EXPERIMENTS, Experiment  # noqa: E402
+from experiments import EXPERIMENTS, Experiment, find  # noqa: E402
 from record import without_folders  # noqa: E402
 
 import graphprune as gp  # noqa: E402
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, help="over the run (default: one an epoch)")
     parser.add_argument("--int8", action="store_true", help="deliver an int8 version too")
     parser.add_argument("--core", type=int, help="run on this core alone")
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of checkpoints and files")
+    parser.add_argument("--work", type=Path, default=HERE / "runs", help="folder of checkpoints and files")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     return parser.parse_args()
 
@@ -162,14 +162,6 @@ def observer(sources: Mapping[str, gp.ImageSource]) -> Callable[[torch.nn.Module
         return found
 
     return look
-
-
-def find(folder: Path, name: str) -> Path:
-    """The file of a reference network, whatever its suffix."""
-    for suffix in (".safetensors", ".pt", ".pt2"):
-        if (folder / f"{name}{suffix}").exists():
-            return folder / f"{name}{suffix}"
-    raise SystemExit(f"error: no {name}.safetensors in {folder}; examples/train_reference.py makes one")
 
 
 def command() -> str:

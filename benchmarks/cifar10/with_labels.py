@@ -28,9 +28,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch_pruning as tp  # noqa: E402
-from experiments import EXPERIMENTS  # noqa: E402
+from experiments import ARCHITECTURES, find  # noqa: E402
 from rows import Rows  # noqa: E402
-from run import HELD_OUT, command, find, revision  # noqa: E402
+from run import HELD_OUT, command, revision  # noqa: E402
 from torch import nn  # noqa: E402
 
 import graphprune as gp  # noqa: E402
@@ -53,12 +53,11 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        experiment = next(e for e in EXPERIMENTS.values() if e.model == options.network)
         train = gp.load_images(f"{options.data}::train", limit=options.limit)
         # The images that ours are held out of training are left out here, too.
         self.train = train.split(min(HELD_OUT / len(train), 0.1), options.seed)[0]
         self.val = gp.load_images(f"{options.data}::val")
-        self.model = gp.load_model(find(options.models, experiment.model), arch=experiment.arch).eval()
+        self.model = gp.load_model(find(options.models, options.network), arch=ARCHITECTURES[options.network]).eval()
         self.example = torch.zeros(1, *self.train.preprocess.input_shape)
         self.dense = self._answers()
         self.batches = TrainingBatches(self.train, options.batch_size, seed=options.seed)
@@ -165,7 +164,7 @@ class Run:
 def main() -> None:
     """One run, unless its row is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=sorted({e.model for e in EXPERIMENTS.values()}))
+    parser.add_argument("network", choices=sorted(ARCHITECTURES))
     parser.add_argument("--pruner", choices=sorted(PRUNERS), default="group-norm")
     parser.add_argument("--macs", type=float, required=True)
     parser.add_argument("--epochs", type=float, required=True)
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--work", type=Path, default=HERE / "runs")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

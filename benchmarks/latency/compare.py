@@ -12,8 +12,9 @@ up to the number of layers that have them as their outputs.
     by MACs                half of the multiply-accumulates, align="auto"
     by speed               speedup=2
 
-Rows go to results/compare.json as they come, and are not repeated. What torch-pruning breaks has no row. It does not
-know of the zero-padded shortcuts of ResNet56: the layers that they couple are left alone there, as its user would.
+Rows go to results/compare.json as they come, and are not repeated. What torch-pruning breaks goes to
+results/broken.json with its error. It does not know of the zero-padded shortcuts of ResNet56: the layers that they
+couple are left alone there, as its user would.
 """
 
 import argparse
@@ -68,14 +69,15 @@ def peer(name: str, round_to: int | None) -> nn.Module:
     return found[min(found, key=lambda share: abs(share - SHARE))].eval()
 
 
-def peers(name: str, folder: Path) -> dict[str, Path]:
-    """Files that do not depend on how they are run."""
+def peers(name: str, folder: Path, broken: Rows) -> dict[str, Path]:
+    """Files that do not depend on how they are run; what the peer breaks is noted."""
     inputs = networks.example(name)
     files = {"dense": gp.export_onnx(networks.make(name), inputs, folder / "dense.onnx")}
     for label, round_to in PEERS.items():
         try:
             module = peer(name, round_to)
         except Exception as error:  # whatever the peer raises, or the network that it leaves
+            broken.add({"network": name, "variant": label, "error": f"{type(error).__name__}: {error}"[:200]})
             print(f"{label} cannot do {name}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         files[label] = gp.export_onnx(module, inputs, folder / f"peer-{round_to}.onnx")
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     rows = Rows(options.results / "compare.json", ("network", "threads", "batch", "variant"))
+    broken = Rows(options.results / "broken.json", ("network", "variant"))
     for name in options.networks.split(","):
         ways = [
             LatencyTarget(threads=threads, batch=batch)
@@ -139,7 +142,7 @@ def main() -> None:
         ]
         ways = [way for way in ways if not rows.has(network=name, threads=way.threads, batch=way.batch)]
         with tempfile.TemporaryDirectory() as folder:
-            files = peers(name, Path(folder)) if ways else {}
+            files = peers(name, Path(folder), broken) if ways else {}
             for way in ways:
                 for row in measure(name, files, way, Path(folder)):
                     rows.add(row)

@@ -1,6 +1,5 @@
 """README.md of this folder, written by `python benchmarks/latency/report.py` from results/*.json alone."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +7,9 @@ from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
-from graphprune.files import atomic_write_text  # noqa: E402
-
-Row = Mapping[str, Any]
+from page import Row, write_page  # noqa: E402
 
 ASKED = 2.0
 _HEAD = """# Latency in onnxruntime
@@ -31,6 +28,10 @@ rounded to that. *By MACs*: ours with `macs=0.5, align="auto"`. *By speed*: ours
 multiply-accumulates that is gone. *Gain*: time saved for each multiply-accumulate saved, (1 - 1/speed-up) / saved;
 1 is what they promise. *Plan*: seconds that the allocation took once the latencies were known.
 """
+_BROKEN = """## What torch-pruning breaks
+
+The error of its pruning, or of the network that it leaves.
+"""
 _PREDICTION = """## What the latency model predicts
 
 `python benchmarks/latency/prediction.py`: 20 random allocations of each network that nothing was fitted to, cut and
@@ -41,13 +42,12 @@ model, once for a machine.
 
 def main() -> None:
     """Write the README."""
-    parts = [_HEAD]
-    for name, text, table in (("compare", _COMPARISON, comparison), ("prediction", _PREDICTION, prediction)):
-        path = HERE / "results" / f"{name}.json"
-        if path.exists():
-            document = json.loads(path.read_text())
-            parts += [text, machine(document["machine"]), table(document["rows"])]
-    atomic_write_text(HERE / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
+    sections = (
+        ("compare", _COMPARISON, comparison),
+        ("broken", _BROKEN, broken),
+        ("prediction", _PREDICTION, prediction),
+    )
+    write_page(HERE, _HEAD, sections, machine)
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -108,6 +108,11 @@ def beside(rows: Sequence[Row], variant: str, other: str) -> list[tuple[Row, Row
     others = {tuple(row[name] for name in key): row for row in rows if row["variant"] == other}
     found = [(row, others.get(tuple(row[name] for name in key))) for row in rows if row["variant"] == variant]
     return [(row, peer) for row, peer in found if peer is not None]
+
+
+def broken(rows: Sequence[Row]) -> str:
+    """One line for each network and variant without a file."""
+    return "\n".join(f"- {row['network']}, {row['variant']}: {row['error']}" for row in rows)
 
 
 def prediction(rows: Sequence[Row]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
+from onnx.version_converter import ConvertError, convert_version
 
 from graphprune.files import atomic_write
 from graphprune.onnx_session import InputSpec, input_specs, open_session
@@ -169,7 +171,7 @@ def stored_inputs(path: Path) -> dict[str, np.ndarray]:
             return {}
         try:
             found[name] = onnx.numpy_helper.to_array(onnx.load_tensor(str(stored)))
-        except Exception:  # sequences and the like, which are no tensors
+        except (DecodeError, TypeError, ValueError):  # sequences and the like, which are no tensors
             return {}
     return {} if any(array.dtype == object for array in found.values()) else found
 
@@ -181,9 +183,9 @@ def runnable(path: Path) -> bytes:
         open_session(content, optimize=False)
     except GraphPruneError:
         try:
-            newer = onnx.version_converter.convert_version(onnx.load(path), 13).SerializeToString()
+            newer = convert_version(onnx.load(path), 13).SerializeToString()
             open_session(newer, optimize=False)
-        except Exception:  # the converter raises anything; the file stays as it is
+        except (ConvertError, GraphPruneError, RuntimeError):  # the file stays as it is, and is refused with its reason
             return content
         return newer
     return content

@@ -1,6 +1,5 @@
 """README.md of this folder, written by `python benchmarks/search/report.py` from results/*.json alone."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,11 +8,9 @@ from statistics import mean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
-from graphprune.files import atomic_write_text  # noqa: E402
-
-Row = Mapping[str, Any]
+from page import Row, write_page  # noqa: E402
 
 _HEAD = """# Policies and criteria before any training
 
@@ -44,17 +41,8 @@ _ORDER = ("ddpg", "bee-colony", "random", "uniform")
 
 def main() -> None:
     """Write the README."""
-    parts = [_HEAD]
-    for name, text, table in (
-        ("policies", _POLICIES, policies),
-        ("criteria", _CRITERIA, criteria),
-        ("seconds", _SECONDS, seconds),
-    ):
-        path = HERE / "results" / f"{name}.json"
-        if path.exists():
-            document = json.loads(path.read_text())
-            parts += [text, machine(document["machine"]), table(document["rows"])]
-    atomic_write_text(HERE / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
+    sections = (("policies", _POLICIES, policies), ("criteria", _CRITERIA, criteria), ("seconds", _SECONDS, seconds))
+    write_page(HERE, _HEAD, sections, machine)
 
 
 def machine(facts: Mapping[str, Any]) -> str:

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent / "cifar10"), str(HERE.parent), str(HERE.parents[1])]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from experiments import ARCHITECTURES, find  # noqa: E402
 from rows import Rows  # noqa: E402
 
 import graphprune as gp  # noqa: E402
@@ -29,11 +30,6 @@ from graphprune.importance import CRITERIA  # noqa: E402
 from graphprune.removal import Removal  # noqa: E402
 from graphprune.search import SearchOptions, Trial  # noqa: E402
 
-ARCHITECTURES = {
-    "resnet56": "graphprune.models:resnet56",
-    "vgg_small": "graphprune.models:vgg_small",
-    "mobilenetv2": "graphprune.models:mobilenet_v2",
-}
 SEARCHES = ("random", "bee-colony", "ddpg")
 PLAIN = ("uniform", "threshold")
 MACS = 0.5
@@ -45,15 +41,10 @@ class Bench:
     """A network with its images."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
-        path = next(iter(sorted(options.models.glob(f"{name}.*"))), None)
-        if path is None:
-            raise SystemExit(
-                f"error: no {name}.safetensors in the folder of models; examples/train_reference.py makes one"
-            )
         self.name = name
         self.train = gp.load_images(f"{options.data}::train", limit=_POOL)
         self.val = gp.load_images(f"{options.data}::val")
-        self.model = gp.load_model(path, arch=ARCHITECTURES[name]).eval()
+        self.model = gp.load_model(find(options.models, name), arch=ARCHITECTURES[name]).eval()
         self.graph = gp.trace(self.model, (torch.zeros(1, *self.train.preprocess.input_shape),))
         self._removal = Removal(self.graph, [])
         self._statistics = list(evaluation_batches(self.train.sample(_CALIBRATION, 0), _BATCH))

@@ -3,14 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphprune.passes.errors import UsageError
-
-if TYPE_CHECKING:
-    from graphprune.search.rewards import OneShot
 
 __all__ = ["DISTANCE_WEIGHT", "Search", "SearchOptions", "Trial"]
 
@@ -81,8 +77,3 @@ class Search:
     fingerprint: str
     options: SearchOptions
     seed: int = 0
-
-    @staticmethod
-    def of(oneshot: "OneShot", options: SearchOptions, seed: int) -> "Search":
-        """A search by what one-shot cuts are worth."""
-        return Search(oneshot, oneshot.fingerprint, options, seed)

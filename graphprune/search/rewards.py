@@ -36,6 +36,7 @@ _BATCH = 128
 _CALIBRATION = 0.25  # of the images; re-estimated statistics need few
 # Slim convolutions of odd widths are quicker so (measured on ResNet56 at half the multiply-accumulates: by a fifth).
 _LAYOUT = Precision(channels_last=True)
+_WORST = 1e6  # distance
 
 
 class OneShot:
@@ -63,8 +64,9 @@ class OneShot:
         self._dense = graph.front_end.module
         self._removal = Removal(graph, [])
         source = read_images(images, DataOptions(), self._dense).sample(number, seed)
-        self._batches = [_LAYOUT.images(batch) for batch in self._in_own_format(source)]
-        self._calibration = _first(self._batches, max(2, round(_CALIBRATION * len(source))))
+        self._batches = self._in_own_format(source)
+        few = np.arange(min(len(source), max(2, round(_CALIBRATION * len(source)))))
+        self._calibration = self._in_own_format(source.subset(few))
         with torch.no_grad():
             outputs = [flatten_outputs(self._dense(batch)) for batch in self._batches]
         if not outputs or not outputs[0]:
@@ -76,7 +78,7 @@ class OneShot:
 
     def _in_own_format(self, source: ImageSource) -> list[Tensor]:
         dtype = next((p.dtype for p in self._dense.parameters() if p.is_floating_point()), torch.float32)
-        return [batch.to(dtype) for batch in evaluation_batches(source, _BATCH)]
+        return [_LAYOUT.images(batch.to(dtype)) for batch in evaluation_batches(source, _BATCH)]
 
     @torch.no_grad()
     def __call__(self, kept: np.ndarray) -> Trial:
@@ -94,19 +96,6 @@ class OneShot:
         # A cut may send the answers to infinity; that is as bad as it gets, and no number that JSON has a word for.
         far = float(np.nan_to_num(distance.value, nan=_WORST, posinf=_WORST))
         return Trial(agreement.share, min(far, _WORST))
-
-
-_WORST = 1e6
-
-
-def _first(batches: Sequence[Tensor], number: int) -> list[Tensor]:
-    """The first images of the batches."""
-    found: list[Tensor] = []
-    for batch in batches:
-        left = number - sum(map(len, found))
-        if left > 0:
-            found.append(batch[:left])
-    return found
 
 
 def _arrays(outputs: Sequence[Any]) -> list[np.ndarray]:

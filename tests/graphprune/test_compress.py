@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reporting import Log
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -37,23 +38,6 @@ def digits(start=0, number=200):
     pixels = pixels[start : start + number].reshape(-1, 8, 8, 1).astype(np.float32) / 16
     names = [str(i) for i in range(10)]
     return ImageSource(pixels, Preprocess.of((8, 8), 1), labels=labels[start : start + number], class_names=names)
-
-
-class Log:
-    def __init__(self):
-        self.stages, self.steps = [], []
-
-    def stage(self, name):
-        self.stages.append(name)
-
-    def images(self, done, total):
-        pass
-
-    def evaluation(self, done, total, best):
-        raise AssertionError("nothing is searched")
-
-    def step(self, step, total, loss, cost, phase):
-        self.steps.append((step, total, phase))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +117,7 @@ def test_progress_is_reported(finished):
             "measuring",
         )
     ]
+    assert log.evaluations == []  # nothing is searched
     assert [step for step, _, _ in log.steps] == list(range(1, log.steps[0][1] + 1))
     assert set(finished[0].metrics["seconds"]) == set(log.stages)
 

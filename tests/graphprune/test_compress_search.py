@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from reporting import Log
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -47,25 +48,6 @@ def model():
     with torch.no_grad():
         net(torch.from_numpy(digits().batch(slice(0, 64))))
     return net.eval()
-
-
-class Log:
-    """Keeps what is reported."""
-
-    def __init__(self):
-        self.stages, self.evaluations = [], []
-
-    def stage(self, name):
-        self.stages.append(name)
-
-    def images(self, done, total):
-        pass
-
-    def step(self, *step):
-        pass
-
-    def evaluation(self, done, total, best):
-        self.evaluations.append((done, total, best.agreement))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""A reporter that keeps what it is told."""
+
+
+class Log:
+    """What a run reported.
+
+    Attributes:
+        stages: names of the stages, in order.
+        steps: step, total and phase of every training step.
+        evaluations: number, total and best agreement of every allocation that a search tried.
+    """
+
+    def __init__(self):
+        self.stages, self.steps, self.evaluations = [], [], []
+
+    def stage(self, name):
+        self.stages.append(name)
+
+    def images(self, done, total):
+        pass
+
+    def evaluation(self, done, total, best):
+        self.evaluations.append((done, total, best.agreement))
+
+    def step(self, step, total, loss, cost, phase):
+        self.steps.append((step, total, phase))
