@@ -272,7 +272,7 @@ def test_one_shifted_index_is_noticed_and_its_node_named():
     key = ("conv2.weight", 1)
     graph.axes[key] = np.roll(graph.axes[key], 1)
     plan = graph.plan(first_of(graph, 0))
-    with pytest.raises(VerificationError, match=r"differ first at node conv2d_1 \(conv2 \(zoo.py:\d+\)\)") as caught:
+    with pytest.raises(VerificationError, match=r"differ first at node conv2d_1 \(conv2 \(norms.py:\d+\)\)") as caught:
         slim(model, plan, model.example_inputs(), graph=graph)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4

@@ -1,12 +1,10 @@
-"""Networks of the zoo that work on tokens: attention in the forms that are met, einsum, recurrent cells, composites.
-
-Imported by `zoo`, which registers them.
-"""
+"""Networks of the zoo that work on tokens: attention in the forms that are met, einsum, recurrent cells, composites."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import Net
+
+from zoo.base import Net
 
 
 class Tokenized(Net):
