@@ -3,7 +3,8 @@
 Of a set the groups with the lowest scores go first, so a width says which groups stay.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from graphprune.machine import machine_facts
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import GroupSet
 
-__all__ = ["Choice", "choices_of"]
+__all__ = ["Choice", "choices_of", "filled", "removed_at"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Choice:
         around = self.widths[max(0, at - 1) : at + 1]
         return min(around, key=lambda found: abs(found - width))
 
+    def wider(self, width: int) -> int:
+        """The next wider width, or the same where there is none."""
+        at = bisect_right(self.widths, width)
+        return self.widths[at] if at < len(self.widths) else width
+
     @property
     def losses(self) -> np.ndarray:
         """What is lost at each of `widths`."""
@@ -56,6 +62,37 @@ def choices_of(problem: Problem, most: int | None) -> list[Choice]:
     """
     block = problem.latency.block if problem.latency is not None else machine_facts().conv_block
     return [_choice(problem, group_set, block, most) for group_set in problem.graph.sets]
+
+
+def removed_at(problem: Problem, choices: Sequence[Choice], widths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Mask of the groups that go when the sets keep `widths`, (n_sets,); those that are gone already among them."""
+    removed = problem.gone.copy()
+    for choice, width in zip(choices, widths, strict=True):
+        removed[choice.removed(int(width))] = True
+    return removed
+
+
+def filled(
+    problem: Problem, choices: Sequence[Choice], widths: np.ndarray, rank: Callable[[int, int], tuple[float, ...]]
+) -> np.ndarray:
+    """(n_sets,) widths, wider a step at a time until no further step fits into every budget.
+
+    Args:
+        problem: the budgets.
+        choices: the widths that each set may have.
+        widths: where to begin. Sets that are gone stay so.
+        rank: of a set at a width; the highest is widened first.
+    """
+    widths, candidates = widths.copy(), {index for index, width in enumerate(widths) if width > 0}
+    while candidates:
+        index = max(candidates, key=lambda at: (*rank(at, int(widths[at])), -at))
+        step = widths.copy()
+        step[index] = choices[index].wider(int(widths[index]))
+        if step[index] > widths[index] and problem.fits(~removed_at(problem, choices, step)):
+            widths = step
+        else:
+            candidates.remove(index)
+    return widths
 
 
 def _choice(problem: Problem, group_set: "GroupSet", block: int, most: int | None) -> Choice:

@@ -8,12 +8,12 @@ is tighter, as that of a latency which was measured and missed, goes on along th
 
 import numpy as np
 
-from graphprune.allocation.choices import Choice, choices_of
+from graphprune.allocation.choices import Choice, choices_of, removed_at
 from graphprune.allocation.problem import LATENCY, Problem
 from graphprune.allocation.steps import on_steps
 from graphprune.passes.errors import BudgetError, UsageError
 
-__all__ = ["fixed", "open_choices", "removed_at"]
+__all__ = ["fixed", "open_choices"]
 
 _FURTHEST = 2.0
 _HALVINGS = 30
@@ -33,7 +33,8 @@ def fixed(problem: Problem) -> np.ndarray:
     dense = np.array([len(group_set.groups) for group_set in problem.graph.sets])
 
     def removed(part: float) -> np.ndarray:
-        return removed_at(problem, choices, dense + part * (problem.widths - dense))
+        widths = dense + part * (problem.widths - dense)
+        return removed_at(problem, choices, [c.nearest(float(w)) for c, w in zip(choices, widths, strict=True)])
 
     low, high = 0.0, _FURTHEST
     if not problem.fits(~removed(high)):
@@ -50,11 +51,3 @@ def open_choices(problem: Problem) -> list[Choice]:
         choices = choices_of(problem, _EVERY)
         return on_steps(problem, choices) if problem.is_on_steps else choices
     return choices_of(problem, None)
-
-
-def removed_at(problem: Problem, choices: list[Choice], widths: np.ndarray) -> np.ndarray:
-    """Mask of the groups that go when every set gets the width nearest to the one of `widths`, (n_sets,)."""
-    removed = problem.gone.copy()
-    for choice, width in zip(choices, widths, strict=True):
-        removed[choice.removed(choice.nearest(float(width)))] = True
-    return removed

@@ -16,7 +16,7 @@ import logging
 
 import numpy as np
 
-from graphprune.allocation.choices import Choice, choices_of
+from graphprune.allocation.choices import Choice, choices_of, filled, removed_at
 from graphprune.allocation.problem import LATENCY, Problem
 from graphprune.allocation.program import Infeasible, Program
 from graphprune.allocation.resources import Layer, layers_of
@@ -31,7 +31,6 @@ _COARSE, _FINE = 12, 9  # widths of a set
 _EVERY = 10_000
 _CORRECTIONS = 4
 _TOLERANCE = 0.002  # share of a budget
-_LOOSE = 0.01  # share of a budget that may stay unused
 
 
 def knapsack(problem: Problem) -> np.ndarray:
@@ -51,7 +50,13 @@ def knapsack(problem: Problem) -> np.ndarray:
     near = [_near(c, f, int(w)) for c, f, w in zip(choices, fine, widths, strict=True)]
     if any(len(set(n.widths) - set(c.widths)) for n, c in zip(near, choices, strict=True)):
         widths = _within(problem, near, layers)
-    return _removed(problem, fine, _filled(problem, fine, widths))
+
+    # The program is indifferent to what costs nothing to lose, as groups that fade; they may grow again.
+    def rank(index: int, width: int) -> tuple[float, float]:
+        choice = fine[index]
+        return float(choice.lost[width] - choice.lost[choice.wider(width)]), -width / max(choice.widths[-1], 1)
+
+    return removed_at(problem, fine, filled(problem, fine, widths, rank))
 
 
 def _near(coarse: Choice, fine: Choice, chosen: int) -> Choice:
@@ -79,7 +84,7 @@ def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Laye
             if best is not None:
                 return best
             raise _unreachable(problem, choices) from error
-        cost = problem.count(~_removed(problem, choices, widths))
+        cost = problem.count(~removed_at(problem, choices, widths))
         over = {unit: cost[unit] / problem.budgets[unit] for unit in cost}
         if all(ratio <= 1 + _TOLERANCE for ratio in over.values()):
             return widths
@@ -88,51 +93,9 @@ def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Laye
     return widths
 
 
-def _filled(problem: Problem, choices: list[Choice], widths: np.ndarray) -> np.ndarray:
-    """Wider where no budget is used up: what costs nothing to lose is worth having all the same, since it may grow.
-
-    Groups that fade have scores near zero, and the program is indifferent to them. A step goes to the set that has the
-    most to lose, then to the one that is furthest from its dense width.
-    """
-    widths = widths.copy()
-    closed: set[int] = set()
-    while len(closed) < len(choices) and _is_loose(problem, choices, widths):
-        shares = widths / np.array([max(choice.widths[-1], 1) for choice in choices])
-        gains = [
-            (choice.lost[w] - choice.lost[_next(choice, w)], -share, -index)
-            for index, (choice, w, share) in enumerate(zip(choices, widths.tolist(), shares, strict=True))
-            if index not in closed
-        ]
-        index = -max(gains)[2]
-        wider = widths.copy()
-        wider[index] = _next(choices[index], int(widths[index]))
-        if wider[index] > widths[index] > 0 and problem.fits(~_removed(problem, choices, wider)):
-            widths = wider
-        else:
-            closed.add(index)
-    return widths
-
-
-def _next(choice: Choice, width: int) -> int:
-    """The next wider width, or the same where there is none."""
-    return min((wider for wider in choice.widths if wider > width), default=width)
-
-
-def _is_loose(problem: Problem, choices: list[Choice], widths: np.ndarray) -> bool:
-    cost = problem.count(~_removed(problem, choices, widths))
-    return all(cost[unit] < (1 - _LOOSE) * budget for unit, budget in problem.budgets.items())
-
-
 def _secondary(layers: dict[str, list[Layer]]) -> list[Layer]:
     """Of allocations that lose as much, the quicker one."""
     return layers.get(LATENCY, [])
-
-
-def _removed(problem: Problem, choices: list[Choice], widths: np.ndarray) -> np.ndarray:
-    removed = problem.gone.copy()
-    for choice, width in zip(choices, widths, strict=True):
-        removed[choice.removed(int(width))] = True
-    return removed
 
 
 def _linked(problem: Problem) -> list[tuple[int, int]]:
@@ -150,7 +113,7 @@ def _linked(problem: Problem) -> list[tuple[int, int]]:
 
 def _unreachable(problem: Problem, choices: list[Choice]) -> BudgetError:
     least = np.array([choice.widths[0] for choice in choices])
-    smallest, dense = problem.count(~_removed(problem, choices, least)), problem.count(problem.graph.all_kept())
+    smallest, dense = problem.count(~removed_at(problem, choices, least)), problem.count(problem.graph.all_kept())
     for unit, budget in problem.budgets.items():
         if smallest[unit] > budget:
             return BudgetError(

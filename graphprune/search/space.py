@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphprune.allocation.choices import Choice
+from graphprune.allocation.choices import Choice, filled, removed_at
 from graphprune.allocation.fixed import open_choices
 from graphprune.allocation.problem import Problem
 from graphprune.passes.errors import BudgetError
@@ -67,10 +67,7 @@ class Space:
 
     def removed(self, widths: Sequence[int] | np.ndarray) -> np.ndarray:
         """Mask of the groups that go at these widths, (n_groups,): the least important of each set."""
-        removed = self.problem.gone.copy()
-        for choice, width in zip(self._choices, widths, strict=True):
-            removed[choice.removed(int(width))] = True
-        return removed
+        return removed_at(self.problem, self._choices, widths)
 
     def fits(self, widths: Sequence[int] | np.ndarray) -> bool:
         """Whether every budget holds."""
@@ -95,24 +92,16 @@ class Space:
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if self.fits(self._scaled(shares, middle)) else (low, middle)
-        return self._filled(self._scaled(shares, low), np.minimum(low * shares, 1.0))
+        meant = np.minimum(low * shares, 1.0)
+
+        def rank(index: int, width: int) -> tuple[float]:
+            """Those first that rounding left furthest below their share."""
+            return (float(meant[index]) - width / float(self.dense[index]),)
+
+        return filled(self.problem, self._choices, self._scaled(shares, low), rank)
 
     def _scaled(self, shares: np.ndarray, factor: float) -> np.ndarray:
         return self.widths(np.minimum(factor * shares, 1.0))
-
-    def _filled(self, widths: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """With a step more for each set that has room for it, those first that are furthest below their share."""
-        widths, before = widths.copy(), None
-        while before is None or not np.array_equal(widths, before):
-            before = widths.copy()
-            for index in np.argsort(self.shares(widths) - shares, kind="stable"):
-                wider = widths.copy()
-                above = self._sorted[index][self._sorted[index] > widths[index]]
-                if len(above):
-                    wider[index] = above[0]
-                    if self.fits(wider):
-                        widths = wider
-        return widths
 
     def clipped(self, index: int, share: float, before: Sequence[int]) -> int:
         """The width of a set on a walk, narrowed until the budgets can still be reached.
