@@ -6,211 +6,16 @@ the tensors that exist, skips what does not fit, and prints as the program it co
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
+import random_layers as layers
 import torch
 import torch.nn.functional as F
+from random_layers import Line, Recipe, Shape, divisors, pick
 from random_tokens import AlongTokens, OneStep, OverTokens, SharedAttention
 from torch import Tensor, nn
 
 #: An operator without a rule, which mixes channels; not among `OPERATORS`.
 UNKNOWN = "unknown"
-
-Recipe = list[tuple[str, int, int, int]]
-Shape = tuple[int, int, int]
-
-_WIDTHS = (4, 6, 8, 12)
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu_": F.relu_,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "softplus": F.softplus,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "leaky_relu": F.leaky_relu,
-    "cos": torch.cos,
-    "clamp": lambda x: x.clamp(-2.0, 2.0),
-    "add_one": lambda x: x + 1.0,
-    "square": lambda x: torch.tanh(x) ** 2,
-}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One step of the program: the text of the call, what it reads and gives, and the call.
-
-    A call that has parameters is the module itself and never a function around it: copies of the network would
-    go on calling the original.
-    """
-
-    text: str
-    sources: tuple[int, ...]
-    shapes: tuple[Shape, ...]
-    call: Callable[..., Any]
-    module: nn.Module | None = None
-
-
-def divisors(n: int, among: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)) -> list[int]:
-    return [d for d in among if n % d == 0]
-
-
-def _pick(options: Any, number: int) -> Any:
-    options = list(options)
-    return options[number % len(options)]
-
-
-def _conv(shape: Shape, n: int) -> Line | None:
-    channels, height, width = shape
-    out, kernel, stride = _pick(_WIDTHS, n), _pick((1, 3), n // 4), _pick((1, 1, 2), n // 8)
-    groups = _pick([d for d in divisors(channels) if out % d == 0], n // 24)
-    module = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=n % 5 != 0)
-    size = ((height - 1) // stride + 1, (width - 1) // stride + 1)
-    return Line(
-        f"conv(out={out}, kernel={kernel}, stride={stride}, groups={groups})", (), ((out, *size),), module, module
-    )
-
-
-def _depthwise(shape: Shape, n: int) -> Line | None:
-    channels = shape[0]
-    out = channels * _pick((1, 1, 2), n)
-    module = nn.Conv2d(channels, out, 3, padding=1, groups=channels, bias=n % 2 == 0)
-    return Line(f"depthwise(out={out})", (), ((out, *shape[1:]),), module, module)
-
-
-def _transposed(shape: Shape, n: int) -> Line | None:
-    channels, height, width = shape
-    if height > 8:
-        return None
-    out = _pick(_WIDTHS, n)
-    groups = _pick([d for d in divisors(channels) if out % d == 0], n // 4)
-    module = nn.ConvTranspose2d(channels, out, 2, 2, groups=groups, bias=n % 2 == 0)
-    return Line(f"transposed(out={out}, groups={groups})", (), ((out, 2 * height, 2 * width),), module, module)
-
-
-class _ChannelsLast(nn.Module):
-    """A layer that takes its channels last."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
-
-
-def _norm(shape: Shape, n: int) -> Line | None:
-    channels = shape[0]
-    kind = _pick(("batch", "batch", "batch plain", "batch untracked", "group", "instance", "layer"), n)
-    module: nn.Module
-    if kind.startswith("batch"):
-        tracked = kind != "batch untracked"
-        module = nn.BatchNorm2d(channels, affine=kind != "batch plain", track_running_stats=tracked)
-    elif kind == "group":
-        groups = _pick(divisors(channels), n // 7)
-        kind = f"group({groups})"
-        module = nn.GroupNorm(groups, channels)
-    elif kind == "instance":
-        module = nn.InstanceNorm2d(channels, affine=n // 7 % 2 == 0)
-    else:
-        module = _ChannelsLast(nn.LayerNorm(channels))
-    return Line(f"{kind} norm", (), (shape,), module, module)
-
-
-def _activation(shape: Shape, n: int) -> Line | None:
-    name = _pick(_ACTIVATIONS, n)
-    return Line(name, (), (shape,), _ACTIVATIONS[name])
-
-
-def _prelu(shape: Shape, n: int) -> Line | None:
-    module = nn.PReLU(shape[0] if n % 2 else 1)
-    return Line("prelu", (), (shape,), module, module)
-
-
-class _Scale(nn.Module):
-    """A bare parameter for each channel, multiplied or added."""
-
-    def __init__(self, channels: int, adds: bool) -> None:
-        super().__init__()
-        self.adds = adds
-        self.factor = nn.Parameter(torch.ones(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.factor if self.adds else x * self.factor
-
-
-def _scale(shape: Shape, n: int) -> Line | None:
-    module = _Scale(shape[0], n % 2 == 0)
-    return Line("shift" if n % 2 == 0 else "scale", (), (shape,), module, module)
-
-
-class _Gate(nn.Module):
-    """Squeeze and excite."""
-
-    def __init__(self, channels: int, inner: int) -> None:
-        super().__init__()
-        self.reduce, self.expand = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1)))))
-
-
-def _gate(shape: Shape, n: int) -> Line | None:
-    module = _Gate(shape[0], _pick((2, 3, 4), n))
-    return Line("squeeze_excite", (), (shape,), module, module)
-
-
-class _Residual(nn.Module):
-    """conv, norm, activation, conv, norm around a skip; the add in place or not."""
-
-    def __init__(self, channels: int, inner: int, depthwise: bool, in_place: bool) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)
-        self.middle = nn.Conv2d(inner, inner, 3, padding=1, groups=inner) if depthwise else nn.Identity()
-        self.conv2, self.bn2 = nn.Conv2d(inner, channels, 3, padding=1), nn.BatchNorm2d(channels)
-        self.in_place = in_place
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.middle(F.relu(self.bn1(self.conv1(x)), inplace=self.in_place))))
-        if self.in_place:
-            y += x
-            return y
-        return x + y
-
-
-def _residual(shape: Shape, n: int) -> Line | None:
-    inner, depthwise, in_place = _pick((4, 6), n), n // 2 % 2 == 1, n // 4 % 2 == 1
-    module = _Residual(shape[0], inner, depthwise, in_place)
-    return Line(f"residual(inner={inner}, {depthwise=}, {in_place=})", (), (shape,), module, module)
-
-
-class _Attention(nn.Module):
-    """Self-attention over positions, fused or by hand."""
-
-    def __init__(self, channels: int, heads: int, size: int, fused: bool) -> None:
-        super().__init__()
-        self.heads, self.size, self.fused = heads, size, fused
-        self.qkv, self.out = nn.Linear(channels, 3 * heads * size), nn.Linear(heads * size, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        tokens = self.qkv(x.flatten(2).transpose(1, 2)).reshape(n, h * w, 3, self.heads, self.size)
-        q, k, v = tokens.permute(2, 0, 3, 1, 4).unbind(0)
-        y = (
-            F.scaled_dot_product_attention(q, k, v)
-            if self.fused
-            else (q @ k.transpose(-2, -1) * self.size**-0.5).softmax(-1) @ v
-        )
-        return self.out(y.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(n, c, h, w)
-
-
-def _attention(shape: Shape, n: int) -> Line | None:
-    heads, size, fused = _pick((2, 3), n), _pick((2, 4), n // 2), n // 4 % 2 == 0
-    module = _Attention(shape[0], heads, size, fused)
-    return Line(f"attention({heads=}, {size=}, {fused=})", (), (shape,), module, module)
 
 
 def _pool(shape: Shape, n: int) -> Line | None:
@@ -223,7 +28,7 @@ def _pool(shape: Shape, n: int) -> Line | None:
         "adaptive_pool": ((c, 2, 2), lambda x: F.adaptive_avg_pool2d(x, 2)),
         "global_pool": ((c, 1, 1), lambda x: x.mean((2, 3), keepdim=True)),
     }
-    name = _pick(kinds, n)
+    name = pick(kinds, n)
     return Line(name, (), (kinds[name][0],), kinds[name][1])
 
 
@@ -231,7 +36,7 @@ def _upsample(shape: Shape, n: int) -> Line | None:
     c, h, w = shape
     if h > 8:
         return None
-    mode = _pick(("nearest", "bilinear"), n)
+    mode = pick(("nearest", "bilinear"), n)
     return Line(f"upsample({mode})", (), ((c, 2 * h, 2 * w),), lambda x: F.interpolate(x, scale_factor=2.0, mode=mode))
 
 
@@ -252,7 +57,7 @@ def _parts(shape: Shape, n: int) -> Line | None:
 
 def _shuffle(shape: Shape, n: int) -> Line | None:
     c, h, w = shape
-    groups = _pick(divisors(c), n)
+    groups = pick(divisors(c), n)
 
     def by_view(x: Tensor) -> Tensor:
         return x.view(-1, groups, c // groups, h, w).transpose(1, 2).reshape(-1, c, h, w)
@@ -285,7 +90,7 @@ def _move(shape: Shape, n: int) -> Line | None:
         "permute": (shape, lambda x: x.permute(0, 2, 3, 1).contiguous().movedim(-1, 1)),
         "pad positions": ((c, h + 1, w + 1), lambda x: F.pad(x, (1, 0, 0, 1), value=0.5)),
     }
-    name = _pick(kinds, n)
+    name = pick(kinds, n)
     return Line(name, (), (kinds[name][0],), kinds[name][1])
 
 
@@ -298,7 +103,7 @@ def _over_channels(shape: Shape, n: int) -> Line | None:
         "amax": lambda x: x.amax(-3, keepdim=True),
         "softmax": lambda x: x.softmax(1),
     }
-    name = _pick(kinds, n)
+    name = pick(kinds, n)
     return Line(f"{name} over channels", (), ((c if name == "softmax" else 1, h, w),), kinds[name])
 
 
@@ -314,7 +119,7 @@ class _Shared(nn.Module):
 
 
 def _shared(shape: Shape, n: int) -> Line | None:
-    groups = _pick(divisors(shape[0]), n)
+    groups = pick(divisors(shape[0]), n)
     module = _Shared(shape[0], groups)
     return Line(f"shared({groups=})", (), (shape,), module, module)
 
@@ -322,13 +127,13 @@ def _shared(shape: Shape, n: int) -> Line | None:
 def _linear(shape: Shape, n: int) -> Line | None:
     """Over everything, over channels last, or over one dimension of the positions."""
     c, h, w = shape
-    kind, out = _pick(("all", "channels", "width"), n), _pick(_WIDTHS, n // 3)
+    kind, out = pick(("all", "channels", "width"), n), pick(layers.WIDTHS, n // 3)
     module: nn.Module
     if kind == "all" and c * h * w <= 512:
         module = nn.Sequential(nn.Flatten(1), nn.Linear(c * h * w, out), nn.Unflatten(1, (-1, 1, 1)))
         return Line(f"linear of all(out={out})", (), ((out, 1, 1),), module, module)
     if kind == "channels":
-        module = _ChannelsLast(nn.Linear(c, out))
+        module = layers.ChannelsLast(nn.Linear(c, out))
         return Line(f"linear of channels(out={out})", (), ((out, h, w),), module, module)
     module = nn.Linear(w, w)
     return Line("linear of width", (), (shape,), module, module)
@@ -358,7 +163,7 @@ def _in_place(shape: Shape, n: int) -> Line | None:
         y[:, :part] = x[:, :part]
         return y
 
-    change = _pick((through_a_view, rows, assigned, written), n)
+    change = pick((through_a_view, rows, assigned, written), n)
     return Line(f"{change.__name__}({part})", (), (shape,), change)
 
 
@@ -371,7 +176,7 @@ def _choose(shape: Shape, n: int) -> Line | None:
         "standardize": lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, correction=0) + 1.0),
         "einsum": lambda x: torch.einsum("nchw,ncij->nchw", x, x) * 0.01,
     }
-    name = _pick(kinds, n)
+    name = pick(kinds, n)
     return Line(name, (), (shape,), kinds[name])
 
 
@@ -382,17 +187,17 @@ def _glu(shape: Shape, n: int) -> Line | None:
 
 def _tokens(shape: Shape, n: int) -> Line | None:
     channels, height, width = shape
-    kind = _pick(("attention", "attention", "over", "along", "step"), n)
+    kind = pick(("attention", "attention", "over", "along", "step"), n)
     if kind == "attention":
-        heads, size = _pick((2, 3, 4), n // 5), _pick((2, 3), n // 15)
-        kv_heads = _pick([d for d in (1, 2, heads) if heads % d == 0], n // 30)
-        form = _pick(("fused", "by hand", "by letters"), n // 90)
+        heads, size = pick((2, 3, 4), n // 5), pick((2, 3), n // 15)
+        kv_heads = pick([d for d in (1, 2, heads) if heads % d == 0], n // 30)
+        form = pick(("fused", "by hand", "by letters"), n // 90)
         kind = f"attention({heads=}, {kv_heads=}, {size=}, {form=})"
         module: nn.Module = SharedAttention(channels, heads, kv_heads, size, form)
     elif kind == "over":
         module = OverTokens(height * width)
     else:
-        module = OneStep(channels) if kind == "step" else AlongTokens(channels, _pick(("LSTM", "GRU"), n // 5))
+        module = OneStep(channels) if kind == "step" else AlongTokens(channels, pick(("LSTM", "GRU"), n // 5))
     return Line(f"tokens: {kind}", (), (shape,), module, module)
 
 
@@ -401,16 +206,16 @@ def _unknown(shape: Shape, n: int) -> Line | None:
 
 
 _UNARY: dict[str, Callable[[Shape, int], Line | None]] = {
-    "conv": _conv,
-    "depthwise": _depthwise,
-    "transposed": _transposed,
-    "norm": _norm,
-    "activation": _activation,
-    "prelu": _prelu,
-    "scale": _scale,
-    "gate": _gate,
-    "residual": _residual,
-    "attention": _attention,
+    "conv": layers.conv,
+    "depthwise": layers.depthwise,
+    "transposed": layers.transposed,
+    "norm": layers.norm,
+    "activation": layers.activation,
+    "prelu": layers.prelu,
+    "scale": layers.scale,
+    "gate": layers.gate,
+    "residual": layers.residual,
+    "attention": layers.attention,
     "pool": _pool,
     "upsample": _upsample,
     "parts": _parts,
@@ -447,7 +252,7 @@ def _combine(name: str, shapes: list[Shape], first: int, other: int, n: int) -> 
     a = shapes[first]
     if name == "cat":
         fitting = [i for i, s in enumerate(shapes) if s[1:] == a[1:]]
-        chosen = (first, *(_pick(fitting, other + k) for k in range(1 + n % 2)))
+        chosen = (first, *(pick(fitting, other + k) for k in range(1 + n % 2)))
         width = sum(shapes[i][0] for i in chosen)
         return None if width > 32 else Line("cat", chosen, ((width, *a[1:]),), lambda *xs: torch.cat(xs, 1))
     fitting = [
@@ -455,8 +260,8 @@ def _combine(name: str, shapes: list[Shape], first: int, other: int, n: int) -> 
     ]
     if not fitting:
         return None
-    name = _pick(_BINARY, n)
-    return Line(name, (first, _pick(fitting, other)), (a,), _BINARY[name])
+    name = pick(_BINARY, n)
+    return Line(name, (first, pick(fitting, other)), (a,), _BINARY[name])
 
 
 class RandomNetwork(nn.Module):

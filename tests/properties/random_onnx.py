@@ -6,233 +6,14 @@ on request, free positions; what works on other layouts moves there and back.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
+import random_onnx_layers as layers
 from builder import FLOAT, INT64
 from onnx import TensorProto, helper
 from onnx_dialect import OPSETS, Dialect, Sizes
-
-Recipe = list[tuple[str, int, int, int]]
-
-_WIDTHS = (4, 6, 8, 12)
-
-#: Operator -> (the opset that brought it, attributes).
-_ACTIVATIONS: dict[str, tuple[int, dict[str, Any]]] = {
-    "Relu": (1, {}),
-    "Sigmoid": (1, {}),
-    "Tanh": (1, {}),
-    "LeakyRelu": (1, {"alpha": 0.2}),
-    "Elu": (1, {}),
-    "Selu": (1, {}),
-    "HardSigmoid": (1, {}),
-    "Softplus": (1, {}),
-    "Softsign": (1, {}),
-    "Exp": (1, {}),
-    "Abs": (1, {}),
-    "Neg": (1, {}),
-    "Erf": (9, {}),
-    "Sin": (7, {}),
-    "Cos": (7, {}),
-    "Atan": (7, {}),
-    "Celu": (12, {}),
-    "HardSwish": (14, {}),
-    "Mish": (18, {}),
-    "Gelu": (20, {}),
-    "ThresholdedRelu": (10, {}),
-    "Shrink": (9, {}),
-    "Round": (11, {}),
-    "Floor": (1, {}),
-    "Dropout": (7, {}),
-    "Identity": (1, {}),
-}
-
-Result = tuple[str, Sizes]
-"""A value's name and its (channels, height, width)."""
-
-
-def _pick(options: Any, number: int) -> Any:
-    options = list(options)
-    return options[number % len(options)]
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in (1, 2, 3, 4, 6, 8, 12) if n % d == 0]
-
-
-def _bias(g: Dialect, size: int, number: int) -> list[str]:
-    return [] if number % 4 == 0 else [g.vector(size)]
-
-
-def _conv(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    c, h, w = size
-    out, kernel, stride = _pick(_WIDTHS, n), _pick((1, 3), n // 4), _pick((1, 1, 2), n // 8)
-    groups = _pick([d for d in _divisors(c) if out % d == 0], n // 24)
-    weight = g.kernel(n // 5, out, c // groups, kernel, kernel)
-    pads = {"pads": [kernel // 2] * 4} if n % 7 else {"auto_pad": "SAME_UPPER"}
-    y = g.call("Conv", x, weight, *_bias(g, out, n), group=groups, strides=[stride] * 2, **pads)
-    return [(y, (out, (h - 1) // stride + 1, (w - 1) // stride + 1))]
-
-
-def _depthwise(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    c = size[0]
-    out = c * _pick((1, 1, 2), n)
-    y = g.call("Conv", x, g.kernel(n // 3, out, 1, 3, 3), *_bias(g, out, n), group=c, pads=[1] * 4)
-    return [(y, (out, *size[1:]))]
-
-
-def _transposed(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    c, h, w = size
-    if h > 8:
-        return None
-    out = _pick(_WIDTHS, n)
-    groups = _pick([d for d in _divisors(c) if out % d == 0], n // 4)
-    weight = g.kernel(n // 3, c, out // groups, 2, 2)
-    y = g.call("ConvTranspose", x, weight, *_bias(g, out, n), group=groups, strides=[2, 2])
-    return [(y, (out, 2 * h, 2 * w))]
-
-
-def _channels_last(g: Dialect, x: str, layer: Callable[[str], str]) -> str:
-    y = layer(g.call("Transpose", x, perm=[0, 2, 3, 1]))
-    return g.call("Transpose", y, perm=[0, 3, 1, 2])
-
-
-def _norm(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    c = size[0]
-    kind = _pick(("batch", "batch", "instance", "layer", "group", "rms", "lp", "lrn", "mvn"), n)
-    if kind == "instance":
-        y = g.call("InstanceNormalization", x, g.vector(c), g.vector(c))
-    elif kind == "layer" and g.opset >= 17:
-        y = _channels_last(g, x, lambda v: g.call("LayerNormalization", v, g.vector(c), g.vector(c), axis=-1))
-    elif kind == "rms" and g.opset >= 23:
-        y = _channels_last(g, x, lambda v: g.call("RMSNormalization", v, g.vector(c), axis=-1))
-    elif kind == "group" and g.opset >= 21:
-        y = g.call("GroupNormalization", x, g.vector(c), g.vector(c), num_groups=_pick(_divisors(c), n // 9))
-    elif kind == "lp":
-        y = g.call("LpNormalization", x, axis=_pick((1, -1), n // 9), p=2)
-    elif kind == "lrn":
-        y = g.call("LRN", x, size=3)
-    elif kind == "mvn":
-        y = g.call("MeanVarianceNormalization", x, axes=_pick(([0, 2, 3], [1]), n // 9))
-    else:
-        y = g.norm(x, c)
-    return [(y, size)]
-
-
-def _activation(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    kind = _pick(_ACTIVATIONS, n)
-    since, attributes = _ACTIVATIONS[kind]
-    if g.opset < since:
-        return None
-    y = g.call(kind, x, **attributes)
-    return [(g.call("Tanh", y) if kind == "Exp" else y, size)]
-
-
-def _pointwise(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    """With a literal: one number, one for each channel, one for each position."""
-    c, h, w = size
-    shape = _pick(((), (c, 1, 1), (1, c, 1, 1), (1,), (c, h, w)), n)
-    if g.spatial and len(shape) == 3 and shape[1] > 1:
-        shape = (c, 1, 1)
-    literal = g.numbers((0.5 + g.rng.random(shape)).astype(np.float32), n // 3)
-    kind = _pick(("Add", "Mul", "Sub", "Div", "Max", "Min", "PRelu", "Pow"), n // 5)
-    if kind == "Pow":
-        return [(g.call("Pow", g.call("Abs", x), g.numbers(np.float32(2), n)), size)]
-    if kind == "PRelu":
-        return [(g.call(kind, x, literal), size)]
-    inputs = (literal, x) if n % 11 == 0 and kind != "Div" else (x, literal)
-    return [(g.call(kind, *inputs), size)]
-
-
-def _gate(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    """Squeeze and excite, by convolutions or by Gemm."""
-    c, inner = size[0], _pick((2, 3, 4), n)
-    pooled = g.call("GlobalAveragePool", x) if n % 2 else g.reduce("ReduceMean", x, (2, 3))
-    if n // 2 % 2:
-        y = g.call("Flatten", pooled)
-        y = g.call("Relu", g.call("Gemm", y, g.kernel(n // 3, inner, c), g.vector(inner), transB=1))
-        y = g.call("Gemm", y, g.kernel(n // 5, inner, c), g.vector(c))
-        y = g.squeeze("Unsqueeze", y, 2, 3)
-    else:
-        y = g.call("Relu", g.call("Conv", pooled, g.kernel(n // 3, inner, c, 1, 1), g.vector(inner)))
-        y = g.call("Conv", y, g.kernel(n // 5, c, inner, 1, 1), g.vector(c))
-    return [(g.call("Mul", x, g.call("Sigmoid", y)), size)]
-
-
-def _residual(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    c, inner = size[0], _pick((4, 6), n)
-    y = g.call("Conv", x, g.kernel(n // 2, inner, c, 1, 1))
-    y = g.call("Relu", g.norm(y, inner))
-    y = g.call("Conv", y, g.kernel(n // 3, c, inner, 3, 3), g.vector(c), pads=[1] * 4)
-    y = g.norm(y, c) if n % 3 else y
-    return [(g.call("Add", *((x, y) if n % 2 else (y, x))), size)]
-
-
-def _tokens(g: Dialect, x: str, c: int, n: int) -> str:
-    """(n, c, h, w) as (n, positions, c)."""
-    y = g.reshape(x, (g.dim(x, 0, n), c, -1), n) if n % 2 else g.reshape(x, (0, 0, -1), n // 2)
-    return g.call("Transpose", y, perm=[0, 2, 1])
-
-
-def _image(g: Dialect, tokens: str, like: str, size: Sizes, n: int) -> str:
-    """The inverse of `_tokens`, with the positions of `like`."""
-    y = g.call("Transpose", tokens, perm=[0, 2, 1])
-    if g.spatial or n % 2:
-        return g.reshape(y, (g.dim(like, 0, n), size[0], g.dim(like, 2, n), g.dim(like, 3, n)))
-    return g.reshape(y, (-1, *size), n)
-
-
-def _linear(g: Dialect, tokens: str, inputs: int, outputs: int, n: int) -> str:
-    y = g.call("MatMul", tokens, g.kernel(n, inputs, outputs))
-    return g.call("Add", *((y, g.vector(outputs)) if n % 2 else (g.vector(outputs), y)))
-
-
-def _attention(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    c, heads, width = size[0], _pick((2, 3), n), _pick((2, 4), n // 2)
-    tokens = _tokens(g, x, c, n)
-    inner = heads * width
-    if n // 4 % 2:
-        parts = g.split(_linear(g, tokens, c, 3 * inner, n), [inner] * 3, axis=2, number=n)
-    else:
-        parts = [_linear(g, tokens, c, inner, n // (k + 1)) for k in range(3)]
-    batch = 0 if n % 3 else g.dim(tokens, 0, n)
-    positions = -1 if n % 3 else g.dim(tokens, 1, n)
-    apart = [g.reshape(part, (batch, positions, heads, width), n) for part in parts]
-    q, v = (g.call("Transpose", part, perm=[0, 2, 1, 3]) for part in (apart[0], apart[2]))
-    if n % 5 == 0 and g.opset >= 23:
-        y = g.call("Attention", q, g.call("Transpose", apart[1], perm=[0, 2, 1, 3]), v)
-    else:
-        scores = g.call("MatMul", q, g.call("Transpose", apart[1], perm=[0, 2, 3, 1]))
-        root = g.numbers(np.float32(np.sqrt(width)), n)
-        if n % 7 == 0:  # the size of a head, as the graph computes it
-            root = g.call("Sqrt", g.call("Cast", g.dim(q, 3, n), to=FLOAT))
-        y = g.call("MatMul", g.call("Softmax", g.call("Div", scores, root), axis=3), v)
-    y = g.reshape(g.call("Transpose", y, perm=[0, 2, 1, 3]), (0, -1, inner), n)
-    return [(_image(g, _linear(g, y, inner, c, n), x, size, n), size)]
-
-
-def _perceptron(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    """Two linear layers on channels last."""
-    c, inner = size[0], _pick(_WIDTHS, n)
-    y = _channels_last(g, x, lambda v: _linear(g, g.call("Relu", _linear(g, v, c, inner, n)), inner, c, n // 2))
-    return [(y, size)]
-
-
-def _recurrent(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
-    """A recurrent layer over the positions."""
-    c, h, w = size
-    kind, both, units = _pick(("LSTM", "GRU", "RNN"), n), n // 3 % 2, _pick((2, 3), n // 6)
-    gates, ways = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind], 1 + both
-    tokens = g.call("Transpose", _tokens(g, x, c, n), perm=[1, 0, 2])
-    weights = [g.kernel(0, ways, gates * units, c), g.kernel(0, ways, gates * units, units)]
-    bias = [g.weight(ways, 2 * gates * units)] if n % 2 else []
-    direction = "bidirectional" if both else _pick(("forward", "reverse"), n // 12)
-    more = {"linear_before_reset": n % 2} if kind == "GRU" else {}
-    y, _ = g.call(kind, tokens, *weights, *bias, outputs=2, hidden_size=units, direction=direction, **more)
-    y = g.reshape(g.call("Transpose", y, perm=[0, 2, 1, 3]), (0, 0, -1), n) if both else g.squeeze("Squeeze", y, 1)
-    y = g.call("Transpose", y, perm=[1, 0, 2])
-    return [(_image(g, y, x, (ways * units, h, w), n), (ways * units, h, w))]
+from random_onnx_layers import Recipe, Result, divisors, pick
 
 
 def _pool(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
@@ -240,7 +21,7 @@ def _pool(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     if h < 2 or w < 2:
         return None
     half = (c, h // 2, w // 2)
-    kind = _pick(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "mean"), n)
+    kind = pick(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "mean"), n)
     if kind.startswith("Global"):
         return [(g.call(kind, x), (c, 1, 1))]
     if kind == "mean":
@@ -260,7 +41,7 @@ def _parts(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     first = c // 2 if n % 2 and c % 2 == 0 else 1 + n // 3 % (c - 1)
     widths = (first, c - first)
     if n % 3:
-        names = g.split(x, widths, axis=_pick((1, -3), n // 2), number=n)
+        names = g.split(x, widths, axis=pick((1, -3), n // 2), number=n)
     else:
         half = g.dim(x, 1, n // 3)
         end = g.call("Div", half, g.ints(2)) if first * 2 == c and g.opset >= 10 else None
@@ -274,7 +55,7 @@ def _parts(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 
 def _shuffle(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     c, h, w = size
-    groups = _pick(_divisors(c), n)
+    groups = pick(divisors(c), n)
     batch = g.dim(x, 0, n)
     place = (g.dim(x, 2, n), g.dim(x, 3, n)) if g.spatial or n % 2 else (h, w)
     y = g.reshape(x, (batch, groups, c // groups, *place), n)
@@ -285,7 +66,7 @@ def _shuffle(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 def _pixels(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     c, h, w = size
     if n % 2 and c % 4 == 0 and h <= 8:
-        mode = {"mode": _pick(("DCR", "CRD"), n // 2)} if g.opset >= 11 else {}
+        mode = {"mode": pick(("DCR", "CRD"), n // 2)} if g.opset >= 11 else {}
         return [(g.call("DepthToSpace", x, blocksize=2, **mode), (c // 4, 2 * h, 2 * w))]
     if h % 2 == 0 and w % 2 == 0 and c <= 6:
         return [(g.call("SpaceToDepth", x, blocksize=2), (4 * c, h // 2, w // 2))]
@@ -295,15 +76,15 @@ def _pixels(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 def _move(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     c, h, w = size
     order = [(5 * i + 1) % c for i in range(c)] if c % 5 else list(range(c))[::-1]
-    kind = _pick(("gather", "tile", "pad channels", "pad positions", "reverse", "expand", "fold", "strided"), n)
+    kind = pick(("gather", "tile", "pad channels", "pad positions", "reverse", "expand", "fold", "strided"), n)
     if kind == "gather":
         return [(g.call("Gather", x, g.ints(*order, number=n), axis=1), size)]
     if kind == "tile":
         return None if c > 12 else [(g.call("Tile", x, g.ints(1, 2, 1, 1)), (2 * c, h, w))]
     if kind == "pad channels":
-        return [(g.pad(x, [0, 1, 0, 0, 0, 2, 0, 0], _pick((0.0, 0.5), n)), (c + 3, h, w))]
+        return [(g.pad(x, [0, 1, 0, 0, 0, 2, 0, 0], pick((0.0, 0.5), n)), (c + 3, h, w))]
     if kind == "pad positions":
-        return [(g.pad(x, [0, 0, 1, 0, 0, 0, 0, 1], _pick((0.0, 0.5), n)), (c, h + 1, w + 1))]
+        return [(g.pad(x, [0, 0, 1, 0, 0, 0, 0, 1], pick((0.0, 0.5), n)), (c, h + 1, w + 1))]
     if kind == "reverse" and g.opset >= 10:
         return [(g.slice(x, -1, -(2**31), 1, -1), size)]
     if kind == "expand":
@@ -319,7 +100,7 @@ def _move(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 def _over_channels(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     c, h, w = size
     kinds = "ReduceSum ReduceMean ReduceMax ReduceL2 ReduceL1 ReduceSumSquare ReduceLogSumExp ReduceMin".split()
-    kind = _pick((*kinds, "Softmax", "LogSoftmax", "CumSum", "TopK", "ArgMax"), n)
+    kind = pick((*kinds, "Softmax", "LogSoftmax", "CumSum", "TopK", "ArgMax"), n)
     if kind in ("Softmax", "LogSoftmax"):
         return [(g.call(kind, x, axis=1 if g.opset < 13 or n % 2 else -3), size)]
     if kind == "CumSum":
@@ -328,13 +109,13 @@ def _over_channels(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | No
         return [(g.call(kind, x, g.ints(2), outputs=2, axis=1)[0], (2, h, w))] if g.opset >= 10 and c >= 2 else None
     if kind == "ArgMax":
         return [(g.call("Cast", g.call(kind, x, axis=1), to=FLOAT), (1, h, w))]
-    return [(g.reduce(kind, x, _pick(((1,), (-3,)), n)), (1, h, w))]
+    return [(g.reduce(kind, x, pick(((1,), (-3,)), n)), (1, h, w))]
 
 
 def _choose(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     c = size[0]
     zero = g.literal(np.float32(0))
-    kind = _pick(("where", "where one", "clip", "glu", "einsum", "not", "dynamic zeros"), n)
+    kind = pick(("where", "where one", "clip", "glu", "einsum", "not", "dynamic zeros"), n)
     if kind == "where":
         return [(g.call("Where", g.call("Greater", x, zero), x, g.call("Mul", x, g.literal(np.float32(0.25)))), size)]
     if kind == "where one":
@@ -349,23 +130,23 @@ def _choose(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
         return [(g.call("Mul", x, g.call("Cast", mask, to=FLOAT)), size)]
     if kind == "dynamic zeros":
         return [(g.call("Add", x, g.call("ConstantOfShape", g.call("Shape", x))), size)]
-    return [(g.clip(x, *_pick(((-1.0, 2.0), (0.0, 6.0), (0.1, 3.0)), n)), size)]
+    return [(g.clip(x, *pick(((-1.0, 2.0), (0.0, 6.0), (0.1, 3.0)), n)), size)]
 
 
 def _quantized(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     """Quantize and dequantize, or a convolution on integers."""
     if not g.quantizes:
         return None
-    kind = _pick(("around", "qdq", "qlinear", "integer", "dynamic"), n)
+    kind = pick(("around", "qdq", "qlinear", "integer", "dynamic"), n)
     c, h, w = size
     if kind == "around":
         return [(g.quantization(x, n // 5), size)]
-    out = _pick(_WIDTHS, n // 5)
+    out = pick(layers.WIDTHS, n // 5)
     weight = g.rng.standard_normal((out, c, 3, 3)).astype(np.float32) / np.sqrt(9 * c)
     if kind == "qdq":
         y = g.call("Conv", g.quantization(x, n // 7), g.quantized_kernel(n // 3, weight), g.vector(out), pads=[1] * 4)
         return [(g.quantization(g.call("Relu", y), n // 11), (out, h, w))]
-    scale, point = g.literal(np.float32(0.04)), g.literal(np.uint8(_pick((0, 121), n // 7)))
+    scale, point = g.literal(np.float32(0.04)), g.literal(np.uint8(pick((0, 121), n // 7)))
     integers = g.literal(np.round(weight * 100).astype(np.int8))
     if kind == "integer" or (kind == "dynamic" and g.opset < 11):
         q = g.call("QuantizeLinear", x, scale, point)
@@ -375,7 +156,7 @@ def _quantized(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
         q, s, p = g.call("DynamicQuantizeLinear", x, outputs=3)
         y = g.call("Cast", g.call("ConvInteger", q, integers, p, pads=[1] * 4), to=FLOAT)
         return [(g.call("Mul", y, g.call("Mul", s, g.literal(np.float32(0.01)))), (out, h, w))]
-    after = (g.literal(np.float32(0.05)), g.literal(np.uint8(_pick((0, 100), n // 11))))
+    after = (g.literal(np.float32(0.05)), g.literal(np.uint8(pick((0, 100), n // 11))))
     scales = g.literal(np.full(out if n % 2 else (), 0.01, np.float32))
     points = g.literal(np.zeros(out if n % 2 else (), np.int8))
     bias = [g.literal(g.rng.integers(-99, 99, out).astype(np.int32))] if n % 3 else []
@@ -389,7 +170,7 @@ def _quantized(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 def _body(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     """If, Loop or Scan, whose bodies read from outside."""
     flag = TensorProto.BOOL
-    kind = _pick(("If", "Loop", "Scan"), n)
+    kind = pick(("If", "Loop", "Scan"), n)
     if kind == "If":
         above = g.call("Greater", g.call("ReduceMax", x, keepdims=0), g.literal(np.float32(0)))
         branches = [
@@ -418,7 +199,7 @@ def _body(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 
 def _foreign(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
     """An operator of another domain, which onnxruntime has and no rule knows."""
-    kind = _pick(("Gelu", "QuickGelu", "BiasGelu"), n)
+    kind = pick(("Gelu", "QuickGelu", "BiasGelu"), n)
     inputs = [x]
     if kind == "BiasGelu":
         if g.spatial:
@@ -428,17 +209,17 @@ def _foreign(g: Dialect, x: str, size: Sizes, n: int) -> list[Result] | None:
 
 
 _UNARY: dict[str, Callable[[Dialect, str, Sizes, int], list[Result] | None]] = {
-    "conv": _conv,
-    "depthwise": _depthwise,
-    "transposed": _transposed,
-    "norm": _norm,
-    "activation": _activation,
-    "pointwise": _pointwise,
-    "gate": _gate,
-    "residual": _residual,
-    "attention": _attention,
-    "perceptron": _perceptron,
-    "recurrent": _recurrent,
+    "conv": layers.conv,
+    "depthwise": layers.depthwise,
+    "transposed": layers.transposed,
+    "norm": layers.norm,
+    "activation": layers.activation,
+    "pointwise": layers.pointwise,
+    "gate": layers.gate,
+    "residual": layers.residual,
+    "attention": layers.attention,
+    "perceptron": layers.perceptron,
+    "recurrent": layers.recurrent,
     "pool": _pool,
     "upsample": _upsample,
     "parts": _parts,
@@ -466,11 +247,11 @@ def _combine(g: Dialect, name: str, values: list[Result], first: int, other: int
     x, size = values[first]
     if name == "cat":
         fitting = [i for i, (_, s) in enumerate(values) if s[1:] == size[1:]]
-        chosen = [first, *(_pick(fitting, other + k) for k in range(1 + n % 2))]
+        chosen = [first, *(pick(fitting, other + k) for k in range(1 + n % 2))]
         width = sum(values[i][1][0] for i in chosen)
         if width > 32:
             return None
-        return [(g.call("Concat", *(values[i][0] for i in chosen), axis=_pick((1, -3), n // 2)), (width, *size[1:]))]
+        return [(g.call("Concat", *(values[i][0] for i in chosen), axis=pick((1, -3), n // 2)), (width, *size[1:]))]
     fitting = [
         i
         for i, (_, s) in enumerate(values)
@@ -478,7 +259,7 @@ def _combine(g: Dialect, name: str, values: list[Result], first: int, other: int
     ]
     if not fitting:
         return None
-    kind, y = _pick(_BINARY, n), values[_pick(fitting, other)][0]
+    kind, y = pick(_BINARY, n), values[pick(fitting, other)][0]
     if kind == "Div":
         y = g.call("Add", g.call("Abs", y), g.literal(np.float32(1)))
     return [(g.call(kind, x, y), size)]

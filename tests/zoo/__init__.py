@@ -7,6 +7,17 @@ its module is imported.
 
 from zoo import backbones, interfaces, joins, mixers, norms, parameters, tokens  # noqa: F401 - they register theirs
 from zoo.backbones import Plain
-from zoo.base import ZOO, Net, analyzed, build, random_removal, randomize
+from zoo.base import ZOO, Net, analyzed, build, captured_of, first_of, random_removal, randomize, traced
 
-__all__ = ["ZOO", "Net", "Plain", "analyzed", "build", "random_removal", "randomize"]
+__all__ = [
+    "ZOO",
+    "Net",
+    "Plain",
+    "analyzed",
+    "build",
+    "captured_of",
+    "first_of",
+    "random_removal",
+    "randomize",
+    "traced",
+]

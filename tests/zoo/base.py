@@ -1,5 +1,6 @@
 """What all networks of the zoo are made with."""
 
+import copy
 import functools
 import math
 
@@ -100,3 +101,18 @@ def random_removal(
             else:
                 removed[rng.choice(groups)] = False
     return removed
+
+
+def traced(name: str):
+    """A network of one's own, and its channel graph, which is shared and not to be changed."""
+    model, _, graph = analyzed(name)
+    return copy.deepcopy(model), graph
+
+
+def captured_of(name: str) -> CapturedModule:
+    return copy.deepcopy(analyzed(name)[1])
+
+
+def first_of(graph, *sets: int):
+    """Flags of the first group of each set."""
+    return np.isin(np.arange(graph.n_groups), [graph.sets[i].groups[0] for i in sets])

@@ -1,7 +1,6 @@
 """Masking and slimming: what they promise, what they refuse, and that the comparison between them can fail."""
 
 import copy
-import dataclasses
 import logging
 
 import numpy as np
@@ -9,30 +8,15 @@ import pytest
 import torch
 import zoo
 from torch import nn
+from zoo import captured_of, first_of, traced
 
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze, trace
 from graphprune.passes.fx.capture import CapturedModule, capture
-from graphprune.passes.fx.compare import compare_outputs, difference, run
+from graphprune.passes.fx.compare import difference, run
 from graphprune.passes.fx.cut import cut_tensors
 from graphprune.passes.fx.slim import mask, slim
-
-
-def traced(name: str):
-    """A network of one's own, and its channel graph, which is shared and not to be changed."""
-    model, _, graph = zoo.analyzed(name)
-    return copy.deepcopy(model), graph
-
-
-def captured_of(name: str) -> CapturedModule:
-    return copy.deepcopy(zoo.analyzed(name)[1])
-
-
-def first_of(graph, *sets: int):
-    """Flags of the first group of each set."""
-    return np.isin(np.arange(graph.n_groups), [graph.sets[i].groups[0] for i in sets])
-
 
 # -- masking --------------------------------------------------------------------------------------------
 
@@ -260,145 +244,6 @@ def test_a_plan_for_another_model_is_refused():
     for call in (lambda: mask(other, plan), lambda: slim(other, plan, other.example_inputs())):
         with pytest.raises(PlanError, match="which the model does not have"):
             call()
-
-
-# -- the comparison can fail ----------------------------------------------------------------------------
-
-
-def test_one_shifted_index_is_noticed_and_its_node_named():
-    """An analysis that is off by one at one consumer: consistent in itself, and wrong."""
-    model = zoo.build("SigmoidBias")
-    graph = trace(model, model.example_inputs())
-    key = ("conv2.weight", 1)
-    graph.axes[key] = np.roll(graph.axes[key], 1)
-    plan = graph.plan(first_of(graph, 0))
-    with pytest.raises(VerificationError, match=r"differ first at node conv2d_1 \(conv2 \(norms.py:\d+\)\)") as caught:
-        slim(model, plan, model.example_inputs(), graph=graph)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 4
-
-
-def test_a_wrong_size_is_noticed_and_its_node_named():
-    graph = analyze(captured_of("Csp"))
-    front = graph.front_end
-    name, (rule, binding, op) = next((n, o) for n, o in front.ops.items() if o[0].name == "split")
-    wrong = dataclasses.replace(rule, resize=lambda op, cut: {"split_sizes": [4, 2]})
-    front.ops[name] = (wrong, binding, op)  # [3, 3] would be right
-    plan = graph.plan(first_of(graph, 0, 1))
-    with pytest.raises(VerificationError, match=r"differ first at node getitem \(getitem\)|node conv2d_1 \(blocks.0.0"):
-        slim(front.module, plan, graph=graph)
-
-
-def cut_producers_alone(model, graph, removed):
-    """What a naive mask does: the channels' own weights and biases, and not what reads them."""
-    plan = graph.plan(removed)
-    producers = {
-        name: {0: dims[0]} for name, dims in plan.removed.items() if 0 in dims and not name.startswith("classifier")
-    }
-    return mask(model, PruningPlan(producers, {n: plan.shapes[n] for n in producers}))
-
-
-@pytest.mark.parametrize(("name", "naive_is_right"), [("Plain", True), ("SigmoidBias", False)])
-def test_a_naive_cut_of_producers_alone_would_fail_where_zero_does_not_stay_zero(name, naive_is_right):
-    model, graph = traced(name)
-    removed = first_of(graph, 0, 1)
-    slimmed = slim(model, graph.plan(removed), model.example_inputs(), graph=graph, tolerance=1e-9)
-    naive = cut_producers_alone(model, graph, removed)
-    inputs = model.example_inputs()
-    assert (difference(run(naive, inputs)[0], run(slimmed, inputs)[0]) < 1e-9) == naive_is_right
-
-
-def test_a_tolerance_is_kept():
-    a, b = [torch.tensor([1.0, 100.0])], [torch.tensor([1.005, 100.0])]
-    assert compare_outputs(a, b, 1e-4, "this") == pytest.approx(5e-5, rel=1e-2)
-    with pytest.raises(VerificationError, match=r"this differs from the masked model by 5e-05 \(allowed 1e-05\)"):
-        compare_outputs(a, b, 1e-5, "this")
-    with pytest.raises(VerificationError, match="gives 2 outputs, the masked model 1"):
-        compare_outputs(a, [*b, *b], 1.0, "this")
-
-
-NAN, INF = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("reference", "other", "expected"),
-    [
-        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), 0.25),
-        (torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0]]), INF),
-        (torch.tensor([1, 2]), torch.tensor([1, 2]), 0.0),
-        (torch.tensor([1, 2]), torch.tensor([1, 3]), INF),
-        (torch.tensor([True]), torch.tensor([False]), INF),
-        (torch.tensor([1.0, NAN]), torch.tensor([1.0, 2.0]), INF),
-        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, NAN]), INF),
-        (torch.tensor([1.0, INF]), torch.tensor([1.0, INF]), 0.0),
-        (torch.tensor([1.0, INF]), torch.tensor([1.0, -INF]), INF),
-        (torch.tensor([]), torch.tensor([]), 0.0),
-        (torch.tensor([3 + 4j]), torch.tensor([3 + 4j + 1e-9]), 0.0),
-        (torch.tensor([3 + 4j]), torch.tensor([-3 + 4j]), 1.2),
-        (torch.zeros(2), torch.zeros(2), 0.0),
-        (torch.zeros(2), torch.ones(2), 1e12),
-    ],
-)
-def test_difference_is_relative_and_never_forgives(reference, other, expected):
-    assert difference(reference, other) == pytest.approx(expected, abs=1e-6)
-
-
-# -- whole branches -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["Residual", "InvertedResidual", "SqueezeExcite", "NonLocal", "AttentionSdpa"])
-def test_a_whole_branch_goes(name):
-    """The branch is folded into the constant that it computes, whatever its operators (add, add_, mul)."""
-    model, graph = traced(name)
-    branch = next(s for s in graph.sets if s.bypassed)
-    plan = graph.plan(np.isin(np.arange(graph.n_groups), branch.groups))
-    removed = graph.removed_by(plan)
-    assert removed[branch.groups].all()
-    captured = captured_of(name)
-    slimmed = slim(captured, plan, graph=graph, tolerance=1e-9)
-    for batch in (1, 3):
-        inputs = model.example_inputs(batch)
-        assert difference(run(mask(model, plan), inputs)[0], run(slimmed, inputs)[0]) < 1e-9
-    convolutions = [sum("conv" in n.name or "linear" in n.name for n in m.graph.nodes) for m in (captured, slimmed)]
-    assert convolutions[1] < convolutions[0]
-    assert all(0 not in p.shape for p in slimmed.parameters())
-    again = analyze(slimmed)
-    assert again.cost.macs(again.all_kept()) == graph.cost.macs(~removed)
-
-
-@pytest.mark.parametrize(("shift", "left"), [(0.5, 1), (0.0, 0)])
-def test_of_a_branch_that_adds_nothing_nothing_is_left(shift, left):
-    """The add goes, and the relu behind it, as what it reads comes from a relu."""
-    model, _ = traced("Residual")
-    with torch.no_grad():
-        norm = model.layer1[0].bn2
-        norm.bias.fill_(shift)
-        norm.running_mean.zero_()
-    captured = capture(model, model.example_inputs())
-    graph = analyze(captured)
-    inner = next(s for s in graph.sets if s.name == "layer1.0.conv1")
-    plan = graph.plan(np.isin(np.arange(graph.n_groups), inner.groups))
-    slimmed = slim(captured, plan, graph=graph, tolerance=1e-9)
-
-    def count(module, kind):
-        return sum(node.op == "call_function" and kind in str(node.target) for node in module.graph.nodes)
-
-    for kind, inside in (("conv2d", 2), ("batch_norm", 2), ("add", 1 - left), ("relu", 2 - left)):
-        assert count(captured, kind) - count(slimmed, kind) == inside, kind
-    inputs = model.example_inputs(3)
-    assert difference(run(mask(model, plan), inputs)[0], run(slimmed, inputs)[0]) < 1e-9
-
-
-def test_a_branch_takes_along_what_only_it_reads():
-    """Of a non-local block, query and key are computed for nothing once the values are gone."""
-    _, graph = traced("NonLocal")
-    values = next(s for s in graph.sets if s.name == "g")
-    removed = graph.removed_by(graph.plan(np.isin(np.arange(graph.n_groups), values.groups)))
-    theta = next(s for s in graph.sets if s.name == "theta")
-    assert removed[theta.groups].all()
-    assert not theta.bypassed
-    slimmed = slim(captured_of("NonLocal"), graph.plan(removed))
-    assert not [n for n in slimmed.graph.nodes if "softmax" in n.name or "bmm" in n.name]
 
 
 # -- parametrized weights, rounding ---------------------------------------------------------------------
