@@ -5,7 +5,9 @@
 
 Images are a folder or a zip with one sub-folder a class. After every epoch the state of the training is saved beside
 the output; the same command goes on with it. The accuracy on --eval-data is measured once, at the end: nothing is
-decided by it. SGD with Nesterov momentum, a linear warm-up and a cosine; crops and flips.
+decided by it. SGD with Nesterov momentum, a linear warm-up and a cosine; crops and flips. With --sizes the images are
+small at first and grow, which makes the early epochs cheaper (progressive learning: Tan and Le 2021, "EfficientNetV2",
+section 4).
 """
 
 import argparse
@@ -17,12 +19,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 
 import graphprune as gp
 from graphprune.architecture import resolve_arch
 from graphprune.data.batches import TrainingBatches, evaluation_batches
 from graphprune.files import atomic_write, atomic_write_json
+from graphprune.memory import freed_memory_kept
 from graphprune.passes.errors import DataError, GraphPruneError, OutputExistsError
 
 
@@ -34,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="images in folders by class, or a zip of them")
     parser.add_argument("--eval-data", help="more of them, for the accuracy at the end")
     parser.add_argument("--image-size", type=int, help="side that images are brought to; default: their own")
+    parser.add_argument("--sizes", help="sides of the images in equal parts of the training, as in 16,24,32")
     parser.add_argument("--limit", type=int, help="learn from so many images only")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -61,6 +65,7 @@ class Training:
         other = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": other, "weight_decay": 0.0}]
         self.optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
+        self.sizes = sides(arguments.sizes, source.preprocess.input_shape[-1])
         self.path = arguments.output.with_suffix(".checkpoint.pt")
         self.settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("force", "threads", "output")}
         self.epoch = 0
@@ -85,7 +90,7 @@ class Training:
             self.model.train()
             for step in range(self.batches.steps_per_epoch):
                 self._set_rate(self.epoch * self.batches.steps_per_epoch + step, total)
-                images = self.batches.batch(self.epoch, step).contiguous(memory_format=torch.channels_last)
+                images = self._sized(self.batches.batch(self.epoch, step))
                 labels = self.labels[torch.from_numpy(self.batches.chosen(self.epoch, step))]
                 self.optimizer.zero_grad(set_to_none=True)
                 logits = self.model(images)
@@ -102,6 +107,12 @@ class Training:
             seconds = time.monotonic() - started
             print(f"epoch {self.epoch}: loss {np.mean(losses):.4f}, right on {share:.2%}, {seconds:.0f} s", flush=True)
 
+    def _sized(self, images: torch.Tensor) -> torch.Tensor:
+        size = self.sizes[self.epoch * len(self.sizes) // self.arguments.epochs]
+        if size != images.shape[-1]:
+            images = interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return images.contiguous(memory_format=torch.channels_last)
+
     def _set_rate(self, step: int, total: int) -> None:
         warmup = max(1, total // 20)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warmup) / max(1, total - warmup))))
@@ -112,6 +123,15 @@ class Training:
         state = {"epoch": self.epoch, "settings": self.settings, "model": self.model.state_dict()}
         with atomic_write(self.path) as temporary:
             torch.save({**state, "optimizer": self.optimizer.state_dict()}, temporary)
+
+
+def sides(text: str | None, last: int) -> list[int]:
+    """The sides of `--sizes`, or an error; without it the images' own."""
+    if text is None:
+        return [last]
+    if not all(part.isdigit() for part in text.split(",")) or int(text.split(",")[-1]) != last:
+        raise DataError(f"--sizes {text}: give whole numbers that end with {last}, the side of the images")
+    return [int(part) for part in text.split(",")]
 
 
 @torch.no_grad()
@@ -147,7 +167,8 @@ def main() -> None:
     if arguments.force:
         training.path.unlink(missing_ok=True)
     training.resume()
-    training.run()
+    with freed_memory_kept():
+        training.run()
     with atomic_write(arguments.output) as temporary:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
     result = {"arch": arguments.arch, "epochs": arguments.epochs, "images": len(source), "classes": source.class_names}

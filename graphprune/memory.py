@@ -1,12 +1,49 @@
-"""Giving memory back to the system between two steps that each need as much as a model has."""
+"""What the C library does with freed memory: giving it back to the system, or keeping it for the next step.
+
+Both are about glibc; elsewhere nothing is done.
+"""
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["freed_memory_kept", "give_back_memory"]
+
+# malloc.h: which setting of mallopt, the value here, and glibc's default.
+_TRIM_THRESHOLD, _NEVER, _DEFAULT_TRIM = -1, 2**31 - 1, 128 * 1024
+_MMAP_MAX, _NO_MAPPINGS, _DEFAULT_MAPPINGS = -4, 0, 65536
 
 
 def give_back_memory() -> None:
     """Return free memory to the system where the C library keeps it (glibc keeps what onnxruntime has freed)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim = _of_libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep freed memory in the process inside the block, and give it back after it.
+
+    A training step frees and allocates the same activations again and again. glibc maps blocks of more than 32 MB anew
+    each time (mallopt(3), M_MMAP_THRESHOLD), and the system fills every page of them with zeros: up to a quarter of a
+    step of MobileNetV2 (benchmarks/cifar10/results/memory-time.json).
+    """
+    setting = _of_libc("mallopt")
+    if setting is None:
+        yield
+        return
+    setting(_TRIM_THRESHOLD, _NEVER)
+    setting(_MMAP_MAX, _NO_MAPPINGS)
+    try:
+        yield
+    finally:
+        setting(_MMAP_MAX, _DEFAULT_MAPPINGS)
+        setting(_TRIM_THRESHOLD, _DEFAULT_TRIM)
+        give_back_memory()
+
+
+def _of_libc(name: str) -> Callable[..., Any] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
