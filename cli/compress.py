@@ -137,6 +137,9 @@ _SOMETIMES = ("latency.json", "search.svg")
 )
 @click.option("--crop/--no-crop", default=None, help="Shift images at random. Default: on.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the training. Default: auto.")
+@click.option(
+    "--device", help="To train on, as torch names it: cpu, cuda, cuda:1. Default: a CUDA device if there is one."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the training. Default: all cores.")
 @click.option("--checkpoint-steps", type=int, help="Save the run every so many steps. Default: every minute.")
 @seed_option
@@ -219,7 +222,7 @@ def command(
     from graphprune.quantize import QuantizeOptions
     from graphprune.report import render_metrics
 
-    processes = Processes.join()
+    processes = Processes.join(config.device)
     if not processes.is_first:
         ctx.ensure_object(RunState).quiet = True
         ctx.ensure_object(RunState).set_up_log()

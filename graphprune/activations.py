@@ -67,7 +67,7 @@ class ActivationStatistics:
             ids = self._channels(name)
             if features is not None and features.shape[1] == len(ids):  # else part of a branch that went
                 where = torch.from_numpy(np.where(ids < 0, self._graph.n_groups, ids))
-                total.index_add_(0, where, over_images(features).to(total.dtype))
+                total.index_add_(0, where, over_images(features).to(total))
         return total[: self._graph.n_groups]
 
     def _channels(self, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from graphprune.config import CompressConfig
 from graphprune.files import atomic_write
@@ -20,10 +21,14 @@ _FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values only) under `path`, whole or not at all."""
+    """Write `state` (tensors and plain values only) under `path`, whole or not at all.
+
+    Tensors are written as ones of the CPU, so that a run can go on where its device is missing.
+    """
+    on_cpu = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), {"format": _FORMAT, **state})
     # Through a Python file, so that a full disk is an OSError that atomic_write can name.
     with atomic_write(path) as temporary, temporary.open("wb") as handle:
-        torch.save({"format": _FORMAT, **state}, handle)
+        torch.save(on_cpu, handle)
 
 
 def load_checkpoint(path: Path, config: CompressConfig, model: str) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def compress(
     options = benchmark or BenchmarkOptions()
     if not options.seconds and any(settings.budget(number).has_latency for number in range(settings.n_students)):
         raise UsageError("a budget in latency is measured at the end: give the benchmark some seconds")
-    processes = Processes.join()
+    processes = Processes.join(settings.device)
     if not processes.is_first:
         return _help(model, images, example_inputs, settings, data or DataOptions(), output, processes)
     folder = OutputFolder(None if output is None else Path(output), resume=resume, force=force)

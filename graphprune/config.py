@@ -106,6 +106,8 @@ class CompressConfig:
             else.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
         precision: "auto" takes bfloat16 autocast only if a short measurement finds it clearly faster.
+        device: where the training computes: "auto" takes a CUDA device if there is one, and else the CPU; or as torch
+            names it. The result is exported and measured on the CPU in any case.
         threads: CPU threads of torch; 0 = leave as it is.
         seed: seed of everything random.
         flip: mirror training images at random.
@@ -155,6 +157,7 @@ class CompressConfig:
     shrink: bool = True
     allow_inexact: bool = False
     precision: Precision = "auto"
+    device: str = "auto"
     threads: int = 0
     seed: int = 0
     flip: bool = True

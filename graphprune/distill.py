@@ -152,7 +152,7 @@ class FeatureLoss:
 
     def _reduced(self, features: Tensor, tap: int) -> Tensor:
         chosen = self._chosen[tap]
-        return features if chosen is None else features.index_select(self._dims[tap], chosen)
+        return features if chosen is None else features.index_select(self._dims[tap], chosen.to(features.device))
 
     @staticmethod
     def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:
@@ -161,7 +161,7 @@ class FeatureLoss:
         def product(a: Tensor, b: Tensor) -> Tensor:
             per_channel = in_full(a * b)
             per_channel = per_channel.sum(dim=other) if other else per_channel
-            return per_channel.sum(1) if mask is None else per_channel @ mask.to(per_channel.dtype)
+            return per_channel.sum(1) if mask is None else per_channel @ mask.to(per_channel)
 
         norm = product(teacher, teacher) * product(student, student)
         cosine = product(teacher, student) / norm.clamp_min(_EPS).sqrt()

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.linear_sparsity import LinearSparsity
+from graphprune.memory import freed_memory_kept
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision
 from graphprune.processes import Processes
@@ -82,7 +84,8 @@ class Engine:
         processes: Processes | None = None,
     ) -> None:
         self.observer = observer
-        self.processes = processes or Processes()
+        self.processes = processes or Processes.join(config.device)
+        self.device = self.processes.device
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
@@ -115,7 +118,7 @@ class Engine:
         self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
-        self.judge = HeldOut(self.held_out, self._teacher_tapped, self.loss, self._prepared)
+        self.judge = HeldOut(self.held_out, lambda batch: self._teacher_tapped(batch), self.loss, self._prepared)
         self._losses: list[dict[str, float]] = []
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ class Engine:
         return self.processes.part(self._whole_batch(epoch, step))
 
     def _prepared(self, batch: Tensor) -> Tensor:
-        """A batch in the number format of the model and the memory layout of the run."""
+        """A batch in the number format of the model, on the device and in the memory layout of the run."""
         return self.precision.images(batch.to(self._dtype))
 
     def _look(self) -> Iterator[Tensor]:
@@ -176,7 +179,7 @@ class Engine:
         """
         if self.config.needs_latency and self.processes.is_first and self.students[0].set.stopwatch is None:
             raise UsageError("a budget in latency needs something that measures it: see Engine.use")
-        with torch_threads(self.config.threads), torch.random.fork_rng(devices=[]):
+        with torch_threads(self.config.threads), torch.random.fork_rng(devices=[]), freed_memory_kept():
             torch.manual_seed(self.config.seed)
             if self.checkpoint is not None and self.processes.is_first:
                 remove_partial_checkpoints(self.checkpoint)
@@ -250,7 +253,7 @@ class Engine:
         return torch.stack(totals).sum(), records
 
     def _choose_precision(self) -> None:
-        precision, seconds = choose_precision(self.config.precision, self._trial_step)
+        precision, seconds = choose_precision(self.config.precision, self._trial_step, self.device)
         measured = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
         _log.info("precision: %s (seconds a step: %s)", precision, measured or "not measured")
         self._use(Precision(**self.processes.first(precision.to_dict())))
@@ -332,10 +335,12 @@ class Engine:
         return bool(by_steps or by_time)
 
     def _use(self, precision: Precision) -> None:
-        self.precision = precision
-        precision.convert_(self.teacher)
+        self.precision = replace(precision, device=str(self.device))
+        self.precision.convert_(self.teacher)
+        self._teacher_tapped = self.teacher.with_taps(self.taps)
+        self._teacher_tapped.eval()
         for student in self.students:
-            student.use(precision)
+            student.use(self.precision)
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.processes.is_first:

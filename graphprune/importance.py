@@ -130,9 +130,8 @@ def bn_scale(evidence: Evidence) -> Tensor:
     """
     index = evidence.index
     with torch.no_grad():
-        zeros = torch.zeros(())
         squares = [
-            p * p if name in evidence.scales else zeros.to(p.dtype).expand_as(p)
+            p * p if name in evidence.scales else p.new_zeros(()).expand_as(p)
             for name, p in zip(index.names, index.parameters, strict=True)
         ]
         present = [
@@ -231,7 +230,7 @@ def _position_mean(maps: Tensor) -> Tensor:
 def _entropy(means: Tensor) -> Tensor:
     low, high = means.min(0).values, means.max(0).values
     bins = ((means - low) / (high - low).clamp_min(1e-12) * _BINS).long().clamp(0, _BINS - 1)
-    counts = torch.zeros(_BINS, means.shape[1]).scatter_add_(0, bins, torch.ones_like(means))
+    counts = means.new_zeros(_BINS, means.shape[1]).scatter_add_(0, bins, torch.ones_like(means))
     shares = counts / len(means)
     return -(shares * shares.clamp_min(1e-12).log()).sum(0)
 

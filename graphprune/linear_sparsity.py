@@ -99,7 +99,8 @@ class LinearSparsity:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         for name, mask in self.masks.items():
             if name in parameters:
-                parameters[name].mul_(cut_tensor(self._graph, name, mask, self._graph.all_kept(), present))
+                kept = cut_tensor(self._graph, name, mask, self._graph.all_kept(), present)
+                parameters[name].mul_(kept.to(parameters[name].device))
 
     def describe(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """What is left of each layer, given the weights of a network: plain data for JSON."""

@@ -17,11 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, fx
 from torch.distributed.nn.functional import all_reduce
 
+from graphprune.device import resolve_device
 from graphprune.passes.fx import capture
 
 __all__ = ["Processes", "synchronize_batch_norm"]
 
 aten = torch.ops.aten
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,33 @@ class Processes:
     Attributes:
         rank: number of this process; 0 writes files and speaks.
         world: how many there are.
+        device: where this one computes.
     """
 
     rank: int = 0
     world: int = 1
+    device: torch.device = _CPU
 
     @staticmethod
-    def join() -> "Processes":
-        """Meet the other processes, if this one was started as one of several."""
+    def join(device: str = "cpu") -> "Processes":
+        """Meet the other processes, if this one was started as one of several.
+
+        Args:
+            device: as `graphprune.device.resolve_device` takes it; of several CUDA devices each process of a machine
+                takes its own.
+
+        Raises:
+            UsageError: there is no such device.
+        """
+        found = resolve_device(device)
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return Processes()
+            return Processes(device=found)
+        if found.type == "cuda":
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.cuda.set_device(found)
         if not dist.is_initialized():
-            _initialize()
-        return Processes(dist.get_rank(), dist.get_world_size())
+            _initialize(found)
+        return Processes(dist.get_rank(), dist.get_world_size(), found)
 
     @property
     def is_first(self) -> bool:
@@ -69,7 +86,7 @@ class Processes:
         """Mean of numbers over the processes."""
         if self.world == 1:
             return list(values)
-        found = torch.tensor(values, dtype=torch.float64)
+        found = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(found)
         return [float(value) for value in found / self.world]
 
@@ -78,17 +95,17 @@ class Processes:
         if self.world == 1:
             return value
         held = [value]
-        dist.broadcast_object_list(held, src=0)
+        dist.broadcast_object_list(held, src=0, device=self.device)
         return held[0]
 
 
-def _initialize() -> None:
+def _initialize(device: torch.device) -> None:
     try:
         from accelerate import PartialState
     except ImportError:  # torchrun
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return
-    PartialState(cpu=True)
+    PartialState(cpu=device.type == "cpu")
 
 
 def synchronize_batch_norm(module: fx.GraphModule) -> None:

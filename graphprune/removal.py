@@ -127,7 +127,7 @@ def cut_tensor(graph: "ChannelGraph", name: str, tensor: Tensor, had: np.ndarray
             ids = ids[_there(ids, had)]
             chosen = np.flatnonzero(_there(ids, has))
             if len(chosen) < len(ids):
-                tensor = tensor.index_select(dim, torch.from_numpy(chosen))
+                tensor = tensor.index_select(dim, torch.from_numpy(chosen).to(tensor.device))
     return tensor
 
 
@@ -162,8 +162,8 @@ def _spread(graph: "ChannelGraph", name: str, dense: Tensor, held: Mapping[str, 
         kept.append(torch.from_numpy(np.flatnonzero(there)))
     if name in held:
         if not kept:
-            return held[name].detach().clone()
-        result[torch.meshgrid(*kept, indexing="ij")] = held[name].detach().to(result.dtype)
+            return held[name].detach().to(result, copy=True)
+        result[torch.meshgrid(*kept, indexing="ij")] = held[name].detach().to(result)
     return result
 
 

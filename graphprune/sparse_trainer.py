@@ -93,9 +93,6 @@ class SparseTrainer:
             raise UsageError("no budget given: say how small the model must become with macs= or params=")
         self.model = model
         self.schedule = Schedule.of_steps(self.config, steps)
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        if device.type != "cpu":
-            raise UsageError(f"the model is on {device}: sparse training of your own loop works on the CPU so far")
         self.graph = analyze(capture(model, example_inputs))
         self._examples = example_inputs
         self._optimizer = optimizer

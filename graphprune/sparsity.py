@@ -26,15 +26,16 @@ class _Member:
     """The dimensions of one parameter that carry groups."""
 
     dims: tuple[int, ...]
-    ids: tuple[Tensor, ...]  # per dimension: group of each index, n_groups where there is none
-    overlap: tuple[Tensor, Tensor, Tensor] | None  # (index in dims[0], index in dims[1], group) of doubly held slices
+    ids: tuple[Tensor, ...]  # per dimension: group of each index, n_groups where there is none; on the CPU
+    # (index in dims[0], index in dims[1], group) of doubly held slices, the indices where the parameter is
+    overlap: tuple[Tensor, Tensor, Tensor] | None
 
 
 class GroupIndex:
     """Maps the parameters of a model to its coupled channel groups.
 
     Shapes: sums and norms are (n_groups,), float32 or the parameters' own precision if that is higher. Tensors handed
-    in are listed as `names`.
+    in are listed as `names`. They may be on any device; what is one number a group is on the CPU, in one transfer.
 
     Args:
         parameters: by name.
@@ -62,7 +63,7 @@ class GroupIndex:
                 seen.add(id(parameter))
                 self.names.append(name)
                 self.parameters.append(parameter)
-                self._members.append(_member(dims, [axes[name, d] for d in dims], n_groups))
+                self._members.append(_member(dims, [axes[name, d] for d in dims], n_groups, parameter.device))
                 self._dtype = torch.promote_types(self._dtype, parameter.dtype)
         self._ids = torch.cat([ids for m in self._members for ids in m.ids] or [torch.zeros(0, dtype=torch.long)])
         self._lengths = [len(ids) for m in self._members for ids in m.ids]
@@ -102,9 +103,10 @@ class GroupIndex:
         """Add up one number for each index of each member's dimensions, less what two of them hold, by group."""
         total = torch.zeros(self.n_groups + 1, dtype=self._dtype)
         if pieces:
-            total.index_add_(0, self._ids, torch.cat(pieces).to(self._dtype))
-        for groups, values in doubly:
-            total.index_add_(0, groups, values.to(self._dtype), alpha=-1)
+            total.index_add_(0, self._ids, torch.cat(pieces).to(total))
+        if doubly:
+            groups, values = (torch.cat(parts) for parts in zip(*doubly, strict=True))
+            total.index_add_(0, groups, values.to(total), alpha=-1)
         return total[: self.n_groups]
 
     @torch.no_grad()
@@ -123,7 +125,8 @@ class GroupIndex:
 
         Shapes: groups (k,); returns (k, k). A member that lies in two of the groups counts for both.
         """
-        total = torch.zeros(len(groups), len(groups), dtype=self._dtype)
+        device = self.parameters[0].device if self.parameters else None
+        total = torch.zeros(len(groups), len(groups), dtype=self._dtype, device=device)
         position = np.full(self.n_groups + 1, -1)
         position[groups] = np.arange(len(groups))
         for parameter, member in zip(self.parameters, self._members, strict=True):
@@ -133,9 +136,10 @@ class GroupIndex:
                 if not len(groups) or len(rows) < len(groups):
                     continue  # removed already
                 order = rows[np.argsort(where[rows], kind="stable")]
-                values = parameter.movedim(dim, 0)[torch.from_numpy(order)].reshape(len(groups), -1).to(self._dtype)
+                rows_in_order = torch.from_numpy(order).to(parameter.device)
+                values = parameter.movedim(dim, 0)[rows_in_order].reshape(len(groups), -1).to(self._dtype)
                 total += torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").square_()
-        return total
+        return total.cpu()
 
     @torch.no_grad()
     def scale_(self, factors: Tensor, tensors: Sequence[Tensor | None] | None = None) -> None:
@@ -143,6 +147,8 @@ class GroupIndex:
         padded = torch.cat([factors, factors.new_ones(1)])
         values = padded[self._ids]
         touched = np.cumsum(np.append(0, (values != 1).numpy()))
+        if self.parameters and touched[-1]:
+            values = values.to(self.parameters[0].device)
         start = 0
         for tensor, member in zip(self.parameters if tensors is None else tensors, self._members, strict=True):
             for dim, ids in zip(member.dims, member.ids, strict=True):
@@ -207,7 +213,7 @@ def _member_sums(
     return (torch.cat(cores) if member.dims[0] == 0 else torch.stack(cores).sum(0)), joined
 
 
-def _member(dims: tuple[int, ...], axes: Sequence[np.ndarray], n_groups: int) -> _Member:
+def _member(dims: tuple[int, ...], axes: Sequence[np.ndarray], n_groups: int, device: torch.device) -> _Member:
     ids = tuple(torch.from_numpy(np.where(a >= 0, a, n_groups).astype(np.int64)) for a in axes)
     overlap = None
     if len(dims) == 2:
@@ -216,5 +222,5 @@ def _member(dims: tuple[int, ...], axes: Sequence[np.ndarray], n_groups: int) ->
         first, second = np.nonzero(axes[0][rows][:, None] == axes[1][columns][None, :])
         if len(first):
             held = torch.from_numpy(rows[first])
-            overlap = (held, torch.from_numpy(columns[second]), ids[0][held])
+            overlap = (held.to(device), torch.from_numpy(columns[second]).to(device), ids[0][held])
     return _Member(dims, ids, overlap)

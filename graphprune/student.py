@@ -106,9 +106,9 @@ class Student:
         self.features.keep(~self.set.expected)
 
     def use(self, precision: Precision) -> None:
-        """Compute from now on with this number format and memory layout."""
+        """Compute from now on like this; before the first step."""
         self.precision = precision
-        precision.convert_(self.module)
+        self._adopt(self.module)  # what refers to its parameters has to follow them
 
     def __call__(self, batch: Tensor) -> tuple[Any, list[Tensor | None]]:
         """Outputs, and features at the taps (None where nothing of a tap is left)."""

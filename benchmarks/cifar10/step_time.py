@@ -134,9 +134,7 @@ def step(engine: Engine) -> dict[str, float]:
     student.set.expected = before
     timed(
         "draw",
-        lambda: student.set._select(
-            {"macs": schedule.share(schedule.final_draw, engine.config.macs) * student.set.dense["macs"]}
-        ),
+        lambda: student.set._select({"macs": schedule.share(schedule.final_draw, engine.config.macs)}, is_final=True),
     )
     return seconds
 

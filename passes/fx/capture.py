@@ -12,12 +12,15 @@ from torch.utils import _pytree as pytree
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
 from graphprune.passes.fx.decompose import decompose
+from graphprune.passes.fx.device import device_of, inputs_on, to_device
 from graphprune.passes.fx.operators import find_rule
 from graphprune.passes.fx.plain import is_plain, plain_copy
 
 logger = logging.getLogger("graphprune")
 
 aten = torch.ops.aten
+
+_CPU = torch.device("cpu")
 
 #: Operators that behave differently in training -> position and name of the argument that says so.
 _TRAINING_ARGUMENT = {
@@ -145,7 +148,8 @@ def capture(
         share: keep the model's own parameters instead of copies, for a graph that is looked at and not trained.
 
     Returns:
-        The graph in inference mode, with a batch dimension that varies unless the model forbids it.
+        The graph on the CPU, wherever the model is, in inference mode, with a batch dimension that varies unless the
+        model forbids it.
 
     Raises:
         CaptureError: torch.export cannot capture the model; the message names the source line.
@@ -164,7 +168,7 @@ def capture(
             raise CaptureError("example_inputs are needed to capture a module: pass a tuple of inputs")
         if not isinstance(example_inputs, tuple):
             raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
-        example_inputs = _at_least_two(example_inputs)
+        example_inputs = inputs_on(device_of(model), _at_least_two(example_inputs))
         program = _export(model if is_plain(model) else plain_copy(model), example_inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -173,8 +177,9 @@ def capture(
     captured = CapturedModule(unlifted, unlifted.graph)
     if not share:
         _own_parameters(captured)
-    captured.meta["example_inputs"] = example_inputs
+    captured.meta["example_inputs"] = inputs_on(_CPU, example_inputs)
     captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
+    to_device(captured, _CPU)
     _clean(captured)
     return captured.eval()
 

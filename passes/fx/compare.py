@@ -15,14 +15,18 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.analyze import FxFrontEnd
 from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.device import device_of, inputs_on
 
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
-    """The tensors that a model gives, flat, without gradients; the model's mode is kept."""
+    """The tensors that a model gives, flat and on the CPU, without gradients; the model's mode is kept.
+
+    Inputs may be on another device than the model.
+    """
     with torch.no_grad():
-        outputs = model(*inputs)
+        outputs = model(*inputs_on(device_of(model), inputs))
     flat, _ = pytree.tree_flatten(outputs)
-    return [x for x in flat if isinstance(x, torch.Tensor)]
+    return [x.cpu() for x in flat if isinstance(x, torch.Tensor)]
 
 
 def difference(reference: torch.Tensor, other: torch.Tensor) -> float:

@@ -78,7 +78,7 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tmp_path, uninterrup
 
 def test_the_memory_layout_that_was_chosen_once_is_kept(tmp_path, monkeypatch):
     layout = Precision(channels_last=True)
-    monkeypatch.setattr("graphprune.engine.choose_precision", lambda setting, step: (layout, {}))
+    monkeypatch.setattr("graphprune.engine.choose_precision", lambda setting, step, device: (layout, {}))
     whole = make_engine(tmp_path / "whole.pt").run()
 
     def fail(step, total, loss, cost, phase):

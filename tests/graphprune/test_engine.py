@@ -225,10 +225,16 @@ def test_two_students_with_their_own_budgets_teach_each_other():
     assert large.history[-1]["loss_mutual"] > 0
 
 
-def test_all_students_learn_from_one_pass_of_the_teacher():
+def test_all_students_learn_from_one_pass_of_the_teacher(monkeypatch):
     run = engine(dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, epochs=1))
     shapes = []
-    run._teacher_tapped.inner.register_forward_hook(lambda module, inputs, _: shapes.append(tuple(inputs[0].shape)))
+    use = run._use
+
+    def use_and_watch(precision):
+        use(precision)
+        run._teacher_tapped.inner.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+
+    monkeypatch.setattr(run, "_use", use_and_watch)
     run.run()
     steps = sum(shape[0] == SETTINGS.batch_size for shape in shapes)
     looks = len(shapes) - steps  # at the images held out, once for the whole run

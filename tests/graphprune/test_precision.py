@@ -1,9 +1,11 @@
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from graphprune import precision
 from graphprune.precision import Precision, choose_precision
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -17,22 +19,22 @@ from graphprune.precision import Precision, choose_precision
     ],
 )
 def test_only_a_clear_difference_decides(monkeypatch, seconds, expected):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
-    monkeypatch.setattr(precision, "_seconds", lambda step, candidates: seconds)
-    chosen, measured = choose_precision("auto", lambda _: None)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "_seconds", lambda step, candidates, device: seconds)
+    chosen, measured = choose_precision("auto", lambda _: None, CPU)
     assert (chosen.bfloat16, chosen.channels_last) == expected
     assert measured == seconds
 
 
 @pytest.mark.parametrize(("setting", "half"), [("float32", False), ("bfloat16", True)])
 def test_a_fixed_format_is_not_measured(setting, half):
-    assert choose_precision(setting, lambda _: pytest.fail("measured")) == (Precision(bfloat16=half), {})
+    assert choose_precision(setting, lambda _: pytest.fail("measured"), CPU) == (Precision(bfloat16=half), {})
 
 
 def test_the_layout_changes_and_the_values_stay():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
     weight, before = net[0].weight, net[0].weight.detach().clone()
-    Precision(channels_last=True).convert_(net)
+    Precision(channels_last=True).convert_(fx.symbolic_trace(net))
     assert net[0].weight is weight
     assert torch.equal(weight, before)
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -42,21 +44,21 @@ def test_the_layout_changes_and_the_values_stay():
 
 @pytest.mark.parametrize("supported", [False, True])
 def test_bfloat16_is_tried_only_where_the_cpu_has_it(monkeypatch, supported):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: supported)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: supported)
     tried = []
-    choose_precision("auto", tried.append)
+    choose_precision("auto", tried.append, CPU)
     assert any(candidate.bfloat16 for candidate in tried) == supported
 
 
 def test_candidates_are_measured_by_the_work_they_take(monkeypatch):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
 
     def step(candidate):
         x = torch.ones(300, 300)
         for _ in range(30 if candidate.channels_last else 3):
             x = x @ x
 
-    chosen, seconds = choose_precision("auto", step)
+    chosen, seconds = choose_precision("auto", step, CPU)
     assert not chosen.channels_last
     assert len(seconds) == 4
     assert all(value > 0 for value in seconds.values())

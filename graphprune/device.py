@@ -1,0 +1,38 @@
+"""The device that networks are trained on; everything that is deployed and measured stays on the CPU."""
+
+import torch
+
+from graphprune.passes.errors import UsageError
+
+__all__ = ["resolve_device", "wait_for"]
+
+
+def resolve_device(setting: str) -> torch.device:
+    """The device that a setting names.
+
+    Args:
+        setting: "auto" is the first CUDA device if there is one, and else the CPU; otherwise as torch writes it, as in
+            "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if setting == "auto":
+        setting = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(setting)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {setting} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; give cpu, or leave the "
+            "choice to auto"
+        ) from error
+    return device
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was told, where it works on its own: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
