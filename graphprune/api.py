@@ -21,7 +21,7 @@ from graphprune.allocation import (
     Problem,
     allocate,
     allocator,
-    count,
+    count_dense,
     removable_groups,
     select_ratio,
 )
@@ -125,7 +125,7 @@ def plan(
     scores = _scores(graph, importance, images, seed)
     removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)
     limits = Limits(align=align if isinstance(align, int) else 1)
-    dense = count(graph, graph.all_kept())
+    dense = count_dense(graph)
     problem = Problem(
         graph,
         scores,

@@ -134,7 +134,7 @@ class Delivery:
             source = self.engine.batches.source
             looks = {"importance": config.sensitivity, "images": source, "search": options, "seed": config.seed}
         return plan(
-            self.graph,
+            self.graph if sparsity is None else sparsity.thinned(without_dead=False),
             macs=budget.macs,
             params=budget.params,
             speedup=budget.speedup,

@@ -127,7 +127,7 @@ class Engine:
         self.config.require_goal()
         for student in self.students:
             check_reachable(
-                self.graph.cost,
+                student.set.graph.cost,
                 {unit: share * student.set.dense[unit] for unit, share in student.set.limits.items()},
                 self.graph.sets,
                 student.set.removable,

@@ -25,6 +25,7 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.onnx.slim import dead_groups
 from graphprune.removal import cut_tensor
+from graphprune.sparse_storage import is_smaller_sparse
 
 if TYPE_CHECKING:
     from graphprune.passes.fx.capture import CapturedModule
@@ -64,6 +65,21 @@ class LinearSparsity:
             sparse = copy.deepcopy(module)
             self.apply_(sparse, graph.all_kept())
             self.dead = dead_groups(analyze(sparse, dead=True)) & graph.exact & self._touched(weights)
+
+    def thinned(self, *, without_dead: bool) -> ChannelGraph:
+        """The graph with a cost that counts what is left of each layer, where it will be stored sparse.
+
+        Args:
+            without_dead: the count is for networks whose `dead` channels are gone, else for ones that have them.
+        """
+        densities = {}
+        for name, mask in self.masks.items():
+            if without_dead:
+                mask = cut_tensor(self._graph, name, mask, self._graph.all_kept(), ~self.dead)
+            left, weights = int(mask.sum()), mask.numel()
+            if left and is_smaller_sparse(left, weights):
+                densities[name] = left / weights
+        return self._graph.thinned(densities)
 
     def _rows_that_stay(self, name: str, weight: Tensor) -> Tensor:
         ids = self._graph.axes.get((name, 0))

@@ -17,6 +17,7 @@ from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
 from graphprune.passes.errors import UsageError
 from graphprune.report import collect_metrics
+from graphprune.sparse_storage import is_smaller_sparse
 from graphprune.version import __version__
 
 __all__ = ["BenchmarkOptions", "measure", "missed"]
@@ -84,7 +85,7 @@ def measure(
     for entry in metrics["models"]:
         # The budget is one of the model's parameters; the files hold fewer, with normalization folded in.
         entry["stored_weights"] = entry["params"]
-        entry["params"] = count_parameters(models[entry["name"]])
+        entry["params"] = count_parameters(models[entry["name"]]) - _not_stored(delivery, entry["name"])
     members = [_about(member, qualities[member.name], timing) for member in delivery.members]
     return {
         **metrics,
@@ -107,6 +108,16 @@ def measure(
             "judged_on": judged_on.name,
         },
     }
+
+
+def _not_stored(delivery: Delivery, name: str) -> int:
+    """Single weights of a model that its file leaves out because they are zero."""
+    sparsity, stored = delivery.engine.sparsity, delivery.stored_sparse.get(name)
+    member = next((member for member in delivery.members if member.name == name), None)
+    if sparsity is None or stored is None or member is None or not stored.sparse:
+        return 0
+    layers = sparsity.describe(member.model.state_dict()).values()
+    return sum(at["weights"] - at["left"] for at in layers if is_smaller_sparse(at["left"], at["weights"]))
 
 
 def _sparse_weights(delivery: Delivery) -> dict[str, Any]:

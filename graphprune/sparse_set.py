@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.allocation import LATENCY, SEARCHES, Limits, Problem, allocate, count, removable_groups
+from graphprune.allocation import LATENCY, SEARCHES, Limits, Problem, allocate, count, count_dense, removable_groups
 from graphprune.config import Budget, CompressConfig
 from graphprune.freezing import frozen_groups
 from graphprune.importance import Evidence, criterion
@@ -78,7 +78,7 @@ class SparseSet:
         self.criterion = criterion(config.sensitivity)
         self.removable = removable_groups(graph.sets, graph.exact, config.allow_inexact)
         self.removable &= ~frozen_groups(graph, config.freeze)
-        self.dense = count(graph, graph.all_kept())
+        self.dense = count_dense(graph)
         self.sensitivity = torch.zeros(graph.n_groups)
         self.expected = torch.zeros(graph.n_groups, dtype=torch.bool)
         self._seed = seed
@@ -94,8 +94,7 @@ class SparseSet:
     def use(self, stopwatch: Stopwatch) -> None:
         """Choose widths by these latencies from now on; a budget in latency asks for it before the first draw."""
         self.stopwatch = stopwatch
-        self.dense = count(self.graph, self.graph.all_kept(), stopwatch.model)
-        self.dense[LATENCY] = 1.0
+        self.dense = count_dense(self.graph, stopwatch.model)
         if self.budget.has_latency:
             self.limits[LATENCY] = stopwatch.share_of(self.budget.speedup, self.budget.latency_ms)
 

@@ -23,7 +23,7 @@ from graphprune.passes.errors import GraphPruneError
 from graphprune.passes.onnx.wire import outline
 from graphprune.verify import compare
 
-__all__ = ["StoredSparse", "store_sparse", "store_sparse_like"]
+__all__ = ["StoredSparse", "is_smaller_sparse", "store_sparse", "store_sparse_like"]
 
 logger = logging.getLogger("graphprune")
 
@@ -97,7 +97,7 @@ def _make_sparse(graph: onnx.GraphProto) -> list[str]:
     names, kept = [], []
     for tensor in graph.initializer:
         array = _floats(tensor)
-        if array is None or np.count_nonzero(array) * (array.itemsize + _INDEX) >= array.nbytes:
+        if array is None or not is_smaller_sparse(int(np.count_nonzero(array)), array.size, array.itemsize):
             kept.append(tensor)
             continue
         at = np.flatnonzero(array)
@@ -112,6 +112,11 @@ def _make_sparse(graph: onnx.GraphProto) -> list[str]:
         del graph.initializer[:]
         graph.initializer.extend(kept)
     return names
+
+
+def is_smaller_sparse(left: int, weights: int, itemsize: int = 4) -> bool:
+    """Is a weight with so many elements, of which some are `left`, smaller when it is stored sparse?"""
+    return left * (itemsize + _INDEX) < weights * itemsize
 
 
 def _floats(tensor: onnx.TensorProto) -> np.ndarray | None:

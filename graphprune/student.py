@@ -73,7 +73,8 @@ class Student:
         self._is_alone = processes is None or processes.world == 1
         first = None if processes is None or self._is_alone else processes.first
         self._sparsity = sparsity
-        self.set = SparseSet(graph, config, config.budget(number), config.seed + number, diversity, first)
+        counted = graph if sparsity is None else sparsity.thinned(without_dead=True)
+        self.set = SparseSet(counted, config, config.budget(number), config.seed + number, diversity, first)
         if sparsity is not None:
             self.set.take_over(sparsity.own, sparsity.dead)
         self.precision = Precision()

@@ -6,7 +6,7 @@ is one file and knows nothing of weights.
 
 from graphprune.allocation.budget import CostFunction, check_reachable, select
 from graphprune.allocation.policies import POLICIES, SEARCHES, Policy, allocate, allocator
-from graphprune.allocation.problem import LATENCY, Problem, count
+from graphprune.allocation.problem import LATENCY, Problem, count, count_dense
 from graphprune.allocation.ratio import select_ratio
 from graphprune.allocation.removable import Limits, removable_groups
 
@@ -22,6 +22,7 @@ __all__ = [
     "allocator",
     "check_reachable",
     "count",
+    "count_dense",
     "removable_groups",
     "select",
     "select_ratio",

@@ -31,7 +31,9 @@ _CANDIDATES = 24  # exchanges counted for each block that may come back
 
 
 class CostFunction(Protocol):
-    """Cost of a slim model by the mask of kept groups, without building it."""
+    """Cost of a slim model by the mask of kept groups, without building it; of the dense one, by unit."""
+
+    dense: Mapping[str, float]
 
     def macs(self, kept: np.ndarray) -> float: ...  # noqa: D102
     def params(self, kept: np.ndarray) -> int: ...  # noqa: D102
@@ -140,9 +142,10 @@ class _Problem:
         least = self.count(np.ones(self.blocks.count, dtype=bool))
         for unit, budget in self.budgets.items():
             if least[unit] > budget:
+                dense = self.cost.dense[unit]
                 raise BudgetError(
-                    f"--{unit} {budget / self.dense[unit]:.3g} cannot be reached: with everything removed that may go, "
-                    f"{least[unit] / self.dense[unit]:.3g} of the {unit} remain; ask for more than that"
+                    f"--{unit} {budget / dense:.3g} cannot be reached: with everything removed that may go, "
+                    f"{least[unit] / dense:.3g} of the {unit} remain; ask for more than that"
                 )
 
     def solve(self, must: np.ndarray) -> np.ndarray:

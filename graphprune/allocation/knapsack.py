@@ -17,7 +17,7 @@ import logging
 import numpy as np
 
 from graphprune.allocation.choices import Choice, choices_of, filled, removed_at
-from graphprune.allocation.problem import LATENCY, Problem
+from graphprune.allocation.problem import LATENCY, Problem, count_dense
 from graphprune.allocation.program import Infeasible, Program
 from graphprune.allocation.resources import Layer, layers_of
 from graphprune.allocation.steps import on_steps
@@ -113,7 +113,7 @@ def _linked(problem: Problem) -> list[tuple[int, int]]:
 
 def _unreachable(problem: Problem, choices: list[Choice]) -> BudgetError:
     least = np.array([choice.widths[0] for choice in choices])
-    smallest, dense = problem.count(~removed_at(problem, choices, least)), problem.count(problem.graph.all_kept())
+    smallest, dense = problem.count(~removed_at(problem, choices, least)), count_dense(problem.graph, problem.latency)
     for unit, budget in problem.budgets.items():
         if smallest[unit] > budget:
             return BudgetError(

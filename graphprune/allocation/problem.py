@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.search.options import Search
 
-__all__ = ["LATENCY", "Problem", "count"]
+__all__ = ["LATENCY", "Problem", "count", "count_dense"]
 
 #: The unit of a budget in latency: shares of the dense network's, as the latency model predicts them.
 LATENCY = "latency"
@@ -66,3 +66,8 @@ def count(graph: "ChannelGraph", kept: np.ndarray, latency: "LatencyModel | None
     """Cost of the slim model in every unit: multiply-accumulates, parameters, and predicted share of the latency."""
     found = {"macs": float(graph.cost.macs(kept)), "params": float(graph.cost.params(kept))}
     return found if latency is None else {**found, LATENCY: latency.share(graph, kept)}
+
+
+def count_dense(graph: "ChannelGraph", latency: "LatencyModel | None" = None) -> dict[str, float]:
+    """Cost of the dense model in every unit: what shares are shares of."""
+    return {**graph.cost.dense, **({} if latency is None else {LATENCY: 1.0})}

@@ -9,8 +9,8 @@ Multiply-accumulates of a convolution are positions x kernel x n_out x n_in; its
 without positions. With all n_a in one sparse matrix, a count takes microseconds.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,11 +107,25 @@ class Polynomial:
 
 
 class CostModel:
-    """Multiply-accumulates (of one sample) and parameters of the slim model, as functions of the kept groups."""
+    """Multiply-accumulates (of one sample) and parameters of the slim model, as functions of the kept groups.
+
+    Attributes:
+        dense: cost of the dense model by unit, "macs" and "params".
+    """
 
     def __init__(self, macs: Sequence[Term], params: Sequence[Term], n_groups: int) -> None:
         self._macs = Polynomial(macs, n_groups)
         self._params = Polynomial(params, n_groups)
+        self._n_groups = n_groups
+        every = np.ones(n_groups, dtype=np.bool_)
+        self.dense: Mapping[str, float] = {"macs": self.macs(every), "params": float(self.params(every))}
+
+    def thinned(self, densities: Mapping[str, float]) -> "CostModel":
+        """The costs where of some parameters only a share of the elements counts; `dense` stays what it is."""
+        params = [replace(term, factor=term.factor * densities.get(term.name, 1.0)) for term in self._params.terms]
+        thin = CostModel(self._macs.terms, params, self._n_groups)
+        thin.dense = self.dense
+        return thin
 
     def macs(self, kept: NDArray[np.bool_]) -> float:
         """Multiply-accumulates of convolutions, linear layers and matrix products, for one sample."""

@@ -1,6 +1,7 @@
 """The result of a channel analysis: which channels can go, which only together, and what that saves."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -212,6 +213,12 @@ class ChannelGraph:
                 fixed = prod(size for dim, size in enumerate(shape) if (name, dim) not in self.axes)
                 params.append(Term(name, float(fixed), tuple(axes)))
         return CostModel(macs, params, self.n_groups)
+
+    def thinned(self, densities: Mapping[str, float]) -> "ChannelGraph":
+        """The same graph, in whose cost only a share of the elements of some parameters counts."""
+        thin = copy(self)
+        thin.__dict__["cost"] = self.cost.thinned(densities)
+        return thin
 
     # -- for users -----------------------------------------------------------------------------------
 

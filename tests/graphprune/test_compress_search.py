@@ -112,3 +112,13 @@ def test_the_linear_layers_alone_can_be_thinned(model):
     assert all(
         layer["left"] < 0.35 * layer["weights"] for layer in metrics["sparse_weights"]["slim"]["layers"].values()
     )
+
+
+def test_a_budget_of_parameters_counts_what_is_left_of_linear_layers(model):
+    config = dataclasses.replace(SETTINGS, macs=None, params=0.2, sigma=1.5)
+    metrics = gp.compress(model, digits(), config=config, benchmark=QUICK).metrics
+    dense, slim = metrics["models"]
+    assert 0.19 <= slim["params"] / dense["params"] <= 0.2
+    assert metrics["reached"]["params"] == pytest.approx(slim["params"] / dense["params"], rel=0.01)
+    widths = {c["set"]: (c["dense"], c["slim"]) for c in metrics["channels"]}
+    assert widths["3"][1] > 12  # and so the convolutions have to give little
