@@ -7,17 +7,23 @@ Images are a folder or a zip with one sub-folder a class. After every epoch the 
 the output; the same command goes on with it. The accuracy on --eval-data is measured once, at the end: nothing is
 decided by it. SGD with Nesterov momentum, a linear warm-up and a cosine; crops and flips. With --sizes the images are
 small at first and grow, which makes the early epochs cheaper (progressive learning: Tan and Le 2021, "EfficientNetV2",
-section 4).
+section 4). --start takes over from a file whatever fits by name and shape; with --freeze that part stays as it is:
+
+    python examples/train_reference.py --arch graphprune.models:vgg16_bn_linear --start vgg_small.safetensors \
+        --freeze "features.*" --data cifar10-jpeg.zip::train --epochs 3 -o vgg16_bn_linear.safetensors
 """
 
 import argparse
 import math
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
@@ -26,14 +32,15 @@ from graphprune.architecture import resolve_arch
 from graphprune.data.batches import TrainingBatches, evaluation_batches
 from graphprune.files import atomic_write, atomic_write_json
 from graphprune.memory import freed_memory_kept
-from graphprune.passes.errors import DataError, GraphPruneError, OutputExistsError
+from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", required=True, help="what builds the network, as in graphprune.models:resnet20")
-    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors, .pt)")
+    parser.add_argument("--start", type=Path, help="weights to start from (.safetensors, .pt), as far as they fit")
+    parser.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters that stay as they are")
     parser.add_argument("--data", required=True, help="images in folders by class, or a zip of them")
     parser.add_argument("--eval-data", help="more of them, for the accuracy at the end")
     parser.add_argument("--image-size", type=int, help="side that images are brought to; default: their own")
@@ -61,8 +68,10 @@ class Training:
         # Labels by position among the stored pixels, which is what a batch says it is made of.
         self.labels = torch.full((len(source.pixels),), -1)
         self.labels[torch.from_numpy(source.indices)] = torch.from_numpy(source.labels)
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        other = [p for p in model.parameters() if p.ndim <= 1]
+        self.frozen = freeze(model, arguments.freeze)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in learning if p.ndim > 1]
+        other = [p for p in learning if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": other, "weight_decay": 0.0}]
         self.optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
         self.sizes = sides(arguments.sizes, source.preprocess.input_shape[-1])
@@ -88,6 +97,8 @@ class Training:
         while self.epoch < self.arguments.epochs:
             started, losses, right = time.monotonic(), [], 0
             self.model.train()
+            for part in self.frozen:
+                part.eval()
             for step in range(self.batches.steps_per_epoch):
                 self._set_rate(self.epoch * self.batches.steps_per_epoch + step, total)
                 images = self._sized(self.batches.batch(self.epoch, step))
@@ -134,6 +145,30 @@ def sides(text: str | None, last: int) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def freeze(model: nn.Module, patterns: list[str]) -> list[nn.Module]:
+    """Let parameters stay as they are; returns the modules in which nothing is left to learn."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("--freeze leaves nothing to learn")
+    owners = [part for part in model.modules() if any(True for _ in part.parameters(recurse=False))]
+    return [part for part in owners if not any(p.requires_grad for p in part.parameters(recurse=False))]
+
+
+def take_over(model: nn.Module, path: Path) -> None:
+    """Fill in what a file has under the same name and in the same shape."""
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ModelLoadError(f"{path}: not a readable file of weights: {str(error).splitlines()[0]}") from error
+    own = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ModelLoadError(f"{path}: none of its {len(state)} tensors fits the network")
+    model.load_state_dict(fitting, strict=False)
+    print(f"{len(fitting)} of {len(own)} tensors taken over from {path}")
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, source: gp.ImageSource) -> float:
     """Share of the images that the model puts into their class."""
@@ -159,10 +194,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     source = labelled(arguments.data, arguments, arguments.limit)
+    model = resolve_arch(arguments.arch)
     if arguments.start is not None:
-        model = gp.load_model(arguments.start, arch=arguments.arch)
-    else:
-        model = resolve_arch(arguments.arch)
+        take_over(model, arguments.start)
     training = Training(arguments, model, source)
     if arguments.force:
         training.path.unlink(missing_ok=True)

@@ -38,6 +38,11 @@ def _resnet20(about: str, **settings: Any) -> Experiment:
     return Experiment("resnet20", "graphprune.models:resnet20", {**_RESNET20, **settings}, about)
 
 
+def _vgg16(about: str, **settings: Any) -> Experiment:
+    """VGG16-BN with linear layers 512-4096-4096-10; the reference shares are those of Xu, Li, Yuan 2023."""
+    return Experiment("vgg16_bn_linear", "graphprune.models:vgg16_bn_linear", {"epochs": 3, **settings}, about)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     # targets
     "resnet56": _resnet56("MACs -60 %, parameters -53 % at -0.3 points or better"),
@@ -71,6 +76,25 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"speedup": 2.0, "epochs": 15},
         "twice as fast on this machine at -0.5 points or better",
     ),
+    # policies that search, and the 3-sigma pass for linear layers
+    "resnet56-combined": Experiment(
+        "resnet56",
+        "graphprune.models:resnet56",
+        {"recipe": "combined", "params": 0.3, "epochs": 10},
+        "a searched allocation; parameters -70 % at -1.0 points or better",
+    ),
+    "vgg16-combined": _vgg16(
+        "a searched allocation and 3 sigma; parameters -83.3 % at -1.0 points or better",
+        recipe="combined",
+        params=0.1667,
+    ),
+    "vgg16-search": _vgg16(
+        "a searched allocation of the convolutions alone; parameters -28.08 %",
+        policy="ddpg",
+        params=0.7192,
+        freeze=("classifier.*",),
+    ),
+    "vgg16-sigma": _vgg16("3 sigma alone", sigma=3.0),
     # what removal during the training saves: compare `steps.cpu_seconds`
     "resnet56-macs40": _resnet56("steps with removal", params=None, epochs=2),
     "resnet56-macs40-no-shrink": _resnet56("steps without removal", params=None, epochs=2, shrink=False),

@@ -2,7 +2,7 @@
 
 from graphprune.models.mobilenet import MobileNetV2, mobilenet_v2
 from graphprune.models.resnet_cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
-from graphprune.models.vgg import VGG16BN, VGGSmall, vgg16_bn, vgg_small
+from graphprune.models.vgg import VGG16BN, VGGSmall, vgg16_bn, vgg16_bn_linear, vgg_small
 
 __all__ = [
     "VGG16BN",
@@ -16,5 +16,6 @@ __all__ = [
     "resnet56",
     "resnet110",
     "vgg16_bn",
+    "vgg16_bn_linear",
     "vgg_small",
 ]

@@ -11,6 +11,7 @@ _VGG16: tuple[int | str, ...] = (*_VGG_SMALL, "M")
 
 # Below this size of the input the three linear layers of the paper's head have nothing to look at.
 _SMALLEST_IMAGENET_SIZE = 224
+_HIDDEN = 4096  # width of the paper's linear layers
 
 
 class VGGSmall(nn.Module):
@@ -42,28 +43,33 @@ class VGG16BN(nn.Module):
     1. 224 or more: 7x7 average pooling and the paper's three linear layers with dropout
        (classifier.{0,3,6}).
     2. smaller: global average pooling and one linear layer 512 -> num_classes (classifier), as usual for
-       CIFAR; at 32x32 the last feature map is 1x1 and the pooling does nothing.
+       CIFAR; at 32x32 the last feature map is 1x1 and the pooling does nothing. With `hidden`, the paper's
+       three linear layers of that width instead.
     """
 
-    def __init__(self, num_classes: int = 10, image_size: int = 32, in_channels: int = 3) -> None:
+    def __init__(
+        self, num_classes: int = 10, image_size: int = 32, in_channels: int = 3, hidden: int | None = None
+    ) -> None:
         super().__init__()
         if image_size < 32:
             raise ValueError(f"image_size is {image_size}; VGG16 halves the image five times and needs 32 or more")
         self.features = _features(_VGG16, in_channels, bias=True)
-        if image_size >= _SMALLEST_IMAGENET_SIZE:
-            self.avgpool = nn.AdaptiveAvgPool2d(7)
-            self.classifier: nn.Module = nn.Sequential(
-                nn.Linear(512 * 7 * 7, 4096),
+        side = 7 if image_size >= _SMALLEST_IMAGENET_SIZE else 1
+        self.avgpool = nn.AdaptiveAvgPool2d(side)
+        width = hidden if hidden is not None or side == 1 else _HIDDEN
+        self.classifier: nn.Module = (
+            nn.Linear(512, num_classes)
+            if width is None
+            else nn.Sequential(
+                nn.Linear(512 * side * side, width),
                 nn.ReLU(inplace=True),
                 nn.Dropout(),
-                nn.Linear(4096, 4096),
+                nn.Linear(width, width),
                 nn.ReLU(inplace=True),
                 nn.Dropout(),
-                nn.Linear(4096, num_classes),
+                nn.Linear(width, num_classes),
             )
-        else:
-            self.avgpool = nn.AdaptiveAvgPool2d(1)
-            self.classifier = nn.Linear(512, num_classes)
+        )
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,3 +116,8 @@ def vgg16_bn(num_classes: int = 10, image_size: int = 32, in_channels: int = 3) 
     MACs, 138.4 M parameters.
     """
     return VGG16BN(num_classes, image_size, in_channels)
+
+
+def vgg16_bn_linear(num_classes: int = 10, image_size: int = 32, in_channels: int = 3) -> VGG16BN:
+    """Return VGG16-BN with the paper's three linear layers at any size: 332.1 M MACs at 32x32, 33.65 M parameters."""
+    return VGG16BN(num_classes, image_size, in_channels, _HIDDEN)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.models import vgg16_bn, vgg_small
+from graphprune.models import vgg16_bn, vgg16_bn_linear, vgg_small
 
 
 def count(model: nn.Module) -> int:
@@ -40,3 +40,13 @@ def test_vgg16_for_imagenet_has_torchvisions_shapes():
 def test_vgg16_refuses_images_that_it_would_halve_to_nothing():
     with pytest.raises(ValueError, match="image_size is 16"):
         vgg16_bn(image_size=16)
+
+
+def test_vgg16_has_the_papers_linear_layers_at_any_size_when_asked():
+    model = vgg16_bn_linear(num_classes=7)
+    assert [layer.weight.shape for layer in model.classifier if hasattr(layer, "weight")] == [
+        (4096, 512),
+        (4096, 4096),
+        (7, 4096),
+    ]
+    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)

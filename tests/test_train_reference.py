@@ -1,0 +1,74 @@
+"""examples/train_reference.py on a few handwritten digits."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+
+from graphprune.models import resnet20
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "train_reference.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("digits")
+    pixels, labels = load_digits(return_X_y=True)
+    for at in range(120):
+        home = root / str(labels[at])
+        home.mkdir(exist_ok=True)
+        image = Image.fromarray((pixels[at].reshape(8, 8) * 15.9).astype(np.uint8)).resize((16, 16)).convert("RGB")
+        image.save(home / f"{at}.png")
+    return root
+
+
+def train(folder, output, monkeypatch, *options):
+    settings = ("--arch", "graphprune.models:resnet20", "--data", str(folder), "--batch-size", "20", "--threads", "1")
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *settings, "-o", str(output), *options])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_it_trains_on_images_that_grow_and_measures_at_the_end(folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "net.safetensors"
+    train(folder, output, monkeypatch, "--epochs", "2", "--sizes", "8,16", "--eval-data", str(folder))
+    said = capsys.readouterr().out
+    facts = json.loads(output.with_suffix(".json").read_text())
+    assert "epoch 2: loss" in said
+    assert 0 <= facts["accuracy"] <= 1
+    assert facts["images"] == 120
+    resnet20().load_state_dict(load_file(output))
+    assert not list(tmp_path.glob("*.checkpoint.pt"))
+
+
+def test_what_is_frozen_stays_as_it_was_taken_over(folder, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(3)
+    before = {name: value for name, value in resnet20().state_dict().items() if "linear" not in name}
+    save_file(before, tmp_path / "start.safetensors")
+    options = ("--start", str(tmp_path / "start.safetensors"), "--freeze", "conv*", "bn*", "layer*", "--epochs", "1")
+    train(folder, tmp_path / "net.safetensors", monkeypatch, *options)
+    assert f"{len(before)} of {len(before) + 2} tensors taken over" in capsys.readouterr().out
+    after = load_file(tmp_path / "net.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert after["linear.bias"].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sizes", "8,12"), "give whole numbers that end with 16"),
+        (("--freeze", "*"), "--freeze leaves nothing to learn"),
+        (("--start", "missing.safetensors"), "not a readable file of weights"),
+    ],
+)
+def test_a_mistake_is_one_line(folder, tmp_path, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match=message) as caught:
+        train(folder, tmp_path / "net.safetensors", monkeypatch, *options)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
