@@ -29,5 +29,7 @@ def write_page(
         path = folder / "results" / f"{name}.json"
         if path.exists():
             document = json.loads(path.read_text())
-            parts += [text, machine(document["machine"]), table(document["rows"])]
+            others = {row["cpu"] for row in document["rows"] if "cpu" in row} - {document["machine"]["cpu"]}
+            also = f" Some rows are of another machine: {', '.join(sorted(others))}." if others else ""
+            parts += [text, machine(document["machine"]) + also, table(document["rows"])]
     atomic_write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")

@@ -1,4 +1,7 @@
-"""Result files of the latency benchmarks: rows that are kept as they come, so that a run that was stopped goes on."""
+"""Result files of benchmarks: rows that are kept as they come, so that a run that was stopped goes on.
+
+A file holds the facts of the machine that wrote it last, and where there are several, every row the name of its own.
+"""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +20,10 @@ class Rows:
     def __init__(self, path: Path, key: tuple[str, ...]) -> None:
         self._path = path
         self._key = key
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+        document = json.loads(path.read_text()) if path.exists() else {"rows": []}
+        self.rows: list[dict[str, Any]] = document["rows"]
+        for row in self.rows:
+            row.setdefault("cpu", document["machine"]["cpu"])
 
     def has(self, **fields: Any) -> bool:
         """Whether there is a row with these values of the key's fields."""
@@ -26,6 +32,7 @@ class Rows:
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row, in place of one of the same key."""
         same = [old for old in self.rows if all(old[name] == row[name] for name in self._key)]
-        self.rows = [*(old for old in self.rows if old not in same), dict(row)]
+        machine = machine_facts().to_dict()
+        self.rows = [*(old for old in self.rows if old not in same), {**row, "cpu": machine["cpu"]}]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(self._path, {"machine": machine_facts().to_dict(), "rows": self.rows})
+        atomic_write_json(self._path, {"machine": machine, "rows": self.rows})

@@ -99,6 +99,7 @@ def measure(
         "verification": {name: found.to_dict() for name, found in delivery.comparisons.items()},
         "config": delivery.engine.config.to_dict(),
         "torch_threads": torch.get_num_threads(),
+        "trained_on": str(delivery.engine.device),
         "preprocessing": source.preprocess.to_dict(),
         "data": {
             "images": source.name,

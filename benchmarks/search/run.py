@@ -1,7 +1,8 @@
-"""Policies and criteria compared on trained networks, before any training.
+"""Policies and criteria compared on trained networks: before any training, and criteria after the same training.
 
     python benchmarks/search/run.py policies --data cifar10-jpeg.zip --models MODELS
     python benchmarks/search/run.py criteria --data cifar10-jpeg.zip --models MODELS
+    python benchmarks/search/run.py trained --data cifar10-jpeg.zip --models MODELS --epochs 1
     python benchmarks/search/run.py seconds --data cifar10-jpeg.zip --models MODELS --threads 2
 
 Half of the multiply-accumulates are removed in one shot. What searches try is judged on images of `train/`; the result,
@@ -10,6 +11,7 @@ and are not repeated. `python benchmarks/search/report.py` makes the page.
 """
 
 import argparse
+import copy
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ import graphprune as gp  # noqa: E402
 from graphprune.batchnorm import reestimate_batch_norm  # noqa: E402
 from graphprune.closeness import Agreement  # noqa: E402
 from graphprune.data.batches import evaluation_batches  # noqa: E402
+from graphprune.engine import Engine  # noqa: E402
 from graphprune.importance import CRITERIA  # noqa: E402
 from graphprune.removal import Removal  # noqa: E402
 from graphprune.search import SearchOptions, Trial  # noqa: E402
@@ -59,6 +62,17 @@ class Bench:
         removed = self.graph.removed_by(plan)
         module = self._removal.cut(~removed)
         reestimate_batch_norm(module, module, self._statistics)
+        return self._judged(module, removed)
+
+    def judge_trained(self, config: gp.CompressConfig) -> dict[str, float]:
+        """The same of the network after a training that learns from itself."""
+        engine = Engine(copy.deepcopy(self.graph.front_end.module), self.graph, self.train, config)
+        (result,) = engine.run()
+        module = copy.deepcopy(self.graph.front_end.module)
+        module.load_state_dict(result.state_dict)
+        return {**self._judged(module, result.removed), "steps": engine.done}
+
+    def _judged(self, module: torch.nn.Module, removed: np.ndarray) -> dict[str, float]:
         answers, agreement = self._answers(module.eval()), Agreement()
         for dense, found in zip(self._dense, answers, strict=True):
             agreement.see([dense], [found], len(found))
@@ -125,6 +139,30 @@ def criteria(options: argparse.Namespace) -> None:
                     show(rows, {**key, **bench.judge(plan)})
 
 
+def trained(options: argparse.Namespace) -> None:
+    """Every criterion: channels go at once after a tenth of the training, the rest of it is the same for all."""
+    rows = Rows(options.results / "trained.json", ("network", "criterion", "epochs", "seed"))
+    for name in options.networks.split(","):
+        bench = None
+        for seed in map(int, options.seeds.split(",")):
+            for criterion in CRITERIA:
+                key = {"network": name, "criterion": criterion, "epochs": options.epochs, "seed": seed}
+                if rows.has(**key):
+                    continue
+                bench = bench or Bench(name, options)
+                config = gp.CompressConfig(
+                    macs=MACS,
+                    course="one-shot",
+                    sensitivity=criterion,
+                    epochs=options.epochs,
+                    seed=seed,
+                    warmup=0.1,
+                    lambda_feature=10,
+                    threads=options.threads,
+                )
+                show(rows, {**key, **bench.judge_trained(config)})
+
+
 def seconds(options: argparse.Namespace) -> None:
     """How long a search of 300 evaluations takes."""
     rows = Rows(options.results / "seconds.json", ("network", "policy", "evaluations", "threads"))
@@ -141,17 +179,18 @@ def show(rows: Rows, row: dict[str, object]) -> None:
 def main() -> None:
     """Measure what has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("policies", "criteria", "seconds"))
+    parser.add_argument("what", choices=("policies", "criteria", "trained", "seconds"))
     parser.add_argument("--data", type=Path, required=True, help="the zip with train/ and val/")
     parser.add_argument("--models", type=Path, required=True, help="folder with the reference networks")
     parser.add_argument("--networks", default="resnet56")
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=float, default=1, help="of a training, in passes over 10,000 images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    {"policies": policies, "criteria": criteria, "seconds": seconds}[options.what](options)
+    {"policies": policies, "criteria": criteria, "trained": trained, "seconds": seconds}[options.what](options)
 
 
 if __name__ == "__main__":
