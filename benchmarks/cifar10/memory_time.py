@@ -1,5 +1,7 @@
 """What keeping freed memory saves of a training step: `graphprune.memory.freed_memory_kept` beside glibc's defaults.
 
+*huge pages*: kept, and glibc told to ask for pages of 2 MB, which it takes from the environment alone.
+
     python benchmarks/cifar10/memory_time.py --output benchmarks/cifar10/results/memory-time.json
 
 Steps of three dense networks on random images, one thread. Each measurement is a process of its own, since glibc's
@@ -30,6 +32,9 @@ from graphprune.machine import machine_facts  # noqa: E402
 from graphprune.memory import freed_memory_kept  # noqa: E402
 
 _BATCH, _STEPS = 64, 4
+_HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+#: Name -> whether freed memory is kept, and what is set in the environment.
+WAYS: dict[str, tuple[bool, dict[str, str]]] = {"default": (False, {}), "kept": (True, {}), "huge pages": (True, _HUGE)}
 
 
 def child(name: str, *, is_kept: bool) -> dict[str, float]:
@@ -65,21 +70,22 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(arguments.child[0], is_kept=arguments.child[1] == "kept")))
+        print(json.dumps(child(arguments.child[0], is_kept=WAYS[arguments.child[1]][0])))
         return
     rows = []
     for name in arguments.models:
-        found: dict[str, list[dict[str, float]]] = {"default": [], "kept": []}
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(arguments.repeats):
             for way, measured in found.items():
                 command = [sys.executable, str(Path(__file__)), "--child", name, way]
-                measured.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+                environment = {**os.environ, **WAYS[way][1]}
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
+                measured.append(json.loads(done.stdout))
         row = {
             way: {k: round(float(np.median([m[k] for m in all_])), 4) for k in all_[0]} for way, all_ in found.items()
         }
-        rows.append(
-            {"model": name, **row, "times_faster": round(row["default"]["seconds"] / row["kept"]["seconds"], 3)}
-        )
+        faster = {way: round(row["default"]["seconds"] / row[way]["seconds"], 3) for way in WAYS if way != "default"}
+        rows.append({"model": name, **row, "times_faster": faster})
         print(rows[-1], flush=True)
     if arguments.output:
         result = {
