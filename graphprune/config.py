@@ -112,6 +112,7 @@ class CompressConfig:
         seed: seed of everything random.
         flip: mirror training images at random.
         crop: shift training images at random, by up to an eighth of their side.
+        mix: share of the training images that are blended with another one, at random.
         holdout: images on which agreement is measured and that are never trained on; at most a tenth of all.
         eval_every: steps between two measurements of agreement; 0 = about 20 in a run.
         calibration_images: images for the final BatchNorm statistics.
@@ -162,6 +163,7 @@ class CompressConfig:
     seed: int = 0
     flip: bool = True
     crop: bool = True
+    mix: float = 0.0
     holdout: int = 512
     eval_every: int = 0
     calibration_images: int = 2048
@@ -272,6 +274,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "align": (1, math.inf, True, False),
     "threads": (0, math.inf, True, False),
     "seed": (0, 2**63, True, False),
+    "mix": (0, 1, True, True),
     "holdout": (1, math.inf, True, False),
     "eval_every": (0, math.inf, True, False),
     "calibration_images": (2, math.inf, True, False),

@@ -89,7 +89,7 @@ class Engine:
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
-        augmentation = Augmentation(crop=config.crop, flip=config.flip)
+        augmentation = Augmentation(crop=config.crop, flip=config.flip, mix=config.mix)
         whole_batch = config.batch_size * self.processes.world
         if self.processes.world > 1 and len(rest) < whole_batch:
             raise UsageError(

@@ -28,15 +28,21 @@ class Augmentation:
         crop: shift by up to an eighth of the height and of the width.
         flip: mirror left and right, half of the images. Switch it off for digits and letters.
         padding: what a shift brings in: the mirrored image, or zeros (black).
+        mix: share of the images of a batch that are blended with another one of it, in any ratio. There are no labels
+            to blend: the teacher says what it sees. (Beyer et al. 2022, "Knowledge distillation: a good teacher is
+            patient and consistent", section 3.1; mixup, Zhang et al. 2018.)
     """
 
     crop: bool = True
     flip: bool = True
     padding: Literal["reflect", "zero"] = "reflect"
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         if self.padding not in ("reflect", "zero"):
             raise UsageError(f'padding is {self.padding!r}: it is "reflect" or "zero"')
+        if not 0 <= self.mix <= 1:
+            raise UsageError(f"mix is {self.mix}: it is a share of the images, between 0 and 1")
 
 
 NO_AUGMENTATION = Augmentation(crop=False, flip=False)
@@ -93,7 +99,8 @@ class TrainingBatches:
         random = np.random.default_rng((self._seed, _AUGMENTATION, epoch, step))
         chosen = torch.from_numpy(self.chosen(epoch, step))
         augmented = augment(self._pixels, chosen, self._augmentation, random)
-        return torch.from_numpy(self.source.preprocess(augmented.numpy()))
+        batch = torch.from_numpy(self.source.preprocess(augmented.numpy()))
+        return blend(batch, self._augmentation.mix, random) if self._augmentation.mix else batch
 
     def chosen(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Return which of the source's `pixels` a batch is made of."""
@@ -166,6 +173,17 @@ def augment(pixels: Tensor, chosen: Tensor, augmentation: Augmentation, random: 
         inside = (rows == row_sources)[:, :, None] & (columns == column_sources)[:, None, :]
         images = images * inside[..., None]
     return images
+
+
+def blend(batch: Tensor, share: float, random: np.random.Generator) -> Tensor:
+    """Return the batch with about `share` of its images blended with another one of it.
+
+    Shapes: batch: (images, ...), normalized; returns the same.
+    """
+    ratios = np.where(random.random(len(batch)) < share, random.random(len(batch)), 1.0)
+    own = torch.from_numpy(ratios).to(batch.dtype).view(-1, *[1] * (batch.ndim - 1))
+    partners = torch.from_numpy(random.permutation(len(batch)))
+    return batch * own + batch[partners] * (1 - own)
 
 
 def _shifts(size: int, batch: int, random: np.random.Generator) -> Tensor:

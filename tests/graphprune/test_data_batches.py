@@ -143,3 +143,24 @@ def test_impossible_settings_are_refused():
         Augmentation(padding="wrap")
     with pytest.raises(DataError, match="there is no image"):
         TrainingBatches(source().subset(np.array([], np.int64)), 4, seed=0)
+
+
+def test_blended_images_are_made_of_two_of_the_batch():
+    plain = TrainingBatches(source(), 10, seed=3, augmentation=NO_AUGMENTATION).batch(0, 0)
+    mixed = TrainingBatches(source(), 10, seed=3, augmentation=Augmentation(False, False, mix=0.6)).batch(0, 0)
+    flat, found = plain.flatten(1).double(), mixed.flatten(1).double()
+    shares = torch.linalg.lstsq(flat.T, found.T).solution.T  # of each image of the batch, in each blended one
+    torch.testing.assert_close(shares.sum(1), torch.ones(10, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert ((shares.abs() > 1e-4).sum(1) <= 2).all()
+    assert 0 < (shares.diagonal() < 0.999).sum() < 10
+    assert (shares > -1e-5).all()
+
+
+def test_blending_is_drawn_from_the_seed_alone():
+    augmentation = Augmentation(mix=0.5)
+    first = TrainingBatches(source(), 8, seed=1, augmentation=augmentation).batch(1, 1)
+    again = TrainingBatches(source(), 8, seed=1, augmentation=augmentation)
+    next(again)
+    assert torch.equal(again.batch(1, 1), first)
+    with pytest.raises(UsageError, match="mix is 2"):
+        Augmentation(mix=2)
