@@ -38,6 +38,8 @@ _COLUMNS = (
 )
 _LOOKED = {"accuracy_held_out": "accuracy on images left", "accuracy_val": "accuracy on `val/`"}
 _BUDGETS = ("macs", "params", "speedup", "latency_ms")
+#: Settings that are told where they are not these.
+_UNUSUAL = {"mix": 0.0, "recipe": "dynamic", "policy": "auto", "sigma": 0.0, "shrink": True, "freeze": []}
 _SETTINGS = ("lr", "lambda_feature", "warmup", "sparsify", "n_students", "course", "sensitivity", "precision")
 
 
@@ -66,7 +68,8 @@ def table(runs: Sequence[Run]) -> str:
 def rows(run: Run) -> Iterator[list[str]]:
     """The slim files of a run: the network itself, and its int8 version if there is one."""
     dense, record, config = run["models"][0], run["record"], run["config"]
-    settings = ", ".join(f"{name} {config[name]}" for name in _SETTINGS if name in config)
+    names = [*_SETTINGS, *(name for name, usual in _UNUSUAL.items() if config.get(name, usual) != usual)]
+    settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     asked = ", ".join(f"{name} {config[name]:g}" for name in _BUDGETS if isinstance(config.get(name), int | float))
     for model in run["models"][1:]:
         low, high = model["speedup_interval"]
