@@ -24,7 +24,8 @@ _POLICIES = """## Policies
 
 `python benchmarks/search/run.py policies`. Which channels go is decided by `taylor` everywhere. *Equal shares* and
 *threshold* do not search; a search tries so many allocations on 512 images of `train/` and keeps the best. Mean over
-the seeds, and in brackets each of them. Minutes are those of a machine that did other work besides.
+the seeds, and in brackets each of them. Minutes are those of a machine that did other work besides; a search that was
+stopped for a while has none.
 """
 _CRITERIA = """## Criteria
 
@@ -77,7 +78,7 @@ def policies(rows: Sequence[Row]) -> str:
                 *(spread([row["agreement"] for row in found]), percent(mean(row["accuracy"] for row in found))),
                 percent(mean(row["macs"] for row in found)),
                 *(
-                    (percent(mean(searched)), f"{mean(row['seconds'] for row in found) / 60:.1f}")
+                    (percent(mean(searched)), f"{mean(r['seconds'] for r in found if r['seconds']) / 60:.1f}")
                     if number
                     else ("", "")
                 ),

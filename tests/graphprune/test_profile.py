@@ -62,8 +62,8 @@ def test_kernels_have_the_names_of_the_layers(resnet):
 @needs_blocks
 def test_a_network_of_depthwise_convolutions_stays_in_the_layout(tmp_path):
     torch.manual_seed(0)
-    blocks = [InvertedResidual(16, 16, 1, 4), InvertedResidual(16, 24, 2, 6), InvertedResidual(24, 24, 1, 6)]
-    net = nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4))
+    blocks = [InvertedResidual(16, 16, 1, 4), InvertedResidual(16, 32, 2, 6), InvertedResidual(32, 32, 1, 6)]
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
     graph = optimized_graph(export(tmp_path, net))
     assert graph.findings == ()
     assert [node.op_type for node in graph.nodes].count("Conv+Add") == 2
