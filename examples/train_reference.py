@@ -18,12 +18,10 @@ import math
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
@@ -31,6 +29,7 @@ import graphprune as gp
 from graphprune.architecture import resolve_arch
 from graphprune.data.batches import TrainingBatches, evaluation_batches
 from graphprune.files import atomic_write, atomic_write_json
+from graphprune.loading import load_weights
 from graphprune.memory import freed_memory_kept
 from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
@@ -75,6 +74,8 @@ class Training:
         groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": other, "weight_decay": 0.0}]
         self.optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
         self.sizes = sides(arguments.sizes, source.preprocess.input_shape[-1])
+        if len(self.sizes) > arguments.epochs:
+            raise UsageError(f"--sizes {arguments.sizes} are more than the {arguments.epochs} epochs that they divide")
         self.path = arguments.output.with_suffix(".checkpoint.pt")
         self.settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("force", "threads", "output")}
         self.epoch = 0
@@ -157,11 +158,7 @@ def freeze(model: nn.Module, patterns: list[str]) -> list[nn.Module]:
 
 def take_over(model: nn.Module, path: Path) -> None:
     """Fill in what a file has under the same name and in the same shape."""
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ModelLoadError(f"{path}: not a readable file of weights: {str(error).splitlines()[0]}") from error
-    own = model.state_dict()
+    state, own = load_weights(path), model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ModelLoadError(f"{path}: none of its {len(state)} tensors fits the network")

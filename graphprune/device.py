@@ -20,14 +20,12 @@ def resolve_device(setting: str) -> torch.device:
     if setting == "auto":
         setting = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(setting)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return torch.empty(0, device=setting).device  # with its number
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
         raise UsageError(
             f"--device {setting} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; give cpu, or leave the "
             "choice to auto"
         ) from error
-    return device
 
 
 def wait_for(device: torch.device) -> None:

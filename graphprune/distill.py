@@ -152,7 +152,10 @@ class FeatureLoss:
 
     def _reduced(self, features: Tensor, tap: int) -> Tensor:
         chosen = self._chosen[tap]
-        return features if chosen is None else features.index_select(self._dims[tap], chosen.to(features.device))
+        if chosen is None:
+            return features
+        self._chosen[tap] = chosen = chosen.to(features.device)  # moves once
+        return features.index_select(self._dims[tap], chosen)
 
     @staticmethod
     def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:

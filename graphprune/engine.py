@@ -26,6 +26,7 @@ from graphprune.checkpoint import load_checkpoint, model_digest, remove_partial_
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
+from graphprune.device import resolve_device
 from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_kind
 from graphprune.divergence import Divergence
 from graphprune.held_out import HeldOut
@@ -84,8 +85,7 @@ class Engine:
         processes: Processes | None = None,
     ) -> None:
         self.observer = observer
-        self.processes = processes or Processes.join(config.device)
-        self.device = self.processes.device
+        self.processes = processes or Processes(device=resolve_device(config.device))
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
@@ -120,6 +120,11 @@ class Engine:
         self.loss = self._output_loss()
         self.judge = HeldOut(self.held_out, lambda batch: self._teacher_tapped(batch), self.loss, self._prepared)
         self._losses: list[dict[str, float]] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        return self.processes.device
 
     # -- set-up ------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ from graphprune.files import refuse_overwrite
 from graphprune.onnx_files import written
 from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
+from graphprune.passes.fx.device import CPU, device_of
+from graphprune.passes.fx.plain import copy_on_cpu
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass, ShiftPass
 from graphprune.torch_mode import evaluation
@@ -59,7 +61,7 @@ def export_onnx(
     """Export `model` in evaluation mode to an ONNX file and return its path.
 
     Args:
-        model: A module, a captured module, or an exported program. Its training mode is left as it was.
+        model: A module, a captured module, or an exported program, on any device. Its training mode is left as it was.
         example_inputs: The arguments of one call, as a tuple; any batch size.
         path: Where the file goes. Nothing is written when the export or its check fails.
         force: Replace an existing file.
@@ -75,6 +77,8 @@ def export_onnx(
     final = Path(path)
     refuse_overwrite(final, force)
     module: nn.Module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+    if device_of(module) != CPU:
+        module = copy_on_cpu(module)
     with evaluation(module), torch.no_grad():
         cases = _cases(module, _tensors(example_inputs))
         program, cases = _export(module, cases, opset or OPSET)
@@ -89,7 +93,7 @@ def _tensors(example_inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
     for at, item in enumerate(example_inputs):
         if not isinstance(item, torch.Tensor):
             raise UnsupportedModelError(f"example input {at} is a {type(item).__name__}; only tensors can be exported")
-    return tuple(item.detach() for item in example_inputs)
+    return tuple(item.detach().to(CPU) for item in example_inputs)
 
 
 def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
@@ -114,7 +118,7 @@ def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[to
             for case in others:
                 module(*case)
     except Exception as error:  # As above; here it only says that the batch is fixed.
-        logger.info("the model takes a batch of %d alone (%s); so will the ONNX file", size, _reason(error))
+        logger.warning("the model takes a batch of %d alone (%s); so will the ONNX file", size, _reason(error))
         return [inputs]
     return [inputs, *others]
 
@@ -135,7 +139,7 @@ def _export(
         except UnsupportedModelError:
             raise
         except Exception as error:  # The capture runs the model's code, and fails in many types.
-            logger.info("the ONNX file has a fixed batch, a free one is not possible: %s", _reason(error))
+            logger.warning("the ONNX file has a fixed batch, a free one is not possible: %s", _reason(error))
     try:
         with _quiet():
             return _to_onnx(torch.export.export(module, example, strict=False), opset), [example]

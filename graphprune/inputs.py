@@ -58,7 +58,9 @@ def expected_images(model: nn.Module | ExportedProgram) -> tuple[int | None, tup
     """
     specs = describe_inputs(model)
     if specs is None:
-        convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)  # type: ignore[union-attr]
+        if not isinstance(model, nn.Module):
+            raise UnsupportedModelError("the exported program takes no tensor; a single input of images is needed")
+        convolutions = (part for part in model.modules() if isinstance(part, nn.Conv2d) and part.groups == 1)
         first = next(convolutions, None)
         return (first.in_channels if first is not None else None), None
     if len(specs) != 1 or len(specs[0].dims) != 4:

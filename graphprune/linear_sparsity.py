@@ -13,7 +13,7 @@ Source: Xu, Li, Yuan 2023, J. Zhejiang Univ. (Eng. Sci.) 57(3), where it is appl
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from graphprune.sparse_storage import is_smaller_sparse
 if TYPE_CHECKING:
     from graphprune.passes.fx.capture import CapturedModule
 
-__all__ = ["LinearSparsity", "linear_weights", "outliers"]
+__all__ = ["LinearSparsity", "clear_", "linear_weights", "outliers"]
 
 
 class LinearSparsity:
@@ -102,21 +102,24 @@ class LinearSparsity:
                 mask[self._graph.axes.get((name, dim), np.full(1, -1))] = True
         return mask[:-1]
 
-    @torch.no_grad()
-    def apply_(self, module: "CapturedModule", present: np.ndarray) -> None:
-        """Set the weights that do not stay to zero, in place.
+    def held(self, module: "CapturedModule", present: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        """The thinned weights of a network, each with the mask of what stays, in its shape and where it is.
 
         Args:
             module: the network, dense or with groups removed.
             present: (n_groups,) groups that it has.
         """
-        if not self.masks:
-            return
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        for name, mask in self.masks.items():
-            if name in parameters:
-                kept = cut_tensor(self._graph, name, mask, self._graph.all_kept(), present)
-                parameters[name].mul_(kept.to(parameters[name].device))
+        every = self._graph.all_kept()
+        return [
+            (parameters[name], cut_tensor(self._graph, name, mask, every, present).to(parameters[name].device))
+            for name, mask in self.masks.items()
+            if name in parameters
+        ]
+
+    def apply_(self, module: "CapturedModule", present: np.ndarray) -> None:
+        """Set the weights that do not stay to zero, in place. See `held`."""
+        clear_(self.held(module, present))
 
     def describe(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """What is left of each layer, given the weights of a network: plain data for JSON."""
@@ -125,6 +128,13 @@ class LinearSparsity:
             for name in self.masks
             if name in state
         }
+
+
+@torch.no_grad()
+def clear_(held: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set the elements of weights to zero that are not in their masks, in place."""
+    for weight, mask in held:
+        weight.mul_(mask)
 
 
 def linear_weights(graph: ChannelGraph) -> list[str]:

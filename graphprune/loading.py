@@ -30,7 +30,7 @@ from graphprune.pt2 import BROKEN_FILE, load_archive
 
 logger = logging.getLogger("graphprune")
 
-__all__ = ["load_model", "resolve_arch"]
+__all__ = ["load_model", "load_weights", "resolve_arch"]
 
 StateDict = dict[str, Tensor]
 
@@ -57,12 +57,7 @@ def load_model(path: str | Path, *, arch: str | None = None, trust_pickle: bool 
         UsageError: the architecture is malformed, or given for a file that brings its own.
     """
     path = Path(path)
-    if not path.exists():
-        raise ModelLoadError(f"no such file: {path}")
-    if not path.is_file():
-        raise ModelLoadError(f"{path} is a folder; give the model file in it")
-    if not os.access(path, os.R_OK):
-        raise ModelLoadError(f"{path} may not be read: its permissions forbid it")
+    _require_file(path)
     suffix = path.suffix.lower()
     match suffix:
         case ".pt2" | ".pt" | ".pth" if suffix == ".pt2" or is_pt2_package(str(path)):
@@ -79,6 +74,30 @@ def load_model(path: str | Path, *, arch: str | None = None, trust_pickle: bool 
         case ".onnx":
             raise ModelLoadError(f"{path} is an ONNX file; it can be slimmed, not trained: see `graphprune slim`")
     raise ModelLoadError(f"{path} has no known suffix: models are .pt2, .safetensors, .pt or .pth files")
+
+
+def load_weights(path: Path) -> StateDict:
+    """Return the state dict in a .safetensors, .pt or .pth file, whatever network it is of.
+
+    Raises:
+        ModelLoadError: the file is missing or broken, or holds something else.
+    """
+    _require_file(path)
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path)
+    held = _unwrap(_read_pickle(path, trust=False), path)
+    if isinstance(held, nn.Module):
+        raise ModelLoadError(f"{path} holds a whole model; its state_dict() is needed")
+    return held
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise ModelLoadError(f"no such file: {path}")
+    if not path.is_file():
+        raise ModelLoadError(f"{path} is a folder; give the model file in it")
+    if not os.access(path, os.R_OK):
+        raise ModelLoadError(f"{path} may not be read: its permissions forbid it")
 
 
 def _refuse_arch(path: Path, arch: str | None) -> None:

@@ -11,9 +11,13 @@ from typing import Any
 
 __all__ = ["freed_memory_kept", "give_back_memory"]
 
-# malloc.h: which setting of mallopt, the value here, and glibc's default.
-_TRIM_THRESHOLD, _NEVER, _DEFAULT_TRIM = -1, 2**31 - 1, 128 * 1024
-_MMAP_MAX, _NO_MAPPINGS, _DEFAULT_MAPPINGS = -4, 0, 65536
+# Settings of mallopt (malloc.h), each with the value inside the block and the one after it. Once one is set, glibc no
+# longer adapts its thresholds; they are left where they come to in a process that frees blocks of 32 MB.
+_SETTINGS = {
+    "M_MMAP_THRESHOLD": (-3, 32 << 20, 32 << 20),
+    "M_MMAP_MAX": (-4, 0, 65536),
+    "M_TRIM_THRESHOLD": (-1, 2**31 - 1, 64 << 20),
+}
 
 
 def give_back_memory() -> None:
@@ -35,13 +39,13 @@ def freed_memory_kept() -> Iterator[None]:
     if setting is None:
         yield
         return
-    setting(_TRIM_THRESHOLD, _NEVER)
-    setting(_MMAP_MAX, _NO_MAPPINGS)
+    for number, inside, _ in _SETTINGS.values():
+        setting(number, inside)
     try:
         yield
     finally:
-        setting(_MMAP_MAX, _DEFAULT_MAPPINGS)
-        setting(_TRIM_THRESHOLD, _DEFAULT_TRIM)
+        for number, _, after in _SETTINGS.values():
+            setting(number, after)
         give_back_memory()
 
 

@@ -233,10 +233,11 @@ class _TorchRunner:
         import torch
 
         first = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        device = None if first is None else first.device
         return [
-            torch.from_numpy(np.asarray(array, order="C")).to(first.dtype)
+            torch.from_numpy(np.asarray(array, order="C")).to(first.dtype).to(device)
             if first is not None and np.issubdtype(array.dtype, np.floating)
-            else torch.from_numpy(np.asarray(array, order="C"))
+            else torch.from_numpy(np.asarray(array, order="C")).to(device)
             for array in inputs
         ]
 

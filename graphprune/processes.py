@@ -19,12 +19,11 @@ from torch.distributed.nn.functional import all_reduce
 
 from graphprune.device import resolve_device
 from graphprune.passes.fx import capture
+from graphprune.passes.fx.device import CPU
 
 __all__ = ["Processes", "synchronize_batch_norm"]
 
 aten = torch.ops.aten
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Processes:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = _CPU
+    device: torch.device = CPU
 
     @staticmethod
     def join(device: str = "cpu") -> "Processes":

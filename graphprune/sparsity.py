@@ -69,6 +69,10 @@ class GroupIndex:
         self._lengths = [len(ids) for m in self._members for ids in m.ids]
         self.sizes = self._elements() if sizes is None else sizes
 
+    @property
+    def _device(self) -> torch.device | None:
+        return self.parameters[0].device if self.parameters else None
+
     def _elements(self) -> Tensor:
         """Elements of each group: what `sums` would give of ones."""
         pieces: list[Tensor] = []
@@ -125,8 +129,7 @@ class GroupIndex:
 
         Shapes: groups (k,); returns (k, k). A member that lies in two of the groups counts for both.
         """
-        device = self.parameters[0].device if self.parameters else None
-        total = torch.zeros(len(groups), len(groups), dtype=self._dtype, device=device)
+        total = torch.zeros(len(groups), len(groups), dtype=self._dtype, device=self._device)
         position = np.full(self.n_groups + 1, -1)
         position[groups] = np.arange(len(groups))
         for parameter, member in zip(self.parameters, self._members, strict=True):
@@ -147,8 +150,8 @@ class GroupIndex:
         padded = torch.cat([factors, factors.new_ones(1)])
         values = padded[self._ids]
         touched = np.cumsum(np.append(0, (values != 1).numpy()))
-        if self.parameters and touched[-1]:
-            values = values.to(self.parameters[0].device)
+        if touched[-1]:
+            values = values.to(self._device)
         start = 0
         for tensor, member in zip(self.parameters if tensors is None else tensors, self._members, strict=True):
             for dim, ids in zip(member.dims, member.ids, strict=True):

@@ -16,7 +16,7 @@ from graphprune.activations import ActivationStatistics
 from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
 from graphprune.importance import Evidence, scale_parameters
-from graphprune.linear_sparsity import LinearSparsity
+from graphprune.linear_sparsity import LinearSparsity, clear_
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
@@ -86,7 +86,7 @@ class Student:
         self._sizes: Tensor | None = None
         self._removal = Removal(graph, taps)
         self._adopt(copy.deepcopy(teacher))
-        self._zero_weights()
+        clear_(self._thinned)
         self._sizes = self.index.sizes
 
     def _adopt(self, module: "CapturedModule") -> None:
@@ -100,6 +100,7 @@ class Student:
             synchronize_batch_norm(self.tapped.inner)
         self.tapped.train()
         self.optimizer = _optimizer(module, self.config)
+        self._thinned = [] if self._sparsity is None else self._sparsity.held(module, self.present)
         parameters = dict(module.named_parameters(remove_duplicate=False))
         axes = {(name, dim): ids[self.present[ids] | (ids < 0)] for (name, dim), ids in self.graph.axes.items()}
         self.index = GroupIndex(parameters, axes, self.graph.n_groups, self._sizes)
@@ -138,13 +139,9 @@ class Student:
             self.set.draw(step, schedule, self._evidence())
             self.features.keep(~self.set.expected)
         self.set.shrink(self.index, rate * self.config.lambda_sparsity * schedule.ramp(step), self.optimizer)
-        self._zero_weights()
+        clear_(self._thinned)
         if self.config.shrink and (schedule.is_draw(step) or step + 1 == schedule.settle_from):
             self._remove_dead(step + 1 == schedule.settle_from)
-
-    def _zero_weights(self) -> None:
-        if self._sparsity is not None:
-            self._sparsity.apply_(self.module, self.present)
 
     def _evidence(self) -> Evidence:
         return Evidence(

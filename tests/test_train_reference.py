@@ -64,7 +64,8 @@ def test_what_is_frozen_stays_as_it_was_taken_over(folder, tmp_path, monkeypatch
     [
         (("--sizes", "8,12"), "give whole numbers that end with 16"),
         (("--freeze", "*"), "--freeze leaves nothing to learn"),
-        (("--start", "missing.safetensors"), "not a readable file of weights"),
+        (("--start", "missing.safetensors"), "no such file: missing"),
+        (("--sizes", "8,12,14,16", "--epochs", "3"), "are more than the 3 epochs"),
     ],
 )
 def test_a_mistake_is_one_line(folder, tmp_path, monkeypatch, options, message):

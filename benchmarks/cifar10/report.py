@@ -9,6 +9,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
+from graphprune import CompressConfig  # noqa: E402
 from graphprune.files import atomic_write_text  # noqa: E402
 
 Run = Mapping[str, Any]
@@ -38,8 +39,9 @@ _COLUMNS = (
 )
 _LOOKED = {"accuracy_held_out": "accuracy on images left", "accuracy_val": "accuracy on `val/`"}
 _BUDGETS = ("macs", "params", "speedup", "latency_ms")
-#: Settings that are told where they are not these.
-_UNUSUAL = {"mix": 0.0, "recipe": "dynamic", "policy": "auto", "sigma": 0.0, "shrink": True, "freeze": []}
+#: Settings that are told where they are not the default.
+_UNUSUAL = ("mix", "recipe", "policy", "sigma", "shrink", "freeze")
+_DEFAULTS = CompressConfig().to_dict()
 _SETTINGS = ("lr", "lambda_feature", "warmup", "sparsify", "n_students", "course", "sensitivity", "precision")
 
 
@@ -68,7 +70,7 @@ def table(runs: Sequence[Run]) -> str:
 def rows(run: Run) -> Iterator[list[str]]:
     """The slim files of a run: the network itself, and its int8 version if there is one."""
     dense, record, config = run["models"][0], run["record"], run["config"]
-    names = [*_SETTINGS, *(name for name, usual in _UNUSUAL.items() if config.get(name, usual) != usual)]
+    names = [*_SETTINGS, *(name for name in _UNUSUAL if config.get(name, _DEFAULTS[name]) != _DEFAULTS[name])]
     settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     asked = ", ".join(f"{name} {config[name]:g}" for name in _BUDGETS if isinstance(config.get(name), int | float))
     for model in run["models"][1:]:

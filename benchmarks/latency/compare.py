@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import networks  # noqa: E402
+import torch_pruning as tp  # noqa: E402
 from rows import Rows  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -47,8 +48,6 @@ PEERS = {"torch-pruning": None, "torch-pruning, by 8": 8, "torch-pruning, by 16"
 
 def peer(name: str, round_to: int | None) -> nn.Module:
     """The network as torch-pruning leaves it, as close to half of the multiply-accumulates as a ratio gets it."""
-    import torch_pruning as tp
-
     inputs = networks.example(name)[0][:1]
     dense = tp.utils.count_ops_and_params(networks.make(name), inputs)[0]
     found: dict[float, nn.Module] = {}

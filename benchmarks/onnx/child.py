@@ -29,14 +29,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     row: Row = {"suite": arguments.suite, "model": arguments.network, "status": "running", "load": os.getloadavg()[0]}
     stages = Stages(row, arguments.row)
-    try:
-        if arguments.task == "export":
-            import torch
+    if arguments.task == "export":
+        import torch
 
-            torch.set_num_threads(arguments.threads)
-            from exports import export as run
-        else:
-            from roundtrip import check as run
+        torch.set_num_threads(arguments.threads)
+        from exports import export as run
+    else:
+        from roundtrip import check as run
+    try:
         run(stages, arguments)
     except Exception as error:  # whatever a file or a tool raises is the result
         row["status"] = "error"

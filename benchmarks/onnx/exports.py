@@ -79,7 +79,8 @@ def attempt(exporter: str, model: torch.nn.Module, inputs: tuple[Any, ...], path
             temporary.unlink(missing_ok=True)
             continue
         temporary.replace(path)
-        return {"batch": "free" if free else "fixed", "bytes": path.stat().st_size}
+        why = {} if free else {"why_fixed": problem}
+        return {"batch": "free" if free else "fixed", "bytes": path.stat().st_size, **why}
     return {"error": problem}
 
 

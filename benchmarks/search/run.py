@@ -14,7 +14,9 @@ import argparse
 import copy
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "cifar10"), str(HERE.parent), str(HERE.parents[1])]
@@ -81,18 +83,29 @@ class Bench:
         return {"agreement": agreement.share, "accuracy": float(right.mean()), "macs": float(macs)}
 
 
-def policies(options: argparse.Namespace) -> None:
-    """Equal multiply-accumulates, equal numbers of evaluations."""
-    rows = Rows(options.results / "policies.json", ("network", "policy", "evaluations", "seed"))
+def missing(
+    options: argparse.Namespace, rows: Rows, cases: Sequence[Mapping[str, object]]
+) -> Iterator[tuple[Bench, dict[str, Any]]]:
+    """What has no row yet: its network, loaded when it is first needed, and the fields that name the row."""
     for name in options.networks.split(","):
         bench = None
         for seed in map(int, options.seeds.split(",")):
-            for policy in (*PLAIN, *SEARCHES):
-                number = options.evaluations if policy in SEARCHES else 0
-                if rows.has(network=name, policy=policy, evaluations=number, seed=seed):
-                    continue
-                bench = bench or Bench(name, options)
-                show(rows, searched(bench, policy, number, seed))
+            for case in cases:
+                key = {"network": name, **case, "seed": seed}
+                if not rows.has(**key):
+                    bench = bench or Bench(name, options)
+                    yield bench, key
+
+
+def policies(options: argparse.Namespace) -> None:
+    """Equal multiply-accumulates, equal numbers of evaluations."""
+    rows = Rows(options.results / "policies.json", ("network", "policy", "evaluations", "seed"))
+    cases = [
+        {"policy": policy, "evaluations": options.evaluations if policy in SEARCHES else 0}
+        for policy in (*PLAIN, *SEARCHES)
+    ]
+    for bench, key in missing(options, rows, cases):
+        show(rows, searched(bench, key["policy"], key["evaluations"], key["seed"]))
 
 
 def searched(bench: Bench, policy: str, evaluations: int, seed: int) -> dict[str, object]:
@@ -124,43 +137,35 @@ def searched(bench: Bench, policy: str, evaluations: int, seed: int) -> dict[str
 def criteria(options: argparse.Namespace) -> None:
     """Every criterion, with widths by its own threshold and with equal shares of every layer."""
     rows = Rows(options.results / "criteria.json", ("network", "criterion", "policy", "seed"))
-    for name in options.networks.split(","):
-        bench = None
-        for seed in map(int, options.seeds.split(",")):
-            for criterion in CRITERIA:
-                for policy in PLAIN:
-                    if rows.has(network=name, criterion=criterion, policy=policy, seed=seed):
-                        continue
-                    bench = bench or Bench(name, options)
-                    plan = gp.plan(
-                        bench.graph, macs=MACS, policy=policy, importance=criterion, images=bench.train, seed=seed
-                    )
-                    key = {"network": name, "criterion": criterion, "policy": policy, "seed": seed}
-                    show(rows, {**key, **bench.judge(plan)})
+    cases = [{"criterion": criterion, "policy": policy} for criterion in CRITERIA for policy in PLAIN]
+    for bench, key in missing(options, rows, cases):
+        plan = gp.plan(
+            bench.graph,
+            macs=MACS,
+            policy=key["policy"],
+            importance=key["criterion"],
+            images=bench.train,
+            seed=key["seed"],
+        )
+        show(rows, {**key, **bench.judge(plan)})
 
 
 def trained(options: argparse.Namespace) -> None:
     """Every criterion: channels go at once after a tenth of the training, the rest of it is the same for all."""
     rows = Rows(options.results / "trained.json", ("network", "criterion", "epochs", "seed"))
-    for name in options.networks.split(","):
-        bench = None
-        for seed in map(int, options.seeds.split(",")):
-            for criterion in CRITERIA:
-                key = {"network": name, "criterion": criterion, "epochs": options.epochs, "seed": seed}
-                if rows.has(**key):
-                    continue
-                bench = bench or Bench(name, options)
-                config = gp.CompressConfig(
-                    macs=MACS,
-                    course="one-shot",
-                    sensitivity=criterion,
-                    epochs=options.epochs,
-                    seed=seed,
-                    warmup=0.1,
-                    lambda_feature=10,
-                    threads=options.threads,
-                )
-                show(rows, {**key, **bench.judge_trained(config)})
+    cases = [{"criterion": criterion, "epochs": options.epochs} for criterion in CRITERIA]
+    for bench, key in missing(options, rows, cases):
+        config = gp.CompressConfig(
+            macs=MACS,
+            course="one-shot",
+            sensitivity=key["criterion"],
+            epochs=options.epochs,
+            seed=key["seed"],
+            warmup=0.1,
+            lambda_feature=10,
+            threads=options.threads,
+        )
+        show(rows, {**key, **bench.judge_trained(config)})
 
 
 def seconds(options: argparse.Namespace) -> None:

@@ -113,19 +113,19 @@ class CostModel:
         dense: cost of the dense model by unit, "macs" and "params".
     """
 
-    def __init__(self, macs: Sequence[Term], params: Sequence[Term], n_groups: int) -> None:
+    def __init__(
+        self, macs: Sequence[Term], params: Sequence[Term], n_groups: int, dense: Mapping[str, float] | None = None
+    ) -> None:
         self._macs = Polynomial(macs, n_groups)
         self._params = Polynomial(params, n_groups)
         self._n_groups = n_groups
         every = np.ones(n_groups, dtype=np.bool_)
-        self.dense: Mapping[str, float] = {"macs": self.macs(every), "params": float(self.params(every))}
+        self.dense = dense or {"macs": self.macs(every), "params": float(self.params(every))}
 
     def thinned(self, densities: Mapping[str, float]) -> "CostModel":
         """The costs where of some parameters only a share of the elements counts; `dense` stays what it is."""
         params = [replace(term, factor=term.factor * densities.get(term.name, 1.0)) for term in self._params.terms]
-        thin = CostModel(self._macs.terms, params, self._n_groups)
-        thin.dense = self.dense
-        return thin
+        return CostModel(self._macs.terms, params, self._n_groups, self.dense)
 
     def macs(self, kept: NDArray[np.bool_]) -> float:
         """Multiply-accumulates of convolutions, linear layers and matrix products, for one sample."""

@@ -12,15 +12,13 @@ from torch.utils import _pytree as pytree
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
 from graphprune.passes.fx.decompose import decompose
-from graphprune.passes.fx.device import device_of, inputs_on, to_device
+from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
 from graphprune.passes.fx.operators import find_rule
 from graphprune.passes.fx.plain import is_plain, plain_copy
 
 logger = logging.getLogger("graphprune")
 
 aten = torch.ops.aten
-
-_CPU = torch.device("cpu")
 
 #: Operators that behave differently in training -> position and name of the argument that says so.
 _TRAINING_ARGUMENT = {
@@ -145,7 +143,8 @@ def capture(
     Args:
         model: a module, an exported program, or something captured already (returned as it is).
         example_inputs: a tuple of positional inputs; may be left out for an exported program that carries its own.
-        share: keep the model's own parameters instead of copies, for a graph that is looked at and not trained.
+        share: keep the model's own parameters instead of copies, for a graph that is looked at and not trained. Those
+            of a model that is not on the CPU are copied in any case.
 
     Returns:
         The graph on the CPU, wherever the model is, in inference mode, with a batch dimension that varies unless the
@@ -175,11 +174,13 @@ def capture(
         unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
     captured = CapturedModule(unlifted, unlifted.graph)
-    if not share:
+    is_here = device_of(captured) == CPU
+    if not share or not is_here:  # moving a module moves its parameters in place
         _own_parameters(captured)
-    captured.meta["example_inputs"] = inputs_on(_CPU, example_inputs)
+    if not is_here:
+        to_device(captured, CPU)
+    captured.meta["example_inputs"] = inputs_on(CPU, example_inputs)
     captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
-    to_device(captured, _CPU)
     _clean(captured)
     return captured.eval()
 

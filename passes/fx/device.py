@@ -7,13 +7,15 @@ from torch import fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-__all__ = ["device_of", "inputs_on", "to_device"]
+__all__ = ["CPU", "device_of", "inputs_on", "to_device"]
+
+CPU = torch.device("cpu")
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
     """Where the parameters and buffers of a module are; the CPU if it has none."""
     tensors = (*module.parameters(), *module.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
+    return tensors[0].device if tensors else CPU
 
 
 def inputs_on(device: torch.device, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

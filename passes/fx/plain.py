@@ -10,10 +10,12 @@ import logging
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from graphprune.passes.fx.device import CPU, to_device
 
 logger = logging.getLogger("graphprune")
 
@@ -21,6 +23,12 @@ logger = logging.getLogger("graphprune")
 def is_plain(model: nn.Module) -> bool:
     """Is no weight of the model computed from others by a parametrization or by a hook of the older kind?"""
     return not any(parametrize.is_parametrized(module) or _hooks(module) for module in model.modules())
+
+
+def copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A plain copy on the CPU, wherever the model is."""
+    duplicate = plain_copy(model)
+    return to_device(duplicate, CPU) if isinstance(duplicate, fx.GraphModule) else duplicate.to(CPU)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -24,13 +24,11 @@ from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.compare import compare_outputs, difference, first_difference, run
 from graphprune.passes.fx.cut import cut_graph, cut_tensors, named_tensors
-from graphprune.passes.fx.device import device_of, inputs_on, to_device
+from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
 from graphprune.passes.fx.mirrors import update_attributes
-from graphprune.passes.fx.plain import plain_copy
+from graphprune.passes.fx.plain import copy_on_cpu, plain_copy
 
 logger = logging.getLogger("graphprune")
-
-_CPU = torch.device("cpu")
 
 #: Largest difference allowed between masked and slim, relative to the largest value of a tensor (float32).
 TOLERANCE = 1e-4
@@ -86,11 +84,11 @@ def slim(
         PlanError: the plan does not fit the model or cuts coupled channels in part.
         VerificationError: masked and slim differ; names the first node that does.
     """
-    inputs = inputs_on(_CPU, example_inputs if example_inputs is not None else _random_inputs(model, plan))
+    inputs = inputs_on(CPU, example_inputs if example_inputs is not None else _random_inputs(model, plan))
     device = device_of(model)
-    if device != _CPU:
-        on_cpu = slim(plain_copy(model).to(_CPU), plan, inputs, graph=graph, tolerance=tolerance)
-        return on_cpu.to(device) if not isinstance(on_cpu, CapturedModule) else to_device(on_cpu, device)
+    if device != CPU:
+        slimmed = slim(copy_on_cpu(model), plan, inputs, graph=graph, tolerance=tolerance)
+        return to_device(slimmed, device) if isinstance(slimmed, CapturedModule) else slimmed.to(device)
     if graph is None:
         graph = analyze(capture(model, inputs, share=True), whole_heads=plan.options.get("whole_heads", False))
     removed = graph.removed_by(plan)

@@ -14,6 +14,7 @@ from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.device import device_of, to_device
+from graphprune.verify import compare
 from tests.graphprune.test_engine import SETTINGS, Net, TwoOutputs, images
 from tests.other_device import NAME, other_device
 
@@ -141,6 +142,50 @@ def test_a_model_that_is_there_is_captured_on_the_cpu():
         captured = capture(net.to(NAME), (x,))
     assert device_of(captured).type == "cpu"
     torch.testing.assert_close(captured(x), expected)
+
+
+def test_looking_at_a_model_leaves_it_where_it_is():
+    """Moving a module moves its parameters in place, also those that a graph shares with it."""
+    net, x = Net().eval(), torch.randn(2, 1, 8, 8)
+    with other_device():
+        net = net.to(NAME)
+        before = dict(net.named_parameters())
+        captured = capture(net, (x,), share=True)
+        assert device_of(captured).type == "cpu"
+        assert not {id(p) for p in before.values()} & {id(p) for p in captured.parameters()}
+        assert all(p.device.type == NAME for p in net.parameters())
+
+
+def test_parameters_are_not_shared_before_the_graph_is_moved(monkeypatch):
+    moved = []
+
+    def move(module, device):
+        moved.extend(id(p) for p in module.parameters())
+        return to_device(module, device)
+
+    monkeypatch.setattr("graphprune.passes.fx.capture.to_device", move)
+    net = Net().eval()
+    with other_device():
+        net = net.to(NAME)
+        capture(net, (torch.randn(2, 1, 8, 8),), share=True)
+    assert moved
+    assert not {id(p) for p in net.parameters()} & set(moved)
+
+
+def test_a_model_that_is_there_is_exported_and_verified(tmp_path):
+    net, x = Net().eval(), torch.randn(2, 1, 8, 8)
+    with other_device():
+        net = net.to(NAME)
+        path = gp.export_onnx(net, (x.to(NAME),), tmp_path / "net.onnx")
+        assert device_of(net).type == NAME
+        assert compare(net, path, (x,)).equal
+
+
+def test_an_engine_of_its_own_meets_nobody(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("graphprune.processes._initialize", lambda _: pytest.fail("waits for others"))
+    teacher = capture(Net().eval(), (torch.randn(2, 1, 8, 8),))
+    assert Engine(teacher, analyze(teacher), images(320), SHORT).processes.world == 1
 
 
 def test_the_cpu_is_taken_where_there_is_nothing_else(monkeypatch):
