@@ -13,6 +13,7 @@ Source: Xu, Li, Yuan 2023, J. Zhejiang Univ. (Eng. Sci.) 57(3), where it is appl
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from graphprune.sparse_storage import is_smaller_sparse
 
 if TYPE_CHECKING:
     from graphprune.passes.fx.capture import CapturedModule
+
+logger = logging.getLogger("graphprune")
 
 __all__ = ["LinearSparsity", "clear_", "linear_weights", "outliers"]
 
@@ -56,7 +59,12 @@ class LinearSparsity:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self.masks: dict[str, Tensor] = {}
         for name in weights:
-            self.masks[name] = outliers(parameters[name], sigma, self._rows_that_stay(name, parameters[name]))
+            self.masks[name] = mask = outliers(parameters[name], sigma, self._rows_that_stay(name, parameters[name]))
+            if int(mask.sum()) <= len(mask):
+                logger.warning(
+                    "sigma %g leaves %d of the %d weights of %s, no more than it has outputs: expect a loss, or lower it",
+                    *(sigma, int(mask.sum()), mask.numel(), name),
+                )
         self.own = self._produced_by(weights)
         owned = {name for name in weights if self.own[graph.axes.get((name, 0), np.zeros(0, dtype=int))].any()}
         self.layers = [name for name in weights if name in owned]

@@ -144,19 +144,8 @@ def test_a_model_that_is_there_is_captured_on_the_cpu():
     torch.testing.assert_close(captured(x), expected)
 
 
-def test_looking_at_a_model_leaves_it_where_it_is():
+def test_looking_at_a_model_leaves_it_where_it_is(monkeypatch):
     """Moving a module moves its parameters in place, also those that a graph shares with it."""
-    net, x = Net().eval(), torch.randn(2, 1, 8, 8)
-    with other_device():
-        net = net.to(NAME)
-        before = dict(net.named_parameters())
-        captured = capture(net, (x,), share=True)
-        assert device_of(captured).type == "cpu"
-        assert not {id(p) for p in before.values()} & {id(p) for p in captured.parameters()}
-        assert all(p.device.type == NAME for p in net.parameters())
-
-
-def test_parameters_are_not_shared_before_the_graph_is_moved(monkeypatch):
     moved = []
 
     def move(module, device):

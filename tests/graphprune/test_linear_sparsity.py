@@ -107,3 +107,9 @@ def test_channels_of_convolutions_are_not_this_pass_to_judge():
     graph, sparsity = look(model, 1.0)
     assert not sparsity.own[graph.axes["0.weight", 0]].any()
     assert np.count_nonzero(sparsity.own) == 20
+
+
+def test_a_layer_of_which_next_to_nothing_stays_is_said(caplog):
+    torch.manual_seed(0)
+    look(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10)).eval(), 3.0)  # uniform: no outliers
+    assert "sigma 3 leaves 10 of the 1920 weights of 1.weight" in caplog.text
