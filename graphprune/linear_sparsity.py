@@ -62,7 +62,7 @@ class LinearSparsity:
             self.masks[name] = mask = outliers(parameters[name], sigma, self._rows_that_stay(name, parameters[name]))
             if int(mask.sum()) <= len(mask):
                 logger.warning(
-                    "sigma %g leaves %d of the %d weights of %s, no more than it has outputs: expect a loss, or lower it",
+                    "sigma %g leaves %d of the %d weights of %s, not more than outputs: expect a loss, or lower it",
                     *(sigma, int(mask.sum()), mask.numel(), name),
                 )
         self.own = self._produced_by(weights)
