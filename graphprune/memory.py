@@ -32,7 +32,7 @@ def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory in the process inside the block, and give it back after it.
 
     A training step frees and allocates the same activations again and again. glibc maps blocks of more than 32 MB anew
-    each time (mallopt(3), M_MMAP_THRESHOLD), and the system fills every page of them with zeros: up to a quarter of a
+    each time (mallopt(3), M_MMAP_THRESHOLD), and the system fills every page of them with zeros: a fifth of a
     step of MobileNetV2 (benchmarks/cifar10/results/memory-time.json).
     """
     setting = _of_libc("mallopt")
