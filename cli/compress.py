@@ -104,7 +104,10 @@ _SOMETIMES = ("latency.json", "search.svg")
     "do; with --recipe combined 3.",
 )
 @click.option(
-    "--freeze", multiple=True, metavar="GLOB", help="Layers that keep all their channels: layer1.*. Can be repeated."
+    "--freeze",
+    multiple=True,
+    metavar="GLOB",
+    help="Layers that keep all their channels, and linear ones all their weights: layer1.*. Can be repeated.",
 )
 @click.option(
     "--students",

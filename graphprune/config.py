@@ -101,7 +101,7 @@ class CompressConfig:
         search_images: images that it judges each on.
         sigma: weights of linear layers that are less than so many standard deviations from their mean become zero and
             stay so; 0 = none do (`graphprune.linear_sparsity`).
-        freeze: patterns (`layer1.*`) of layers that keep all their output channels.
+        freeze: patterns (`layer1.*`) of layers that keep all their output channels, and linear ones all their weights.
         shrink: remove dead groups from the students while they learn, which makes steps cheaper and changes nothing
             else.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).

@@ -15,12 +15,14 @@ def resolve_device(setting: str) -> torch.device:
             "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: there is no such device, or none that computes ("meta").
     """
     if setting == "auto":
         setting = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=setting).device  # with its number
+        probe = torch.zeros(1, device=setting)
+        probe.item()  # not all that torch has a name for can hold numbers
+        return probe.device  # with its number
     except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
         raise UsageError(
             f"--device {setting} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; give cpu, or leave the "

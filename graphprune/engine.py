@@ -108,7 +108,7 @@ class Engine:
         self._dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         self._teacher_tapped = self.teacher.with_taps(self.taps)
         self._teacher_tapped.eval()
-        self.sparsity = LinearSparsity(graph, teacher, config.sigma) if config.sigma else None
+        self.sparsity = LinearSparsity(graph, teacher, config.sigma, config.freeze) if config.sigma else None
         self.students = [
             Student(teacher, graph, config, n, self.taps, self._look, self.processes, self.sparsity)
             for n in range(config.n_students)

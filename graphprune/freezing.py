@@ -1,4 +1,4 @@
-"""Layers that keep all their output channels, by patterns of their names."""
+"""Layers that keep all their output channels, and linear ones all their weights, by patterns of their names."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +11,7 @@ from graphprune.passes.errors import PlanError
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
 
-__all__ = ["frozen_groups"]
+__all__ = ["frozen_groups", "named"]
 
 
 def frozen_groups(graph: "ChannelGraph", patterns: Sequence[str]) -> np.ndarray:
@@ -27,15 +27,24 @@ def frozen_groups(graph: "ChannelGraph", patterns: Sequence[str]) -> np.ndarray:
     mask = np.zeros(graph.n_groups, dtype=bool)
     produced = _output_groups(graph) if patterns else {}
     for pattern in patterns:
-        names = [name for name in graph.shapes if any(fnmatchcase(path, pattern) for path in _paths(name))]
-        if not names:
-            raise PlanError(f"freeze: nothing is named {pattern!r}; see `graphprune inspect` for the names of layers")
-        for name in names:
+        for name in named(graph, pattern):
             # What is computed from the parameter in a way that hides its output channels keeps all it touches.
             touched = [ids for (other, _), ids in graph.axes.items() if other == name]
             for ids in produced.get(name, touched):
                 mask[ids[ids >= 0]] = True
     return mask
+
+
+def named(graph: "ChannelGraph", pattern: str) -> list[str]:
+    """The parameters whose name, or that of a module around them, fits a pattern.
+
+    Raises:
+        PlanError: there are none.
+    """
+    names = [name for name in graph.shapes if any(fnmatchcase(path, pattern) for path in _paths(name))]
+    if not names:
+        raise PlanError(f"freeze: nothing is named {pattern!r}; see `graphprune inspect` for the names of layers")
+    return names
 
 
 def _paths(name: str) -> list[str]:

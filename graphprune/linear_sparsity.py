@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.freezing import named
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import analyze
@@ -46,16 +47,21 @@ class LinearSparsity:
         layers: the weights that these are outputs of.
     """
 
-    def __init__(self, graph: ChannelGraph, module: "CapturedModule", sigma: float) -> None:
+    def __init__(self, graph: ChannelGraph, module: "CapturedModule", sigma: float, freeze: Sequence[str] = ()) -> None:
         """Look at the weights of a network.
 
         Args:
             graph: its channel groups.
             module: the network; it is not modified.
             sigma: k, in standard deviations; 0 keeps everything.
+            freeze: patterns (`classifier.*`) of layers that keep all their weights.
+
+        Raises:
+            PlanError: a pattern fits nothing.
         """
         self._graph = graph
-        weights = linear_weights(graph) if sigma else []
+        frozen = {name for pattern in freeze for name in named(graph, pattern)}
+        weights = [name for name in linear_weights(graph) if name not in frozen] if sigma else []
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self.masks: dict[str, Tensor] = {}
         for name in weights:

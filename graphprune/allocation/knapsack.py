@@ -19,7 +19,7 @@ import numpy as np
 from graphprune.allocation.choices import Choice, choices_of, filled, removed_at
 from graphprune.allocation.problem import LATENCY, Problem, count_dense
 from graphprune.allocation.program import Infeasible, Program
-from graphprune.allocation.resources import Layer, layers_of
+from graphprune.allocation.resources import Layer, layers_of, limit_of
 from graphprune.allocation.steps import on_steps
 from graphprune.passes.errors import BudgetError
 
@@ -72,7 +72,7 @@ def _near(coarse: Choice, fine: Choice, chosen: int) -> Choice:
 
 def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Layer]]) -> np.ndarray:
     """The best widths, (n_sets,). What the program only approximates is corrected by counting."""
-    budgets = dict(problem.budgets)
+    budgets = {unit: limit_of(problem, unit) for unit in problem.budgets}
     program = Program(choices, _linked(problem), _secondary(layers))
     for unit, found in layers.items():
         program.limit(unit, found)

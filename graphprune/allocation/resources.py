@@ -19,7 +19,7 @@ from graphprune.widths import Axis, axis_of
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
 
-__all__ = ["Layer", "layers_of"]
+__all__ = ["Layer", "layers_of", "limit_of"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Layer:
 def layers_of(problem: Problem, unit: str) -> list[Layer]:
     """The summands of a cost in the unit of its budget."""
     return _latency(problem) if unit == LATENCY else _counted(problem.graph, unit)
+
+
+def limit_of(problem: Problem, unit: str) -> float:
+    """What the sum of `layers_of` may come to within the budget."""
+    budget = problem.budgets[unit]
+    return problem.latency.summed_share(budget) if unit == LATENCY and problem.latency is not None else budget
 
 
 def _latency(problem: Problem) -> list[Layer]:

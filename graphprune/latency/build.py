@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphprune.latency import cache
+from graphprune.latency.curve import Point
 from graphprune.latency.cut import cut_file
 from graphprune.latency.kernels import kernel_times
 from graphprune.latency.model import LatencyModel, structure_digest
@@ -19,6 +20,7 @@ from graphprune.latency.sampling import allocations, draw, lattice_of
 from graphprune.latency.segments import Segments, read_segments
 from graphprune.latency.target import LatencyTarget
 from graphprune.latency.timing import Reference
+from graphprune.latency.trend import Taken, fit_trend, merged
 from graphprune.machine import machine_facts
 from graphprune.onnx_session import input_specs, open_session, random_inputs
 from graphprune.passes.onnx.analyze import trace_onnx
@@ -92,7 +94,6 @@ class _Builder:
         self.block = machine_facts().conv_block
         session = open_session(dense)
         self.feeds = random_inputs(input_specs(session), reference.shapes, seed)
-        self.samples: dict[str, list[tuple[tuple[float, ...], float]]] = {s.kind: [] for s in segments.items}
 
     def build(self, structure: str) -> LatencyModel:
         start = time.perf_counter()
@@ -105,21 +106,21 @@ class _Builder:
             runs.append((kept, share, kernels))
             dense_ms.append(milliseconds)
         unit = float(np.median(dense_ms)) / 1e3
-        for kept, share, kernels in runs:
-            self._take(kept, share * unit, kernels)
+        taken = [self._taken(kept, share * unit, kernels) for kept, share, kernels in runs]
         model = LatencyModel(
             target=self.target,
             block=self.block,
             segments=self.segments.items,
-            samples=self.samples,
+            samples=merged(taken),
             dense_ms=unit * 1e3,
+            trend=fit_trend(taken, self.block, unit),
             structure=structure,
             facts=self.facts,
         )
         return self._checked(model, start)
 
-    def _take(self, kept: np.ndarray, whole: float, kernels: list[tuple[str, float]]) -> None:
-        """Add the times of one allocation, made to add up to that of the whole file."""
+    def _taken(self, kept: np.ndarray, whole: float, kernels: list[tuple[str, float]]) -> Taken:
+        """The times of one allocation, made to add up to that of the whole file."""
         plain = np.array([seconds for _, seconds in kernels])
         # What a kernel costs beyond itself; or what noting its time costs, if that is more.
         beyond = (whole - plain.sum()) / max(1, len(plain))
@@ -128,8 +129,11 @@ class _Builder:
         named = [(name, float(t)) for (name, _), t in zip(kernels, adjusted, strict=True)]
         times = self.segments.times(named)
         widths = set_widths(self.graph, kept)
+        taken: dict[str, list[tuple[Point, float]]] = {}
         for segment, seconds in zip(self.segments.items, times, strict=True):
-            self.samples[segment.kind].append((tuple(axis.length(widths) for axis in segment.axes), float(seconds)))
+            lengths = tuple(axis.length(widths) for axis in segment.axes)
+            taken.setdefault(segment.kind, []).append((lengths, float(seconds)))
+        return taken
 
     def _checked(self, model: LatencyModel, start: float) -> LatencyModel:
         rng = np.random.default_rng(self.seed + 1)

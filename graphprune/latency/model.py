@@ -1,11 +1,15 @@
 """The latency model of a network: a sum over segments, each measured at the widths that matter.
 
-    T(kept) = sum over segments s of  t_kind(s)( lengths of s )
+    T(kept) = D (S / D)^b e^a        S = sum over segments s of  t_kind(s)( lengths of s ),  D that of the dense network
 
 Built by cutting the exported file to a few dozen random allocations and timing every kernel inside the whole network,
 where caches, fusions and changes of layout are what they will be; a cut needs no training, because latency does not
 depend on weights. The kernels of each run are scaled to add up to the measured time of the whole file. Further
 allocations, which nothing is fitted to, say how far predictions are off.
+
+The trend (a, b) is what a sum cannot know: in a small network the weights of all layers stay in the caches from run to
+run, so that each layer is quicker there than at the same lengths in a large one. It leaves larger sums larger, so that
+a limit of the latency is one of the sum.
 """
 
 import hashlib
@@ -31,7 +35,7 @@ __all__ = ["LatencyModel", "structure_digest"]
 
 logger = logging.getLogger("graphprune")
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class LatencyModel:
         segments: pieces of the network.
         samples: by kind of segment, lengths and seconds of every measurement.
         dense_ms: measured latency of the dense file.
+        trend: (a, b) of the formula above.
         errors: of each allocation that nothing was fitted to, the predicted latency over the measured one, minus 1.
         seconds: how long the measurement took.
         structure: digest of the network's shape, which a model fits to.
@@ -54,6 +59,7 @@ class LatencyModel:
     segments: tuple[Segment, ...]
     samples: Mapping[str, Sequence[tuple[Point, float]]]
     dense_ms: float
+    trend: tuple[float, float] = (0.0, 1.0)
     errors: tuple[float, ...] = ()
     seconds: float = 0.0
     structure: str = ""
@@ -64,8 +70,8 @@ class LatencyModel:
         """Time of each kind of segment."""
         return {kind: Curve(samples, self.block) for kind, samples in self.samples.items()}
 
-    def seconds_at(self, widths: np.ndarray) -> float:
-        """Predicted seconds of one run when each set keeps so many groups; (n_sets,)."""
+    def summed(self, widths: np.ndarray) -> float:
+        """S of the formula above, in seconds, when each set keeps so many groups; (n_sets,)."""
         return sum(self.curves[s.kind].at(tuple(axis.length(widths) for axis in s.axes)) for s in self.segments)
 
     @property
@@ -75,7 +81,13 @@ class LatencyModel:
 
     def share(self, graph: "ChannelGraph", kept: np.ndarray) -> float:
         """Predicted latency as a share of the dense network's."""
-        return self.seconds_at(set_widths(graph, kept)) / self.dense_seconds
+        start, power = self.trend
+        return float(np.exp(start) * (self.summed(set_widths(graph, kept)) / self.dense_seconds) ** power)
+
+    def summed_share(self, share: float) -> float:
+        """The sum, as a share of the dense latency, at which a network has this predicted share of it."""
+        start, power = self.trend
+        return float((share * np.exp(-start)) ** (1 / power))
 
     @property
     def error(self) -> dict[str, float]:
@@ -94,6 +106,7 @@ class LatencyModel:
             "block": self.block,
             "structure": self.structure,
             "dense_ms": self.dense_ms,
+            "trend": list(self.trend),
             "errors": list(self.errors),
             "seconds": self.seconds,
             "kinds": [{"kind": kind, "samples": [[list(p), t] for p, t in self.samples[kind]]} for kind in kinds],
@@ -123,6 +136,7 @@ class LatencyModel:
                     for entry in data["kinds"]
                 },
                 dense_ms=float(data["dense_ms"]),
+                trend=_trend(data["trend"]),
                 errors=tuple(float(error) for error in data["errors"]),
                 seconds=float(data["seconds"]),
                 structure=str(data["structure"]),
@@ -130,6 +144,11 @@ class LatencyModel:
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelLoadError(f"latency model is malformed: {error!r}") from error
+
+
+def _trend(data: Any) -> tuple[float, float]:
+    start, power = data
+    return float(start), float(power)
 
 
 def _axis(data: Any) -> Axis:

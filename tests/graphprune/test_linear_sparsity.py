@@ -5,6 +5,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.linear_sparsity import LinearSparsity, linear_weights, outliers
+from graphprune.passes.errors import PlanError
 
 
 def network():
@@ -16,9 +17,9 @@ def network():
     return nn.Sequential(*layers).eval()
 
 
-def look(model, sigma):
+def look(model, sigma, freeze=()):
     graph = gp.trace(model, (torch.zeros(1, 3, 8, 8),))
-    return graph, LinearSparsity(graph, graph.front_end.module, sigma)
+    return graph, LinearSparsity(graph, graph.front_end.module, sigma, freeze)
 
 
 @pytest.mark.parametrize(("sigma", "share"), [(1, 0.3173), (2, 0.0455), (3, 0.0027)])
@@ -48,6 +49,14 @@ def test_nothing_is_kept_back_without_a_threshold():
     assert sparsity.masks == {}
     assert not sparsity.dead.any()
     assert not sparsity.own.any()
+
+
+def test_a_frozen_layer_keeps_its_weights():
+    _, sparsity = look(network(), 1.0, ["4"])
+    assert set(sparsity.masks) == {"6.weight"}
+    assert sparsity.layers == []
+    with pytest.raises(PlanError, match="nothing is named 'head'"):
+        look(network(), 1.0, ["head"])
 
 
 def test_only_linear_layers_are_thinned():

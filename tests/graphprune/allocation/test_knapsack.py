@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,9 +12,10 @@ from graphprune.passes.errors import BudgetError, UsageError
 from graphprune.widths import set_widths
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return staircase.staircase_model(staircase.graph(), staircase.export(tmp_path_factory.mktemp("model")))
+@pytest.fixture(scope="module", params=[(0.0, 1.0), (0.1, 1.2)], ids=["sum", "trend"])
+def model(request, tmp_path_factory):
+    found = staircase.staircase_model(staircase.graph(), staircase.export(tmp_path_factory.mktemp("model")))
+    return dataclasses.replace(found, trend=request.param)
 
 
 def make(model, budgets, **options) -> Problem:

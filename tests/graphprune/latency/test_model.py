@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 
 import pytest
 import staircase
@@ -27,9 +29,21 @@ def test_survives_json(tmp_path):
     assert again.to_dict() == model.to_dict()
 
 
+def test_a_trend_is_told_apart_from_the_sum(tmp_path):
+    graph = staircase.graph()
+    plain = staircase.staircase_model(graph, staircase.export(tmp_path))
+    model = dataclasses.replace(plain, trend=(0.1, 1.2))
+    kept = graph.all_kept()
+    kept[graph.sets[1].groups[5:]] = False
+    share = model.share(graph, kept)
+    assert share == pytest.approx(math.exp(0.1) * plain.share(graph, kept) ** 1.2)
+    assert model.summed_share(share) == pytest.approx(plain.share(graph, kept))
+    assert LatencyModel.from_dict(json.loads(json.dumps(model.to_dict()))).trend == (0.1, 1.2)
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(ModelLoadError, match="malformed"):
-        LatencyModel.from_dict({"schema": 1})
+        LatencyModel.from_dict({"schema": 2})
     with pytest.raises(ModelLoadError, match="schema 7"):
         LatencyModel.from_dict({"schema": 7})
 
