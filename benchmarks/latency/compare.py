@@ -1,6 +1,8 @@
 """Measured speed-up against the ratio of multiply-accumulates: torch-pruning, and ours by counting and by clock.
 
-    python benchmarks/latency/compare.py [--networks resnet56] [--threads 1,2] [--batches 1,16]
+    python benchmarks/latency/compare.py make --folder WORK       # what does not depend on the machine; minutes
+    python benchmarks/latency/compare.py measure --folder WORK    # on an idle machine
+        [--networks resnet56] [--threads 1,2] [--batches 1,16]
 
 Needs torch-pruning and, for two of the networks, torchvision. All files of one network are written by the same exporter
 and timed in turns. Nothing is trained: shapes decide the latency. Importance is l2 for all; ours is scaled so that
@@ -19,7 +21,6 @@ couple are left alone there, as its user would.
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -40,7 +41,7 @@ from graphprune.onnx_cost import onnx_cost  # noqa: E402
 from graphprune.scoring import score_groups  # noqa: E402
 
 SHARE, SPEEDUP = 0.5, 2.0
-RATIOS = [step / 50 for step in range(5, 46)]
+COARSE, FINE = 0.1, 0.02  # steps of the pruning ratio
 #: What torch-pruning is told to leave alone beside the last layer, where it breaks the network otherwise.
 IGNORED = {"resnet56": ("conv1", "*.conv2")}
 PEERS = {"torch-pruning": None, "torch-pruning, by 8": 8, "torch-pruning, by 16": 16}
@@ -50,8 +51,8 @@ def peer(name: str, round_to: int | None) -> nn.Module:
     """The network as torch-pruning leaves it, as close to half of the multiply-accumulates as a ratio gets it."""
     inputs = networks.example(name)[0][:1]
     dense = tp.utils.count_ops_and_params(networks.make(name), inputs)[0]
-    found: dict[float, nn.Module] = {}
-    for ratio in RATIOS:  # not by halving: rounded widths do not fall steadily with the ratio
+
+    def pruned(ratio: float) -> tuple[float, nn.Module]:
         module = networks.make(name)
         ignored = [[part for part in module.modules() if isinstance(part, nn.Linear)][-1]]
         patterns = IGNORED.get(name, ())
@@ -64,22 +65,35 @@ def peer(name: str, round_to: int | None) -> nn.Module:
             ignored_layers=ignored,
             round_to=round_to,
         ).step()
-        found[tp.utils.count_ops_and_params(module, inputs)[0] / dense] = module
-    return found[min(found, key=lambda share: abs(share - SHARE))].eval()
+        return abs(tp.utils.count_ops_and_params(module, inputs)[0] / dense - SHARE), module.eval()
+
+    # Not by halving: rounded widths do not fall steadily with the ratio.
+    near = min((step * COARSE for step in range(1, 10)), key=lambda ratio: pruned(ratio)[0])
+    around = [near + step * FINE for step in range(-4, 5) if 0 < near + step * FINE < 1]
+    return min(map(pruned, around), key=lambda found: found[0])[1]
 
 
 def peers(name: str, folder: Path, broken: Rows) -> dict[str, Path]:
     """Files that do not depend on how they are run; what the peer breaks is noted."""
     inputs = networks.example(name)
-    files = {"dense": gp.export_onnx(networks.make(name), inputs, folder / "dense.onnx")}
+    dense = folder / "dense.onnx"
+    if not dense.exists():
+        gp.export_onnx(networks.make(name), inputs, dense)
+    files = {"dense": dense}
     for label, round_to in PEERS.items():
+        path = folder / f"peer-{round_to}.onnx"
+        if path.exists():
+            files[label] = path
+            continue
+        if broken.has(network=name, variant=label):
+            continue
         try:
             module = peer(name, round_to)
         except Exception as error:  # whatever the peer raises, or the network that it leaves
             broken.add({"network": name, "variant": label, "error": f"{type(error).__name__}: {error}"[:200]})
             print(f"{label} cannot do {name}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
-        files[label] = gp.export_onnx(module, inputs, folder / f"peer-{round_to}.onnx")
+        files[label] = gp.export_onnx(module, inputs, path)
     return files
 
 
@@ -126,6 +140,8 @@ def measure(name: str, files: dict[str, Path], target: LatencyTarget, folder: Pa
 def main() -> None:
     """Measure what has no rows yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "measure"))
+    parser.add_argument("--folder", type=Path, required=True, help="for the files")
     parser.add_argument("--networks", default=",".join(networks.NETWORKS))
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batches", default="1,16")
@@ -134,18 +150,22 @@ def main() -> None:
     rows = Rows(options.results / "compare.json", ("network", "threads", "batch", "variant"))
     broken = Rows(options.results / "broken.json", ("network", "variant"))
     for name in options.networks.split(","):
+        folder = options.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if options.what == "make":
+            peers(name, folder, broken)
+            continue
         ways = [
             LatencyTarget(threads=threads, batch=batch)
             for batch in map(int, options.batches.split(","))
             for threads in map(int, options.threads.split(","))
         ]
         ways = [way for way in ways if not rows.has(network=name, threads=way.threads, batch=way.batch)]
-        with tempfile.TemporaryDirectory() as folder:
-            files = peers(name, Path(folder), broken) if ways else {}
-            for way in ways:
-                for row in measure(name, files, way, Path(folder)):
-                    rows.add(row)
-                    print(row, flush=True)
+        files = peers(name, folder, broken) if ways else {}
+        for way in ways:
+            for row in measure(name, files, way, folder):
+                rows.add(row)
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
     python benchmarks/latency/prediction.py [--networks resnet56,resnet50] [--threads 1,2] [--batches 1,16]
 
-For every network, batch and number of threads the model is measured afresh; then 20 random allocations on the lattice
-are cut, and predicted and measured latency are compared. Rows go to results/prediction.json as they come, and are not
+For every network, batch and number of threads the model is measured, unless this machine has one; then 20 random
+allocations on the lattice are cut, and predicted and measured latency are compared, also with the model's sum alone,
+without its trend. Rows go to results/prediction.json as they come, and are not
 repeated.
 """
 
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +26,7 @@ from graphprune.latency.build import latency_model  # noqa: E402
 from graphprune.latency.cut import cut_file  # noqa: E402
 from graphprune.latency.sampling import draw, lattice_of  # noqa: E402
 from graphprune.latency.timing import Reference  # noqa: E402
+from graphprune.widths import set_widths  # noqa: E402
 
 ALLOCATIONS = 20
 SEED = 11
@@ -37,26 +38,27 @@ def measure(name: str, target: LatencyTarget) -> dict[str, object]:
     graph = gp.trace(module, inputs)
     with tempfile.TemporaryDirectory() as folder:
         dense = gp.export_onnx(module, inputs, Path(folder) / "dense.onnx")
-        start = time.perf_counter()
-        model = latency_model(graph, dense, target, use_cache=False)
-        seconds = time.perf_counter() - start
+        model = latency_model(graph, dense, target)
         reference = Reference(dense, target)
         rng = np.random.default_rng(SEED)
         choices = [lattice_of(s, model.block) for s in graph.sets]
-        pairs = []
+        pairs, sums = [], []
         for _ in range(ALLOCATIONS):
             kept = draw(graph, choices, rng)
             pairs.append((model.share(graph, kept), reference.share(cut_file(graph, dense, kept))[0]))
+            sums.append(model.summed(set_widths(graph, kept)) / model.dense_seconds)
     errors = np.array([predicted / measured - 1 for predicted, measured in pairs])
+    without = np.array([summed / measured - 1 for summed, (_, measured) in zip(sums, pairs, strict=True)])
     return {
         "network": name,
         "threads": target.threads,
         "batch": target.batch,
         "dense_ms": round(model.dense_ms, 4),
-        "build_seconds": round(seconds, 1),
+        "build_seconds": round(model.seconds, 1),
         "mean_error": round(float(np.abs(errors).mean()), 4),
         "bias": round(float(errors.mean()), 4),
         "max_error": round(float(np.abs(errors).max()), 4),
+        "mean_error_of_sum": round(float(np.abs(without).mean()), 4),
         "predicted_and_measured": [[round(p, 4), round(m, 4)] for p, m in pairs],
     }
 

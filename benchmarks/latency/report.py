@@ -22,7 +22,7 @@ choices of the exporter bring is in [EXPORT.md](EXPORT.md), int8 in [INT8.md](IN
 """
 _COMPARISON = """## Speed-up against multiply-accumulates
 
-`python benchmarks/latency/compare.py`. torch-pruning 1.6.1 prunes every layer by the same share, as it does by default,
+`python benchmarks/latency/compare.py make --folder WORK`, then `measure` on an idle machine. torch-pruning 1.6.1 prunes every layer by the same share, as it does by default,
 so that half of the multiply-accumulates are left, or the nearest to it that a ratio gives; *by 8* and *by 16*: widths
 rounded to that. *By MACs*: ours with `macs=0.5, align="auto"`. *By speed*: ours with `speedup=2`. *Saved*: the share of
 multiply-accumulates that is gone. *Gain*: time saved for each multiply-accumulate saved, (1 - 1/speed-up) / saved;
@@ -35,8 +35,8 @@ The error of its pruning, or of the network that it leaves.
 _PREDICTION = """## What the latency model predicts
 
 `python benchmarks/latency/prediction.py`: 20 random allocations of each network that nothing was fitted to, cut and
-timed as whole files; errors are of the predicted latency relative to the measured one. *Build*: seconds to measure the
-model, once for a machine.
+timed as whole files; errors are of the predicted latency relative to the measured one. *Sum*: the mean error of the
+layers' times added up, without the model's trend. *Build*: seconds to measure the model, once for a machine.
 """
 
 
@@ -118,14 +118,15 @@ def broken(rows: Sequence[Row]) -> str:
 def prediction(rows: Sequence[Row]) -> str:
     """One line for each network and way of running."""
     lines = [
-        "| network | batch | threads | dense, ms | mean error | bias | largest error | within 10 % | build, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | batch | threads | dense, ms | mean error | sum | bias | largest error | within 10 % | build, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         pairs = row["predicted_and_measured"]
         near = sum(abs(predicted / measured - 1) <= 0.1 for predicted, measured in pairs)
         cells = [
             *(row["network"], row["batch"], row["threads"], f"{row['dense_ms']:.2f}", f"{row['mean_error']:.1%}"),
+            f"{row['mean_error_of_sum']:.1%}",
             *(f"{row['bias']:+.1%}", f"{row['max_error']:.1%}", f"{near} of {len(pairs)}", row["build_seconds"]),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
