@@ -76,6 +76,7 @@ def plan(
     images: Images | None = None,
     freeze: Sequence[str] = (),
     align: int | str | None = None,
+    min_channels: int = 1,
     policy: str = "auto",
     target: LatencyTarget | None = None,
     allow_inexact: bool = False,
@@ -106,6 +107,7 @@ def plan(
         freeze: patterns (`layer1.*`) of modules or parameters that keep all their output channels.
         align: kept channels of every set are a multiple of this; "auto": widths on the staircase that was measured on
             this machine, none slower than a wider one. Budgets in latency choose such widths by themselves.
+        min_channels: channels that every set keeps at least, where it does not go as a whole.
         policy: how many channels go from where: "knapsack", "threshold", "uniform"; "auto" takes the knapsack where
             latency matters and the threshold elsewhere. "ddpg", "bee-colony" and "random" try allocations out on the
             images, which takes a second or so for each.
@@ -124,7 +126,7 @@ def plan(
     _check_targets(ratio, budgets, speedup, latency_ms, align)
     scores = _scores(graph, importance, images, seed)
     removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)
-    limits = Limits(align=align if isinstance(align, int) else 1)
+    limits = Limits(min_channels, align if isinstance(align, int) else 1)
     dense = count_dense(graph)
     problem = Problem(
         graph,
@@ -165,6 +167,13 @@ def _measured(
     if speedup is None and latency_ms is None:
         return allocate(problem, policy)
     share = stopwatch.share_of(speedup, latency_ms)
+    if share >= 1 and not problem.budgets:
+        raise UsageError(
+            f"the dense network takes {stopwatch.dense_ms():.3g} ms here, less than the {latency_ms:.3g} ms asked "
+            "for: there is nothing to do"
+        )
+    if share >= 1:
+        return allocate(problem, policy)
     again = allocator(policy)
     reached = stopwatch.reach(
         share, lambda budget: again(dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: budget}))

@@ -140,6 +140,7 @@ class Delivery:
             speedup=budget.speedup,
             latency_ms=budget.latency_ms,
             align=config.align,
+            min_channels=config.min_channels,
             policy=config.policy,
             allow_inexact=config.allow_inexact,
             freeze=[*config.freeze, *(sparsity.layers if sparsity is not None else ())],

@@ -96,7 +96,9 @@ class SparseSet:
         self.stopwatch = stopwatch
         self.dense = count_dense(self.graph, stopwatch.model)
         if self.budget.has_latency:
-            self.limits[LATENCY] = stopwatch.share_of(self.budget.speedup, self.budget.latency_ms)
+            share = stopwatch.share_of(self.budget.speedup, self.budget.latency_ms)
+            if share < 1:
+                self.limits[LATENCY] = share
 
     def aim(self, removed: np.ndarray) -> None:
         """Come to the widths of an allocation, (n_groups,) mask of what it removes, and no further than it costs."""

@@ -22,10 +22,11 @@ choices of the exporter bring is in [EXPORT.md](EXPORT.md), int8 in [INT8.md](IN
 """
 _COMPARISON = """## Speed-up against multiply-accumulates
 
-`python benchmarks/latency/compare.py make --folder WORK`, then `measure` on an idle machine. torch-pruning 1.6.1 prunes every layer by the same share, as it does by default,
-so that half of the multiply-accumulates are left, or the nearest to it that a ratio gives; *by 8* and *by 16*: widths
-rounded to that. *By MACs*: ours with `macs=0.5, align="auto"`. *By speed*: ours with `speedup=2`. *Saved*: the share of
-multiply-accumulates that is gone. *Gain*: time saved for each multiply-accumulate saved, (1 - 1/speed-up) / saved;
+`python benchmarks/latency/compare.py make --folder WORK`, then `measure` on an idle machine. torch-pruning 1.6.1 prunes
+every layer by the same share, as it does by default, so that half of the multiply-accumulates are left, or the nearest
+to it that a ratio gives; *by 8* and *by 16*: widths rounded to that. *By MACs*: ours with `macs=0.5, align="auto"`.
+*By speed*: ours with `speedup=2`. *Saved*: the share of multiply-accumulates that is gone. *Gain*: time saved for each
+multiply-accumulate saved, (1 - 1/speed-up) / saved;
 1 is what they promise. *Plan*: seconds that the allocation took once the latencies were known.
 """
 _BROKEN = """## What torch-pruning breaks

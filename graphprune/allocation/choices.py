@@ -49,6 +49,11 @@ class Choice:
         at = bisect_right(self.widths, width)
         return self.widths[at] if at < len(self.widths) else width
 
+    def narrower(self, width: int) -> int:
+        """The next narrower width, or the same where there is none."""
+        at = bisect_left(self.widths, width)
+        return self.widths[at - 1] if at > 0 else width
+
     @property
     def losses(self) -> np.ndarray:
         """What is lost at each of `widths`."""

@@ -8,16 +8,15 @@ is tighter, as that of a latency which was measured and missed, goes on along th
 
 import numpy as np
 
-from graphprune.allocation.choices import Choice, choices_of, removed_at
-from graphprune.allocation.problem import LATENCY, Problem
-from graphprune.allocation.steps import on_steps
+from graphprune.allocation.choices import removed_at
+from graphprune.allocation.problem import Problem
+from graphprune.allocation.steps import open_choices
 from graphprune.passes.errors import BudgetError, UsageError
 
-__all__ = ["fixed", "open_choices"]
+__all__ = ["fixed"]
 
 _FURTHEST = 2.0
 _HALVINGS = 30
-_EVERY = 10_000
 
 
 def fixed(problem: Problem) -> np.ndarray:
@@ -43,11 +42,3 @@ def fixed(problem: Problem) -> np.ndarray:
         middle = (low + high) / 2
         low, high = (low, middle) if problem.fits(~removed(middle)) else (middle, high)
     return removed(high)
-
-
-def open_choices(problem: Problem) -> list[Choice]:
-    """For every set all widths that it may have: any, or where latency matters those on the staircase."""
-    if LATENCY in problem.budgets or problem.is_on_steps:
-        choices = choices_of(problem, _EVERY)
-        return on_steps(problem, choices) if problem.is_on_steps else choices
-    return choices_of(problem, None)

@@ -20,7 +20,7 @@ from graphprune.allocation.choices import Choice, choices_of, filled, removed_at
 from graphprune.allocation.problem import LATENCY, Problem, count_dense
 from graphprune.allocation.program import Infeasible, Program
 from graphprune.allocation.resources import Layer, layers_of, limit_of
-from graphprune.allocation.steps import on_steps
+from graphprune.allocation.steps import on_steps, open_choices
 from graphprune.passes.errors import BudgetError
 
 __all__ = ["knapsack"]
@@ -28,9 +28,8 @@ __all__ = ["knapsack"]
 logger = logging.getLogger("graphprune")
 
 _COARSE, _FINE = 12, 9  # widths of a set
-_EVERY = 10_000
-_CORRECTIONS = 4
-_TOLERANCE = 0.002  # share of a budget
+_CORRECTIONS = 8
+_MARGIN = 0.0005  # share of a budget
 
 
 def knapsack(problem: Problem) -> np.ndarray:
@@ -44,9 +43,7 @@ def knapsack(problem: Problem) -> np.ndarray:
     if problem.is_on_steps:
         choices = on_steps(problem, choices)
     widths = _within(problem, choices, layers)
-    fine = choices_of(problem, _EVERY)
-    if problem.is_on_steps:
-        fine = on_steps(problem, fine)
+    fine = open_choices(problem)
     near = [_near(c, f, int(w)) for c, f, w in zip(choices, fine, widths, strict=True)]
     if any(len(set(n.widths) - set(c.widths)) for n, c in zip(near, choices, strict=True)):
         widths = _within(problem, near, layers)
@@ -71,26 +68,44 @@ def _near(coarse: Choice, fine: Choice, chosen: int) -> Choice:
 
 
 def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Layer]]) -> np.ndarray:
-    """The best widths, (n_sets,). What the program only approximates is corrected by counting."""
+    """The best widths, (n_sets,), within every budget. What the program only approximates is corrected by counting."""
     budgets = {unit: limit_of(problem, unit) for unit in problem.budgets}
     program = Program(choices, _linked(problem), _secondary(layers))
     for unit, found in layers.items():
         program.limit(unit, found)
-    best: np.ndarray | None = None
-    for _ in range(_CORRECTIONS):
+    widths: np.ndarray | None = None
+    for attempt in range(_CORRECTIONS):
         try:
             widths = program.solve(budgets)
         except Infeasible as error:
-            if best is not None:
-                return best
-            raise _unreachable(problem, choices) from error
-        cost = problem.count(~removed_at(problem, choices, widths))
-        over = {unit: cost[unit] / problem.budgets[unit] for unit in cost}
-        if all(ratio <= 1 + _TOLERANCE for ratio in over.values()):
+            if widths is None:
+                raise _unreachable(problem, choices) from error
+            break
+        kept = ~removed_at(problem, choices, widths)
+        if problem.fits(kept):
             return widths
-        best = widths
-        budgets = {unit: budgets[unit] / max(1.0, over[unit] * (1 + _TOLERANCE / 2)) for unit in budgets}
-    return widths
+        over = {unit: cost / problem.budgets[unit] for unit, cost in problem.count(kept).items()}
+        # Twice as far each time: what is approximated does not always follow.
+        margin = _MARGIN * 2**attempt
+        budgets = {
+            unit: budget / (over[unit] * (1 + margin)) if over[unit] > 1 else budget for unit, budget in budgets.items()
+        }
+    return _narrowed(problem, choices, widths)
+
+
+def _narrowed(problem: Problem, choices: list[Choice], widths: np.ndarray | None) -> np.ndarray:
+    """(n_sets,) widths within every budget, from ones that are close to it: what costs least to lose goes first."""
+    found = np.array([choice.widths[-1] for choice in choices]) if widths is None else widths.copy()
+    while not problem.fits(~removed_at(problem, choices, found)):
+        steps = [
+            (c.lost[c.narrower(int(w))] - c.lost[w], i) for i, (c, w) in enumerate(zip(choices, found, strict=True))
+        ]
+        steps = [step for step in steps if choices[step[1]].narrower(int(found[step[1]])) < found[step[1]]]
+        if not steps:
+            raise _unreachable(problem, choices)
+        index = min(steps)[1]
+        found[index] = choices[index].narrower(int(found[index]))
+    return found
 
 
 def _secondary(layers: dict[str, list[Layer]]) -> list[Layer]:
@@ -115,6 +130,11 @@ def _unreachable(problem: Problem, choices: list[Choice]) -> BudgetError:
     least = np.array([choice.widths[0] for choice in choices])
     smallest, dense = problem.count(~removed_at(problem, choices, least)), count_dense(problem.graph, problem.latency)
     for unit, budget in problem.budgets.items():
+        if smallest[unit] > budget and unit == LATENCY:
+            return BudgetError(
+                f"with everything removed that may go, the network is {dense[unit] / smallest[unit]:.3g} times as fast "
+                "by prediction; ask for less than that"
+            )
         if smallest[unit] > budget:
             return BudgetError(
                 f"a share of {budget / dense[unit]:.3g} of the {unit} cannot be reached: with everything removed that "

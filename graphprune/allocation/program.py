@@ -8,12 +8,14 @@ from scipy.sparse import coo_matrix, csr_matrix
 
 from graphprune.allocation.choices import Choice
 from graphprune.allocation.resources import Layer
+from graphprune.stdout import nothing_printed
 from graphprune.widths import Axis
 
 __all__ = ["Infeasible", "Program"]
 
 _GAP = 0.005
-_NODES = 3000
+_NODES, _USUAL, _FEWEST_NODES = 3000, 5000, 50  # and the number of variables up to which it is so many
+_STOPPED = 1  # status of a search that came to the limit
 _SUMS = 40  # values of a length that several sets add up to; beyond that it is interpolated
 _GRID = 16
 _TIE = 1e-4  # weight of the latency beside what is lost
@@ -165,18 +167,26 @@ class Program:
         matrix, low, high = self._matrix(budgets)
         upper = np.ones(self.n)
         upper[list(self._upper)] = 0.0
-        result = milp(
-            objective,
-            constraints=LinearConstraint(matrix, low, high),
-            integrality=np.array(self._whole, dtype=float),
-            bounds=Bounds(0, upper),
-            options={"mip_rel_gap": _GAP, "node_limit": _NODES},
-        )
+        nodes, result = self._nodes(), None
+        while result is None or (result.x is None and result.status == _STOPPED):
+            with nothing_printed():
+                result = milp(
+                    objective,
+                    constraints=LinearConstraint(matrix, low, high),
+                    integrality=np.array(self._whole, dtype=float),
+                    bounds=Bounds(0, upper),
+                    options={"mip_rel_gap": _GAP, "node_limit": nodes},
+                )
+            nodes *= 10
         if result.x is None:
             raise Infeasible
         return np.array(
             [c.widths[int(np.argmax(result.x[self._of_set(index)]))] for index, c in enumerate(self.choices)]
         )
+
+    def _nodes(self) -> int:
+        """Nodes to look at: fewer where each is a large linear program."""
+        return int(np.clip(_NODES * _USUAL / self.n, _FEWEST_NODES, _NODES))
 
     def _matrix(self, budgets: Mapping[str, float]) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
         rows = list(self._rows)

@@ -2,14 +2,23 @@
 
 import numpy as np
 
-from graphprune.allocation.choices import Choice
+from graphprune.allocation.choices import Choice, choices_of
 from graphprune.allocation.problem import LATENCY, Problem
 from graphprune.allocation.resources import Layer, layers_of
 
-__all__ = ["on_steps"]
+__all__ = ["on_steps", "open_choices"]
 
 _OTHERS = (1.0, 0.5)  # shares of their widths that the other sets are looked at with
 _CLEARLY = 0.98  # of the time of a wider one
+_EVERY = 10_000
+
+
+def open_choices(problem: Problem) -> list[Choice]:
+    """For every set all widths that it may have: any, or where latency matters those on the staircase."""
+    if LATENCY in problem.budgets or problem.is_on_steps:
+        choices = choices_of(problem, _EVERY)
+        return on_steps(problem, choices) if problem.is_on_steps else choices
+    return choices_of(problem, None)
 
 
 def on_steps(problem: Problem, choices: list[Choice]) -> list[Choice]:

@@ -1,9 +1,12 @@
 """Policy "uniform": the same share of channels from every set, as small as the budgets allow; a baseline."""
 
+import dataclasses
+
 import numpy as np
 
+from graphprune.allocation.choices import removed_at
 from graphprune.allocation.problem import Problem
-from graphprune.allocation.ratio import select_ratio
+from graphprune.allocation.steps import open_choices
 from graphprune.passes.errors import BudgetError
 
 __all__ = ["uniform"]
@@ -14,17 +17,20 @@ _HALVINGS = 24
 def uniform(problem: Problem) -> np.ndarray:
     """Mask of the groups to remove, (n_groups,). The least important of each set go; no set is emptied.
 
+    Where latency matters, each set gets the width on the staircase that is nearest to its share.
+
     Raises:
         BudgetError: a budget cannot be reached.
     """
+    choices = [
+        dataclasses.replace(choice, widths=tuple(w for w in choice.widths if w) or choice.widths)
+        for choice in open_choices(problem)
+    ]
+    dense = np.array([len(group_set.groups) for group_set in problem.graph.sets])
 
     def removed(ratio: float) -> np.ndarray:
-        scores = np.where(problem.gone, -1.0, problem.scores)
-        found = select_ratio(scores, ratio, problem.graph.sets, problem.removable, problem.limits)
-        for group_set in problem.graph.sets:
-            if found[group_set.groups].all():
-                found[group_set.groups[np.argmax(scores[group_set.groups])]] = False
-        return found | problem.gone
+        widths = (1 - ratio) * dense
+        return removed_at(problem, choices, [c.nearest(float(w)) for c, w in zip(choices, widths, strict=True)])
 
     low, high = 0.0, 1.0
     if not problem.fits(~removed(high)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphprune.benchmark import BUSY
 from graphprune.latency import cache
 from graphprune.latency.curve import Point
 from graphprune.latency.cut import cut_file
@@ -77,7 +78,13 @@ def latency_model(
         logger.info("latency: measured before on this machine (mean error %.1f %%)", 100 * found.error["mean"])
         return found
     built = _Builder(graph, Path(dense), segments, reference, seed).build(structure)
-    if use_cache:
+    if (busy := reference.interference) is not None and busy > BUSY:
+        logger.warning(
+            "other work took %.0f %% of the processor while latencies were measured: predictions may be off, and are "
+            "measured again the next time",
+            100 * busy,
+        )
+    elif use_cache:
         cache.store(built)
     return built
 

@@ -97,7 +97,7 @@ class Stopwatch:
             seed: of the inputs and of the allocations that the model is made from.
 
         Raises:
-            UsageError: the journal is of another target.
+            UsageError: the journal is of another target, or of another machine.
             ModelLoadError: the journal is missing or malformed.
         """
         self.graph = graph
@@ -127,6 +127,12 @@ class Stopwatch:
                 f"cannot resume: latency was measured with {model.target.threads} threads at batch "
                 f"{model.target.batch}, and is now to be with {self.target.threads} at {self.target.batch}"
             )
+        here = self.target.key()
+        if other := [name for name in here if name in model.facts and model.facts[name] != here[name]]:
+            raise UsageError(
+                f"cannot resume: latency was measured on another machine ({other[0]} was {model.facts[other[0]]} and "
+                f"is {here[other[0]]} here); go on where the run began, or start afresh"
+            )
         self.measured = measured
         return model
 
@@ -142,20 +148,10 @@ class Stopwatch:
         return self._reference
 
     def share_of(self, speedup: float | None, latency_ms: float | None) -> float:
-        """The share of the dense latency that both budgets leave.
-
-        Raises:
-            UsageError: the dense network is as fast already.
-        """
+        """The share of the dense latency that both budgets leave; 1 or more where the dense network is fast enough."""
         shares = [1 / speedup] if speedup is not None else []
         if latency_ms is not None:
-            dense_ms = self.dense_ms()
-            if latency_ms >= dense_ms:
-                raise UsageError(
-                    f"the dense network takes {dense_ms:.3g} ms here, less than the {latency_ms:.3g} ms asked for: "
-                    "there is nothing to do"
-                )
-            shares.append(latency_ms / dense_ms)
+            shares.append(latency_ms / self.dense_ms())
         return min(shares)
 
     def dense_ms(self) -> float:
@@ -193,9 +189,9 @@ class Stopwatch:
         for _ in range(_ROUNDS):
             try:
                 removed = allocate(share * self.correction)
-            except BudgetError:
+            except BudgetError as error:
                 if not found:
-                    raise
+                    raise BudgetError(f"a speed-up of {1 / share:.3g} was not reached: {error}") from error
                 break
             kept = ~removed
             found.append(Reached(removed, self.share(kept), self.predicted(kept)))

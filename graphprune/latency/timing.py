@@ -13,8 +13,6 @@ __all__ = ["Reference"]
 _WARM_UP = 0.05
 _STABLE = 0.007  # standard error of the ratio at which it is believed
 _ROUNDS = (5, 60)
-_CALM = 1.08  # times the quickest latency of the dense file, above which the machine was disturbed
-_REPEATS = 2
 
 
 class Reference:
@@ -32,7 +30,7 @@ class Reference:
         self._seed = seed
         self._dense = self._open("dense", source)
         self._dense.warm_up()
-        self._best = np.inf
+        self._cpu_seconds = self._wall_seconds = 0.0
 
     def _open(self, name: str, source: OnnxSource) -> Contender:
         opened = Contender.open(name, source, self.target.threads, self.target.provider)
@@ -42,6 +40,13 @@ class Reference:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every input."""
         return self._dense.shapes
+
+    @property
+    def interference(self) -> float | None:
+        """Share of the time of all shares so far in which the processor did other work; None where it is not known."""
+        if self.target.threads > 1 or not self._wall_seconds:
+            return None
+        return max(0.0, 1 - self._cpu_seconds / self._wall_seconds)
 
     def dense_ms(self) -> float:
         """Median latency of the dense file in milliseconds."""
@@ -58,6 +63,7 @@ class Reference:
         other = self._open("slim", source)
         other.warm_up(_WARM_UP)
         self._dense.times, self._dense.cpu_seconds, self._dense.wall_seconds = [], 0.0, 0.0
+        other.cpu_seconds = other.wall_seconds = 0.0
         for rounds in range(1, _ROUNDS[1] + 1):
             for contender in (self._dense, other) if rounds % 2 else (other, self._dense):
                 contender.take_turn()
@@ -66,6 +72,8 @@ class Reference:
                 error = 1.25 * ratios.std(ddof=1) / np.sqrt(rounds) / np.median(ratios)
                 if error < _STABLE or self._dense.seconds() + other.seconds() > max_seconds:
                     break
+        self._cpu_seconds += self._dense.cpu_seconds + other.cpu_seconds
+        self._wall_seconds += self._dense.wall_seconds + other.wall_seconds
         return float(np.median(ratios)), float(np.median([_quick(a) for a in self._dense.times]) * 1e3)
 
 

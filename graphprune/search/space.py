@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphprune.allocation.choices import Choice, filled, removed_at
-from graphprune.allocation.fixed import open_choices
 from graphprune.allocation.problem import Problem
+from graphprune.allocation.steps import open_choices
 from graphprune.passes.errors import BudgetError
 
 __all__ = ["Space"]

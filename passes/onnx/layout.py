@@ -19,13 +19,16 @@ import onnx_ir as ir
 
 from graphprune.passes.onnx.contract import GraphPass, add_literal, literal
 
-__all__ = ["SELECTS", "GlobalPoolPass", "SelectChannelsPass"]
+__all__ = ["SELECTS", "GlobalPoolPass", "SelectChannelsPass", "ShiftPass"]
 
 #: Key of a node's metadata: its multiplications are by 0 and 1 and stand for data movement.
 SELECTS = "graphprune.selects"
 
 # Below a block any number of input channels has a blocked kernel, above only multiples of this.
 _CHANNELS = 4
+_POSITION_BY_POSITION = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "BatchNormalization", "Add"}
+)
 
 
 class SelectChannelsPass(GraphPass):
@@ -194,10 +197,24 @@ def _pool(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _channels(value: ir.Value) -> int | None:
-    """Channels of a float32 feature map (N, C, H, W); None for anything else."""
-    if value.shape is None or len(value.shape) != 4 or value.dtype != ir.DataType.FLOAT:
+    """Channels of a float32 feature map (N, C, H, W); None for anything else, and where it is not known."""
+    if value.shape is None:  # a file need not say
+        return _computed_channels(value)
+    if len(value.shape) != 4 or value.dtype != ir.DataType.FLOAT:
         return None
     channels = value.shape[1]
+    return channels if isinstance(channels, int) else None
+
+
+def _computed_channels(value: ir.Value) -> int | None:
+    """Channels by the weights of the convolution that the value comes from, position by position."""
+    node = value.producer()
+    while node is not None and node.op_type in _POSITION_BY_POSITION and node.domain == "":
+        node = next((v.producer() for v in node.inputs if v is not None and v.producer() is not None), None)
+    weight = node.inputs[1] if node is not None and node.op_type == "Conv" and node.domain == "" else None
+    if weight is None or weight.shape is None or len(weight.shape) != 4 or weight.dtype != ir.DataType.FLOAT:
+        return None
+    channels = weight.shape[0]
     return channels if isinstance(channels, int) else None
 
 

@@ -153,3 +153,29 @@ def test_files_are_traced_and_planned_as_modules_are(graph, tmp_path):
     assert 6 in widths(frozen, gp.plan(frozen, ratio=0.5, freeze=["up"])).values()
     with pytest.raises(ModelLoadError):
         gp.trace(tmp_path / "missing.pt2")
+
+
+class Watch:
+    """A stopwatch of a network that takes 4 ms; latencies are not asked of it."""
+
+    model = None
+
+    def share_of(self, speedup, latency_ms):
+        return latency_ms / self.dense_ms()
+
+    def dense_ms(self):
+        return 4.0
+
+
+def test_a_latency_that_the_dense_network_has_asks_for_nothing(graph):
+    plain = gp.plan(graph, macs=0.7)
+    found = gp.plan(graph, macs=0.7, latency_ms=100.0, stopwatch=Watch())
+    assert (graph.removed_by(found) == graph.removed_by(plain)).all()
+    with pytest.raises(UsageError, match="takes 4 ms here, less than the 100 ms asked for: there is nothing to do"):
+        gp.plan(graph, latency_ms=100.0, stopwatch=Watch())
+
+
+def test_a_set_keeps_the_least_number_of_channels(graph):
+    found = widths(graph, gp.plan(graph, macs=0.3, min_channels=3))
+    assert all(width == 0 or width >= 3 for width in found.values())
+    assert min(widths(graph, gp.plan(graph, macs=0.3)).values()) < 3

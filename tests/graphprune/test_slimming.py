@@ -18,6 +18,7 @@ import graphprune.passes.onnx.slim as removal
 from graphprune import onnx_files, slimming
 from graphprune.cli import main
 from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError
+from graphprune.optimized import optimized_graph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.model import load_model
@@ -365,3 +366,30 @@ print(resident("VmHWM") - start)
     words = [sys.executable, "-c", script, str(source), str(tmp_path / "slim.onnx")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.6 * 5 * width**2 * 4 / 2**20
+
+
+@pytest.mark.parametrize("way", ["plan", "budget"])
+def test_a_branch_that_went_leaves_no_layout_behind(tmp_path, way):
+    """What is left of it is one number a channel, whose addition would fall out of the blocked layout."""
+    b = Builder()
+    x = b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 16, name="stem"))
+    for name in ("zero", "one", "two"):
+        inner = b.call("Relu", b.conv(x, 16, 16, name=f"{name}.inner"))
+        x = b.call("Relu", b.call("Add", x, b.conv(inner, 16, 16, name=f"{name}.outer")))
+    b.output(b.conv(x, 16, 4, name="last"), ("n", 4, 8, 8))
+    model = b.model()
+    zero(model, "one.inner.weight", range(16))
+    zero(model, "one.inner.bias", range(16))
+    source, target = tmp_path / "dense.onnx", tmp_path / "slim.onnx"
+    onnx.save(model, source)
+    if way == "plan":
+        graph = trace_onnx(source)
+        gone = next(s for s in graph.sets if s.name.startswith("one.inner"))
+        removed = ~graph.all_kept()
+        removed[gone.groups] = True
+        slim_onnx(source, target, plan=graph.plan(removed))
+    else:
+        slim_onnx(source, target)
+    operators = [node.op_type for node in onnx.load(target).graph.node]
+    assert operators.count("Add") == 2
+    assert optimized_graph(target).count("ReorderInput") == 0

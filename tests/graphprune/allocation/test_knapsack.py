@@ -1,12 +1,14 @@
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
 import staircase
 
-from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, removable_groups
+from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, program, removable_groups
 from graphprune.allocation.choices import choices_of
+from graphprune.allocation.program import Infeasible, Program
 from graphprune.allocation.steps import on_steps
 from graphprune.passes.errors import BudgetError, UsageError
 from graphprune.widths import set_widths
@@ -99,8 +101,10 @@ def test_multiples_of_align_and_least_widths(model):
 
 
 def test_a_budget_out_of_reach_is_refused(model):
-    with pytest.raises(BudgetError, match="of the latency cannot be reached"):
+    with pytest.raises(BudgetError, match="times as fast by prediction; ask for less"):
         allocate(make(model, {LATENCY: 0.001}))
+    with pytest.raises(BudgetError, match="of the macs cannot be reached"):
+        allocate(make(model, {LATENCY: 0.9, "macs": 0.0001}))
 
 
 def test_widths_on_the_staircase_are_never_slower_than_wider_ones(model):
@@ -145,3 +149,66 @@ def test_channels_that_are_worth_nothing_are_kept_where_no_budget_needs_them(mod
         wider[choice.order] = False
         wider[choice.removed(min((w for w in choice.widths if w > width > 0), default=width))] = True
         assert np.array_equal(wider, removed) or not problem.fits(~wider)
+
+
+@pytest.mark.parametrize("unit", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+def test_without_latency_any_width_may_be_had(unit, share):
+    problem = make(None, {unit: share})
+    cost = problem.count(~allocate(problem, "knapsack"))[unit] / problem.budgets[unit]
+    assert 0.99 <= cost <= 1.0
+
+
+@pytest.mark.parametrize("widest", [True, False])
+def test_what_the_program_only_comes_close_to_is_corrected(model, monkeypatch, widest):
+    """A solver that does not find what fits, or finds nothing at all the second time."""
+    solve = Program.solve
+
+    def poor(program, budgets, calls=[]):  # noqa: B006
+        calls.append(None)
+        if widest:
+            return np.array([choice.widths[-1] for choice in program.choices])
+        if len(calls) > 1:
+            raise Infeasible
+        return solve(program, {unit: 1.1 * budget for unit, budget in budgets.items()})
+
+    monkeypatch.setattr(Program, "solve", poor)
+    problem = make(model, {LATENCY: 0.5})
+    assert problem.fits(~allocate(problem))
+
+
+def test_a_search_that_was_cut_short_is_not_called_infeasible(model, monkeypatch):
+    """HiGHS may come to its limit of nodes before it has found anything."""
+    real, limits = program.milp, []
+
+    def short(*arguments, options, **others):
+        limits.append(options["node_limit"])
+        found = real(*arguments, options=options, **others)
+        if len(limits) == 1:
+            found.x, found.status = None, 1
+        return found
+
+    monkeypatch.setattr(program, "milp", short)
+    problem = make(model, {LATENCY: 0.5})
+    assert problem.fits(~allocate(problem))
+    assert limits[1] == 10 * limits[0]
+
+
+def test_the_solver_prints_nothing(model, monkeypatch, capfd):
+    real = program.milp
+
+    def chatty(*arguments, **options):
+        os.write(1, b"HighsMipSolverData")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(program, "milp", chatty)
+    allocate(make(model, {LATENCY: 0.5}))
+    os.write(1, b"this is")
+    assert capfd.readouterr().out == "this is"
+
+
+def test_equal_shares_lie_on_the_staircase_too(model):
+    problem = make(model, {"macs": 0.5}, is_on_steps=True)
+    found = widths(problem, allocate(problem, "uniform"))
+    for width, choice in zip(found, on_steps(problem, choices_of(problem, 10_000)), strict=True):
+        assert width in choice.widths

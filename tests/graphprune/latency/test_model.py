@@ -81,12 +81,30 @@ def test_the_users_cache_folder_is_respected(tmp_path, monkeypatch):
     assert cache.cache_folder() is None
 
 
-def test_a_real_network_is_measured_once(tmp_path, monkeypatch):
+@pytest.fixture
+def quickly(tmp_path, monkeypatch):
+    """Models of few measurements, in a cache of their own, on a machine that says how busy it is."""
     monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("graphprune.latency.build._FITTED", 6)
     monkeypatch.setattr("graphprune.latency.build._CHECKED", 1)
     monkeypatch.setattr("graphprune.latency.build._SHARE_SECONDS", 0.02)
     monkeypatch.setattr("graphprune.latency.build._KERNEL_SECONDS", 0.01)
+
+    def busy(share):
+        monkeypatch.setattr("graphprune.latency.timing.Reference.interference", share)
+
+    return busy
+
+
+def test_what_a_busy_machine_says_is_not_kept(tmp_path, quickly, caplog):
+    quickly(0.3)
+    latency_model(staircase.graph(), staircase.export(tmp_path), LatencyTarget())
+    assert "other work took 30 % of the processor" in caplog.text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_real_network_is_measured_once(tmp_path, quickly):
+    quickly(None)
     dense = staircase.export(tmp_path)
     graph = staircase.graph()
     model = latency_model(graph, dense, LatencyTarget())

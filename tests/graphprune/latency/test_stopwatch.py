@@ -95,8 +95,23 @@ def test_milliseconds_are_a_share_of_what_the_dense_network_takes(make):
     watch = make()
     assert watch.share_of(None, 1.0) == 0.25
     assert watch.share_of(2.0, 3.0) == 0.5
-    with pytest.raises(UsageError, match="4 ms here, less than the 5 ms"):
-        watch.share_of(None, 5.0)
+    assert watch.share_of(None, 5.0) == 1.25
+
+
+def test_a_speed_up_beyond_reach_is_told_as_one(make):
+    watch = make()
+    with pytest.raises(BudgetError, match="a speed-up of 50 was not reached: too little"):
+        watch.reach(0.02, lambda budget: shrink(watch, budget))
+
+
+def test_latencies_of_another_machine_are_not_gone_on_with(make, tmp_path, monkeypatch):
+    journal = tmp_path / "latency.json"
+    watch = make(journal=journal)
+    document = json.loads(journal.read_text())
+    document["model"]["facts"] = {**watch.target.key(), "cpu": "another"}
+    journal.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"measured on another machine \(cpu was another"):
+        make(journal=journal, resume=True)
 
 
 def test_a_real_cut_is_measured(tmp_path, monkeypatch):
