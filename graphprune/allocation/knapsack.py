@@ -7,18 +7,21 @@ A multiple-choice knapsack whose items have prices in pairs: a layer's time depe
 its sides. Each pair of lengths that share a layer gets variables y_ij >= 0 with x_i and x_j as their marginals (the
 local polytope of a pairwise model), in which every cost is linear. A length that several sets add up to has variables
 of its own, tied to theirs. Solved by HiGHS to a gap of 0.5 %, limited by nodes and not by time, so that it is
-repeatable. Widths are looked at coarsely first, then closely around what was found.
+repeatable. Widths are looked at coarsely first, then closely around what was found; more coarsely in networks where the
+program would become too large to be solved in seconds.
 
 Source: multiple-choice knapsack for latency, HALP (Shen et al. 2022); linearization of products, Fortet 1960.
 """
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from graphprune.allocation.choices import Choice, choices_of, filled, removed_at
 from graphprune.allocation.problem import LATENCY, Problem, count_dense
-from graphprune.allocation.program import Infeasible, Program
+from graphprune.allocation.program import Infeasible, Program, Unsolved
 from graphprune.allocation.resources import Layer, layers_of, limit_of
 from graphprune.allocation.steps import on_steps, open_choices
 from graphprune.passes.errors import BudgetError
@@ -27,7 +30,19 @@ __all__ = ["knapsack"]
 
 logger = logging.getLogger("graphprune")
 
-_COARSE, _FINE = 12, 9  # widths of a set
+
+@dataclass(frozen=True)
+class _Resolution:
+    """Widths of a set, at first and around what was found; values of a length that several sets add up to."""
+
+    coarse: int
+    fine: int
+    sums: int
+    grid: int
+
+
+_RESOLUTIONS = (_Resolution(12, 9, 40, 16), _Resolution(8, 7, 16, 8), _Resolution(6, 5, 12, 8), _Resolution(4, 4, 8, 6))
+_LARGEST = 4000  # variables of a program
 _CORRECTIONS = 8
 _MARGIN = 0.0005  # share of a budget
 
@@ -39,14 +54,20 @@ def knapsack(problem: Problem) -> np.ndarray:
         BudgetError: a budget cannot be reached.
     """
     layers = {unit: layers_of(problem, unit) for unit in sorted(problem.budgets)}
-    choices = choices_of(problem, _COARSE)
-    if problem.is_on_steps:
-        choices = on_steps(problem, choices)
-    widths = _within(problem, choices, layers)
-    fine = open_choices(problem)
-    near = [_near(c, f, int(w)) for c, f, w in zip(choices, fine, widths, strict=True)]
-    if any(len(set(n.widths) - set(c.widths)) for n, c in zip(near, choices, strict=True)):
-        widths = _within(problem, near, layers)
+
+    def coarse(resolution: _Resolution) -> list[Choice]:
+        found = choices_of(problem, resolution.coarse)
+        return on_steps(problem, found) if problem.is_on_steps else found
+
+    program = _program(problem, coarse, layers)
+    choices, widths, fine = program.choices, _within(problem, program), open_choices(problem)
+
+    def near(resolution: _Resolution) -> list[Choice]:
+        return [_near(c, f, int(w), resolution.fine) for c, f, w in zip(choices, fine, widths, strict=True)]
+
+    program = _program(problem, near, layers)
+    if any(set(n.widths) - set(c.widths) for n, c in zip(program.choices, choices, strict=True)):
+        widths = _within(problem, program, widths)
 
     # The program is indifferent to what costs nothing to lose, as groups that fade; they may grow again.
     def rank(index: int, width: int) -> tuple[float, float]:
@@ -56,30 +77,46 @@ def knapsack(problem: Problem) -> np.ndarray:
     return removed_at(problem, fine, filled(problem, fine, widths, rank))
 
 
-def _near(coarse: Choice, fine: Choice, chosen: int) -> Choice:
+def _program(
+    problem: Problem, choices: Callable[[_Resolution], list[Choice]], layers: dict[str, list[Layer]]
+) -> Program:
+    """The program at the highest resolution at which it is not too large."""
+    linked = _linked(problem)
+    for resolution in _RESOLUTIONS:
+        program = Program(choices(resolution), linked, _secondary(layers), resolution.sums, resolution.grid)
+        for unit, found in layers.items():
+            program.limit(unit, found)
+        if program.n <= _LARGEST:
+            break
+    return program
+
+
+def _near(coarse: Choice, fine: Choice, chosen: int, most: int) -> Choice:
     """The widths between the coarse ones on both sides of the chosen one."""
     at = coarse.widths.index(chosen)
     low = coarse.widths[max(0, at - 1)]
     high = coarse.widths[min(len(coarse.widths) - 1, at + 1)]
     widths = [width for width in fine.widths if low <= width <= high or width == 0]
-    if len(widths) > _FINE:
-        widths = [widths[i] for i in np.unique(np.linspace(0, len(widths) - 1, _FINE).round().astype(int))]
+    if len(widths) > most:
+        widths = [widths[i] for i in np.unique(np.linspace(0, len(widths) - 1, most).round().astype(int))]
     return Choice(fine.order, fine.lost, tuple(sorted({*widths, chosen})))
 
 
-def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Layer]]) -> np.ndarray:
-    """The best widths, (n_sets,), within every budget. What the program only approximates is corrected by counting."""
+def _within(problem: Problem, program: Program, widths: np.ndarray | None = None) -> np.ndarray:
+    """The best widths, (n_sets,), within every budget. What the program only approximates is corrected by counting.
+
+    Where it is not solved, the widths given (or all) are narrowed step by step.
+    """
     budgets = {unit: limit_of(problem, unit) for unit in problem.budgets}
-    program = Program(choices, _linked(problem), _secondary(layers))
-    for unit, found in layers.items():
-        program.limit(unit, found)
-    widths: np.ndarray | None = None
+    choices = program.choices
     for attempt in range(_CORRECTIONS):
         try:
             widths = program.solve(budgets)
         except Infeasible as error:
             if widths is None:
                 raise _unreachable(problem, choices) from error
+            break
+        except Unsolved:
             break
         kept = ~removed_at(problem, choices, widths)
         if problem.fits(kept):
@@ -93,7 +130,7 @@ def _within(problem: Problem, choices: list[Choice], layers: dict[str, list[Laye
     return _narrowed(problem, choices, widths)
 
 
-def _narrowed(problem: Problem, choices: list[Choice], widths: np.ndarray | None) -> np.ndarray:
+def _narrowed(problem: Problem, choices: Sequence[Choice], widths: np.ndarray | None) -> np.ndarray:
     """(n_sets,) widths within every budget, from ones that are close to it: what costs least to lose goes first."""
     found = np.array([choice.widths[-1] for choice in choices]) if widths is None else widths.copy()
     while not problem.fits(~removed_at(problem, choices, found)):
@@ -126,7 +163,7 @@ def _linked(problem: Problem) -> list[tuple[int, int]]:
     return pairs
 
 
-def _unreachable(problem: Problem, choices: list[Choice]) -> BudgetError:
+def _unreachable(problem: Problem, choices: Sequence[Choice]) -> BudgetError:
     least = np.array([choice.widths[0] for choice in choices])
     smallest, dense = problem.count(~removed_at(problem, choices, least)), count_dense(problem.graph, problem.latency)
     for unit, budget in problem.budgets.items():

@@ -11,17 +11,19 @@ from graphprune.allocation.resources import Layer
 from graphprune.stdout import nothing_printed
 from graphprune.widths import Axis
 
-__all__ = ["Infeasible", "Program"]
+__all__ = ["Infeasible", "Program", "Unsolved"]
 
 _GAP = 0.005
 _NODES, _USUAL, _FEWEST_NODES = 3000, 5000, 50  # and the number of variables up to which it is so many
-_STOPPED = 1  # status of a search that came to the limit
-_SUMS = 40  # values of a length that several sets add up to; beyond that it is interpolated
-_GRID = 16
+_STOPPED, _INFEASIBLE = 1, 2  # status of a search that came to the limit, or to the end
 _TIE = 1e-4  # weight of the latency beside what is lost
 
 
-class Infeasible(Exception):
+class Unsolved(Exception):
+    """The solver gave up."""
+
+
+class Infeasible(Unsolved):
     """No choice of widths meets the budgets."""
 
 
@@ -32,12 +34,20 @@ class Program:
         choices: widths of every set, and what is lost at each.
         linked: (s, t): width 0 of set s asks for width 0 of set t.
         secondary: what decides between choices that lose as much.
+        sums: values of a length that several sets add up to; beyond that it is interpolated
+        grid: between so many.
     """
 
     def __init__(
-        self, choices: Sequence[Choice], linked: Sequence[tuple[int, int]], secondary: Sequence[Layer]
+        self,
+        choices: Sequence[Choice],
+        linked: Sequence[tuple[int, int]],
+        secondary: Sequence[Layer],
+        sums: int = 40,
+        grid: int = 16,
     ) -> None:
         self.choices = choices
+        self._sums, self._grid = sums, grid
         self._rows: list[tuple[list[int], list[float], float, float]] = []
         self._upper: dict[int, float] = {}
         self._offsets = np.concatenate([[0], np.cumsum([len(c.widths) for c in choices])])
@@ -92,12 +102,12 @@ class Program:
         lengths = {axis.fixed}
         for index, each in axis.terms:
             lengths = {length + each * width for length in lengths for width in self.choices[index].widths}
-            if len(lengths) > 50 * _SUMS:
-                lengths = set(np.linspace(min(lengths), max(lengths), _GRID).tolist())
+            if len(lengths) > 50 * self._sums:
+                lengths = set(np.linspace(min(lengths), max(lengths), self._grid).tolist())
         found = sorted(lengths)
-        is_exact = len(found) <= _SUMS
+        is_exact = len(found) <= self._sums
         if not is_exact:
-            found = np.linspace(found[0], found[-1], _GRID).tolist()
+            found = np.linspace(found[0], found[-1], self._grid).tolist()
         variables = self._new(len(found), is_exact)
         self._row(variables, [1.0] * len(found), 1.0, 1.0)
         columns, factors = list(variables), list(found)
@@ -156,6 +166,7 @@ class Program:
 
         Raises:
             Infeasible: there are none.
+            Unsolved: the solver had trouble with the numbers.
         """
         lost = np.zeros(self.n)
         for index, choice in enumerate(self.choices):
@@ -179,7 +190,7 @@ class Program:
                 )
             nodes *= 10
         if result.x is None:
-            raise Infeasible
+            raise Infeasible if result.status == _INFEASIBLE else Unsolved
         return np.array(
             [c.widths[int(np.argmax(result.x[self._of_set(index)]))] for index, c in enumerate(self.choices)]
         )

@@ -8,7 +8,7 @@ import staircase
 
 from graphprune.allocation import LATENCY, Limits, Problem, allocate, count, program, removable_groups
 from graphprune.allocation.choices import choices_of
-from graphprune.allocation.program import Infeasible, Program
+from graphprune.allocation.program import Infeasible, Program, Unsolved
 from graphprune.allocation.steps import on_steps
 from graphprune.passes.errors import BudgetError, UsageError
 from graphprune.widths import set_widths
@@ -159,14 +159,16 @@ def test_without_latency_any_width_may_be_had(unit, share):
     assert 0.99 <= cost <= 1.0
 
 
-@pytest.mark.parametrize("widest", [True, False])
-def test_what_the_program_only_comes_close_to_is_corrected(model, monkeypatch, widest):
-    """A solver that does not find what fits, or finds nothing at all the second time."""
+@pytest.mark.parametrize("trouble", ["widest", "infeasible", "unsolved"])
+def test_what_the_program_only_comes_close_to_is_corrected(model, monkeypatch, trouble):
+    """A solver that does not find what fits, or finds nothing at all the second time, or ever."""
     solve = Program.solve
 
     def poor(program, budgets, calls=[]):  # noqa: B006
         calls.append(None)
-        if widest:
+        if trouble == "unsolved":
+            raise Unsolved
+        if trouble == "widest":
             return np.array([choice.widths[-1] for choice in program.choices])
         if len(calls) > 1:
             raise Infeasible
