@@ -74,7 +74,7 @@ def _trace_torch(
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
         return trace(loaded)
     if shapes:
-        return trace(loaded, tuple(torch.randn(shape) for shape in shapes.values()))
+        return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in shapes.values()))
     channels, own_size = expected_images(loaded)
     size = size or own_size
     if size is None:

@@ -195,7 +195,10 @@ class ImageSize(click.ParamType):
 
 
 class InputShape(click.ParamType):
-    """The shape of an input: 1x3x224x224, or with the input's name before it, image:1x3x224x224."""
+    """The shape of an input: 1x3x224x224, or with the input's name before it, image:1x3x224x224.
+
+    A question mark as its first size leaves the batch open: ?x3x224x224; it becomes 0.
+    """
 
     name = "shape"
 
@@ -206,10 +209,11 @@ class InputShape(click.ParamType):
         if isinstance(value, tuple):
             return value
         name, _, text = str(value).rpartition(":")
-        sizes = _sizes(text)
+        is_open = text.startswith("?")
+        sizes = _sizes(f"1{text[1:]}" if is_open else text)
         if sizes is None:
-            self.fail(f"{value!r} is not a shape like 1x3x224x224 or input:1x3x224x224", param, ctx)
-        return name, sizes
+            self.fail(f"{value!r} is not a shape like 1x3x224x224, ?x3x224x224 or input:1x3x224x224", param, ctx)
+        return name, (0, *sizes[1:]) if is_open else sizes
 
 
 def _sizes(text: str) -> tuple[int, ...] | None:
@@ -316,5 +320,5 @@ shape_option = click.option(
     multiple=True,
     callback=_by_name,
     metavar="[INPUT:]1x3x224x224",
-    help="Shape of an input whose size the file leaves open. Can be repeated.",
+    help="Shape of an input whose size the file leaves open; ?x3x224x224 leaves the batch open. Can be repeated.",
 )

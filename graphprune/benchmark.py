@@ -23,7 +23,7 @@ import numpy as np
 
 from graphprune.contenders import Contender, Streams
 from graphprune.machine import Machine, machine_facts
-from graphprune.onnx_session import CPU, OnnxSource
+from graphprune.onnx_session import CPU, OnnxSource, batch_of, input_shapes, input_specs, open_session
 from graphprune.passes.errors import UsageError
 from graphprune.pinning import pinned, quietest
 
@@ -145,7 +145,7 @@ def benchmark(
     models: Mapping[str, OnnxSource],
     *,
     threads: int = 1,
-    batch: int = 1,
+    batch: int | None = None,
     mode: str = "latency",
     streams: int | None = None,
     pin: bool = True,
@@ -162,13 +162,13 @@ def benchmark(
     Args:
         models: Name to file (path or content). The first one is what the others are compared with.
         threads: Threads inside one operator.
-        batch: Samples in one run, for models whose batch is free.
+        batch: Samples in one run; by default as many as the inputs, the shapes or the files say, or else one.
         mode: "latency" (one run at a time) or "throughput" (all processors busy).
         streams: Sessions that run at once for a throughput; by default as many as fill the processors.
         pin: Keep threads on the quietest processors, where the system can do that.
         inputs: Arrays by input name, instead of random ones.
         shapes: Shapes by input name, where the file leaves more than the batch open; the key "" stands for an
-            only input.
+            only input, a first size of 0 leaves the batch open.
         seed: Seed of random inputs and of the order.
         provider: Onnxruntime's execution provider.
         min_seconds: Timed seconds that every model gets at least.
@@ -178,7 +178,7 @@ def benchmark(
 
     Raises:
         ModelLoadError: A file is missing, broken or beyond this onnxruntime.
-        UsageError: A size is open, or a fixed batch is not the one asked for.
+        UsageError: A size is open, or the batch is not that of a file, of the shapes or of the inputs.
     """
     streams = _checked(models, threads, batch, mode, streams)
     processors = quietest(threads * streams) if pin else None
@@ -194,6 +194,7 @@ def benchmark(
             ]
         for contender in contenders:
             contender.feed(batch, inputs, shapes, seed)
+        batch = _common_batch(contenders)
         logger.info("measuring %s, about %.0f s", ", ".join(models), min_seconds * 1.2 * len(models) + 1)
         rng = np.random.default_rng(seed)
         for contender in contenders:
@@ -226,7 +227,7 @@ def benchmark_grid(
     models: Mapping[str, OnnxSource],
     *,
     threads: Sequence[int] = (1,),
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int | None] = (None,),
     **options: Any,
 ) -> tuple[BenchmarkReport, ...]:
     """Measure models at every number of threads and every batch; `options` are those of `benchmark`.
@@ -234,6 +235,8 @@ def benchmark_grid(
     Example:
         >>> reports = benchmark_grid(files, threads=(1, 2), batches=(1, 16))     # doctest: +SKIP
     """
+    if len(batches) > 1 and options.get("inputs") is None:
+        _check_batches(models, batches, options.get("shapes"))
     return tuple(
         benchmark(models, threads=number, batch=batch, **options)
         for number in dict.fromkeys(threads)
@@ -241,11 +244,34 @@ def benchmark_grid(
     )
 
 
-def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int, mode: str, streams: int | None) -> int:
+def _check_batches(
+    models: Mapping[str, OnnxSource], batches: Sequence[int | None], shapes: Mapping[str, Sequence[int]] | None
+) -> None:
+    """Raise what a later measurement would, before the first one has taken its time."""
+    for name, source in models.items():
+        label = name if isinstance(source, bytes) else None
+        specs = input_specs(open_session(source, optimize=False, mapped=True, name=label), name)
+        for batch in batches:
+            input_shapes(specs, batch=batch_of(specs, batch=batch, shapes=shapes, name=name), shapes=shapes, name=name)
+
+
+def _common_batch(contenders: Sequence[Contender | Streams]) -> int:
+    """The batch of all contenders."""
+    first = contenders[0]
+    for other in contenders[1:]:
+        if other.batch != first.batch:
+            raise UsageError(
+                f"{first.name} would run at a batch of {first.batch} and {other.name} at one of {other.batch}, which "
+                "compares nothing; give one batch for both"
+            )
+    return first.batch
+
+
+def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int | None, mode: str, streams: int | None) -> int:
     """The number of streams, once everything is in range."""
     if not models:
         raise UsageError("there is no model to benchmark")
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UsageError(f"a batch of {batch} was asked for; at least 1 is needed")
     if threads < 1:
         raise UsageError(f"{threads} threads asked for; at least 1 is needed")

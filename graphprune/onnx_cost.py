@@ -96,7 +96,7 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     Args:
         source: Path of the file, or its content.
         shapes: Sizes of inputs that the file leaves open beyond the batch, by input name (the key "" stands for
-            the only input).
+            the only input; a first size of 0 leaves the batch open).
 
     Raises:
         ModelLoadError: The file is missing or is no ONNX model.
@@ -144,7 +144,7 @@ def _infer_shapes(
             continue
         asked = sizes.get(value.name, ())
         for at, dim in enumerate(value.type.tensor_type.shape.dim):
-            size = asked[at] if at < len(asked) else 1
+            size = (asked[at] if at < len(asked) else 1) or 1  # 0 leaves the batch open
             if not dim.HasField("dim_value") and (asked or at == 0):
                 symbols[dim.dim_param] = size
                 dim.dim_value = size
