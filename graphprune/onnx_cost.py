@@ -102,7 +102,7 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
         ModelLoadError: The file is missing or is no ONNX model.
     """
     model = _outline(source)
-    size_bytes = _size_bytes(source, model)
+    size_bytes = _bytes_of(source, model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -119,6 +119,15 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     first = known.get(feeds[0].name, ()) if feeds else ()
     batch = first[0] if len(first) > 1 else 1
     return OnnxCost(macs // batch, _count_weights(model), size_bytes, tuple(uncounted))
+
+
+def size_of(source: OnnxSource) -> int:
+    """Return the bytes of a model, external data included.
+
+    Raises:
+        ModelLoadError: The file or its data is missing, or is no ONNX model.
+    """
+    return _bytes_of(source, _outline(source))
 
 
 def _outline(source: OnnxSource) -> onnx.ModelProto:
@@ -285,7 +294,7 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(inner)
 
 
-def _size_bytes(source: OnnxSource, model: onnx.ModelProto) -> int:
+def _bytes_of(source: OnnxSource, model: onnx.ModelProto) -> int:
     if isinstance(source, bytes):
         return len(source)
     path = Path(source)
