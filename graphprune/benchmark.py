@@ -25,7 +25,7 @@ from graphprune.contenders import Contender, Streams
 from graphprune.machine import Machine, machine_facts
 from graphprune.onnx_session import CPU, OnnxSource, batch_of, input_shapes, input_specs, open_session
 from graphprune.passes.errors import UsageError
-from graphprune.pinning import pinned, quietest
+from graphprune.pinning import OtherWork, pinned, quietest
 
 __all__ = [
     "BUSY",
@@ -51,6 +51,7 @@ BUSY = 0.05
 # With fewer rounds the interval is too narrow: on simulated times it covers the truth in 75 % of cases at 3 rounds,
 # in 93 % at 6.
 _FEWEST_ROUNDS = 6
+_LONGEST = 60.0
 _RESAMPLES = 1000
 _CONFIDENCE = 95.0
 
@@ -98,9 +99,9 @@ class BenchmarkReport:
         rounds: Number of rounds measured.
         inputs: Shape of every input of the first model.
         machine: The machine and the versions.
-        interference: Share of the measured time in which the processor was given to something else; None when it
-            is not known, with several threads in an operator. Medians of a busy machine (`BUSY`) are not to be trusted,
-            nor are their ratios: a longer run is interrupted more often.
+        interference: Share of the measured time in which the processors were given to something else; None when it
+            is not known, with several threads in an operator that are not kept in place. Medians of a busy machine
+            (`BUSY`) are not to be trusted, nor are their ratios: a longer run is interrupted more often.
         mode: "latency" or "throughput".
         streams: Sessions that ran at once; 1 for a latency.
         processors: Where the threads were kept; None where they were not.
@@ -155,7 +156,7 @@ def benchmark(
     provider: str = CPU,
     min_seconds: float = 2.0,
     min_rounds: int = 20,
-    max_seconds: float = 60.0,
+    max_seconds: float | None = None,
 ) -> BenchmarkReport:
     """Measure the latency, or the throughput, of ONNX models side by side.
 
@@ -174,13 +175,15 @@ def benchmark(
         min_seconds: Timed seconds that every model gets at least.
         min_rounds: Rounds that are measured at least, unless `max_seconds` is over; a quarter of them for a
             throughput, whose turns are longer.
-        max_seconds: Seconds after which no further round begins (six are always measured).
+        max_seconds: Seconds after which no further round begins (six are always measured); by default a minute, or
+            three times what `min_seconds` comes to for all models, if that is more.
 
     Raises:
         ModelLoadError: A file is missing, broken or beyond this onnxruntime.
         UsageError: A size is open, or the batch is not that of a file, of the shapes or of the inputs.
     """
     streams = _checked(models, threads, batch, mode, streams)
+    _warn_of_few_processors(threads * streams)
     processors = quietest(threads * streams) if pin else None
     with pinned(None if processors is None else processors[:1]):
         if mode == "latency":
@@ -200,8 +203,11 @@ def benchmark(
         for contender in contenders:
             contender.warm_up()
         least = min_rounds if mode == "latency" else max(_FEWEST_ROUNDS, min_rounds // 4)
-        rounds = _measure(contenders, rng, min_seconds, least, max_seconds)
-    waited = _interference(contenders) if threads == 1 else None
+        most = max(_LONGEST, 3 * min_seconds * len(models)) if max_seconds is None else max_seconds
+        others = OtherWork(processors)
+        rounds = _measure(contenders, rng, min_seconds, least, most)
+        # The time of the calling thread is finer, and knows nothing of workers.
+        waited = _interference(contenders) if threads == 1 else others.share()
     report = BenchmarkReport(
         models=_summarize(contenders, rng, batch if mode == "latency" else 1),
         batch=batch,
@@ -282,6 +288,16 @@ def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int | None, 
     if mode == "latency":
         return 1
     return streams or max(1, machine_facts().logical_cores // threads)
+
+
+def _warn_of_few_processors(threads: int) -> None:
+    usable = machine_facts().logical_cores
+    if threads > usable:
+        logger.warning(
+            "%d threads on %d usable processor(s): they wait for each other, so these times say little, and none is "
+            "kept in place",
+            *(threads, usable),
+        )
 
 
 def _interference(contenders: Sequence[Contender | Streams]) -> float:

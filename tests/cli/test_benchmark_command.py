@@ -36,7 +36,7 @@ def test_json_is_a_versioned_document(tmp_path, capsys):
     assert [model["name"] for model in report["models"]] == ["one", "two"]
     assert (report["batch"], report["threads"], report["seed"]) == (3, 2, 7)
     assert report["inputs"] == {"x": [3, 8]}
-    assert captured.err == ""
+    assert all(line.startswith("warning: ") for line in captured.err.splitlines())  # of a small or a busy machine
 
 
 def test_lists_of_batches_and_threads_are_one_table(tmp_path, capsys):

@@ -1,6 +1,9 @@
+import contextlib
+import dataclasses
 import json
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import onnx.parser
@@ -125,7 +128,57 @@ def test_time_given_to_other_work_is_noticed(monkeypatch, caplog):
     assert report.interference == pytest.approx(1, abs=0.01)
     assert report.is_disturbed
     assert "repeat the measurement on an idle machine" in caplog.text
-    assert benchmark({"a": net()}, threads=2, **QUICK).interference is None
+
+
+@pytest.mark.parametrize(("found", "disturbed"), [(0.3, True), (0.01, False), (None, False)])
+def test_other_work_is_noticed_with_several_threads_too(monkeypatch, caplog, found, disturbed):
+    seen = []
+
+    class Watch:
+        def __init__(self, processors):
+            seen.append(processors)
+
+        def share(self):
+            return found
+
+    monkeypatch.setattr(module, "OtherWork", Watch)
+    monkeypatch.setattr(module, "quietest", lambda count: None if count < 2 else (0,) * count)
+    monkeypatch.setattr(module, "pinned", lambda processors: contextlib.nullcontext())
+    monkeypatch.setattr(module.Contender, "open", partial(_open_anywhere, module.Contender.open))
+    report = benchmark({"a": net()}, threads=2, **QUICK)
+    assert (report.interference, report.is_disturbed, seen) == (found, disturbed, [(0, 0)])
+    assert ("other work took 30 %" in caplog.text) is disturbed
+
+
+def _open_anywhere(opened, name, source, threads, provider, processors=None):
+    return opened(name, source, 1, provider)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 60.0), ({"min_seconds": 25.0}, 150.0), ({"min_seconds": 25.0, "max_seconds": 7.0}, 7.0)],
+)
+def test_a_long_measurement_is_not_cut_short(monkeypatch, options, expected):
+    asked = []
+
+    def measure(contenders, rng, min_seconds, min_rounds, max_seconds):
+        asked.append(max_seconds)
+        for contender in contenders:
+            contender.take_turn()
+        return 1
+
+    monkeypatch.setattr(module, "_measure", measure)
+    benchmark({"a": net(), "b": net()}, **options)
+    assert asked == [expected]
+
+
+def test_more_threads_than_processors_are_said(monkeypatch, caplog):
+    few = dataclasses.replace(module.machine_facts(), logical_cores=1)
+    monkeypatch.setattr(module, "machine_facts", lambda: few)
+    benchmark({"a": net()}, **QUICK)
+    assert "usable processor" not in caplog.text
+    benchmark({"a": net()}, threads=2, **QUICK)
+    assert "2 threads on 1 usable processor(s)" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["float", "float16", "double", "int32", "int64", "uint8", "bool"])
