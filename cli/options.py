@@ -21,6 +21,7 @@ import click
 
 __all__ = [
     "Counts",
+    "Numbers",
     "RunState",
     "arch_options",
     "data_options",
@@ -147,21 +148,25 @@ class Counts(click.ParamType):
         return tuple(int(part) for part in parts)
 
 
-class Shares(click.ParamType):
-    """One share, or several separated by commas: 0.5, or 0.66,0.5,0.33."""
+class Numbers(click.ParamType):
+    """One number, or several separated by commas: 0.5, or 0.66,0.5,0.33."""
 
-    name = "shares"
+    name = "numbers"
+
+    def __init__(self, noun: str, example: str, examples: str) -> None:
+        """What one of them is, with an example of one and of several, for who gets it wrong."""
+        self._wanted = f"no {noun} like {example}, and no list like {examples}"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | tuple[float, ...]:
-        """Return the share, or all of several."""
+        """Return the number, or all of several."""
         if isinstance(value, float | tuple):
             return value
         try:
             found = tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no share like 0.5, and no list like 0.66,0.5,0.33", param, ctx)
+            self.fail(f"{value!r} is {self._wanted}", param, ctx)
         return found[0] if len(found) == 1 else found
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "one_line",
     "open_session",
     "random_inputs",
+    "require_provider",
     "with_outputs",
 ]
 
@@ -111,9 +112,7 @@ def open_session(
         UsageError: This build of onnxruntime does not have the provider, or `threads` is below 1.
     """
     label = name or label_of(source)
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise UsageError(f"execution provider {provider} is not in this onnxruntime; it has {', '.join(available)}")
+    require_provider(provider)
     if threads < 1:
         raise UsageError(f"{threads} threads asked for; at least 1 is needed")
     payload = source if isinstance(source, bytes) else _readable(source)
@@ -128,6 +127,13 @@ def open_session(
         return ort.InferenceSession(payload, options, providers=providers, enable_fallback=0)
     except RUNTIME_ERRORS as error:
         raise ModelLoadError(f"{label}: onnxruntime cannot load it: {one_line(error)}") from error
+
+
+def require_provider(provider: str) -> None:
+    """Raises: UsageError: this build of onnxruntime does not have the execution provider."""
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise UsageError(f"execution provider {provider} is not in this onnxruntime; it has {', '.join(available)}")
 
 
 def _options(
