@@ -19,7 +19,11 @@ SCHEMA = 2
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A.onnx [B.onnx]...")
 @click.option("--name", "names", multiple=True, help="What to call a model; once for each, in their order.")
 @click.option(
-    "--batch", "batches", type=Counts(), default="1", show_default=True, metavar="N[,...]", help="Samples in one run."
+    "--batch",
+    "batches",
+    type=Counts(),
+    metavar="N[,...]",
+    help="Samples in one run. Default: those of --shape or of the file, else 1.",
 )
 @click.option(
     "--threads",
@@ -53,7 +57,7 @@ SCHEMA = 2
 def command(
     models: tuple[Path, ...],
     names: tuple[str, ...],
-    batches: tuple[int, ...],
+    batches: tuple[int, ...] | None,
     threads: tuple[int, ...],
     mode: str,
     streams: int | None,
@@ -84,7 +88,7 @@ def command(
     runs = benchmark_grid(
         named,
         threads=threads,
-        batches=batches,
+        batches=batches or (None,),
         mode=mode,
         streams=streams,
         pin=pin,
@@ -94,7 +98,7 @@ def command(
         min_seconds=min_seconds,
     )
     profiles = [
-        profile(path, name=name, batch=batches[0], threads=threads[0], shapes=shapes, seed=seed, provider=provider)
+        profile(path, name=name, batch=runs[0].batch, threads=threads[0], shapes=shapes, seed=seed, provider=provider)
         for name, path in (named.items() if profiled else ())
     ]
     if as_json:

@@ -8,12 +8,13 @@ import click
 
 from graphprune.cli.options import (
     Align,
+    Numbers,
     RunState,
-    Shares,
     arch_options,
     data_options,
     force_option,
     json_option,
+    provider_option,
     seed_option,
 )
 from graphprune.cli.output import print_json, print_text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "say_files"]
 
 _DEFAULT = CompressConfig()
+_SHARES = Numbers("share", "0.5", "0.66,0.5,0.33")
 
 _FILES = {
     "slim.onnx": "the slim model",
@@ -49,19 +51,22 @@ _SOMETIMES = ("latency.json", "search.svg")
 @arch_options
 @click.option(
     "--macs",
-    type=Shares(),
+    type=_SHARES,
     metavar="SHARE[,...]",
     help="Share of the multiply-accumulates that may be left: 0.5. Several, as in 0.66,0.5,0.33, make a family.",
 )
-@click.option("--params", type=Shares(), metavar="SHARE[,...]", help="Share of the parameters that may be left.")
+@click.option("--params", type=_SHARES, metavar="SHARE[,...]", help="Share of the parameters that may be left.")
 @click.option(
     "--speedup",
-    type=Shares(),
+    type=Numbers("number of times", "2", "1.5,2,3"),
     metavar="TIMES[,...]",
     help="How many times faster than before, measured in onnxruntime on this machine: 2.",
 )
 @click.option(
-    "--latency-ms", type=Shares(), metavar="MS[,...]", help="Milliseconds that one run may take, measured likewise."
+    "--latency-ms",
+    type=Numbers("number of milliseconds", "5", "5,2.5"),
+    metavar="MS[,...]",
+    help="Milliseconds that one run may take, measured likewise.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Folder for the results."
@@ -168,6 +173,7 @@ _SOMETIMES = ("latency.json", "search.svg")
     show_default=True,
     help="Images in one run, likewise.",
 )
+@provider_option
 @click.option("--quantize", type=click.Choice(["int8"]), help="Also write slim-int8.onnx, calibrated on the images.")
 @click.option(
     "--min-agreement",
@@ -201,6 +207,7 @@ def command(
     benchmark_seconds: float,
     benchmark_threads: int,
     benchmark_batch: int,
+    provider: str,
     quantize: str | None,
     min_agreement: float,
     resume: bool,
@@ -246,7 +253,7 @@ def command(
                 image_size=image_size, channels=int(channels) if channels else None, mean=mean, std=std, limit=limit
             ),
             eval_images=eval_data,
-            benchmark=BenchmarkOptions(seconds=benchmark_seconds, threads=benchmark_threads, batch=benchmark_batch),
+            benchmark=BenchmarkOptions(benchmark_seconds, benchmark_threads, benchmark_batch, provider),
             quantize=None
             if quantize is None
             else QuantizeOptions(min_agreement=min_agreement, seed=config.seed, threads=benchmark_threads),

@@ -8,7 +8,6 @@ import click
 
 from graphprune.cli.options import ImageSize, arch_options, force_option, json_option, shape_option
 from graphprune.cli.output import print_json, print_text
-from graphprune.cli.tables import render_table
 from graphprune.passes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def _trace_torch(
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
         return trace(loaded)
     if shapes:
-        return trace(loaded, tuple(torch.randn(shape) for shape in shapes.values()))
+        return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in shapes.values()))
     channels, own_size = expected_images(loaded)
     size = size or own_size
     if size is None:
@@ -100,9 +99,11 @@ def _trace_onnx(
 def _render(found: Mapping[str, Any], console: Any = None) -> str:
     from graphprune.inspection import summarize
     from graphprune.report import count
+    from graphprune.tables import new_table, rendered
 
-    rows = [
-        (
+    sets = new_table(("coupled channels", "number", "MACs", "parameters", "removable", "outputs of"), left=(0, 4, 5))
+    for s in found["sets"]:
+        sets.add_row(
             s["name"],
             f"{s['channels']}" + (f" x {s['indices_per_channel']}" if s["indices_per_channel"] > 1 else ""),
             f"{100 * s['macs_share']:.1f} %",
@@ -110,13 +111,9 @@ def _render(found: Mapping[str, Any], console: Any = None) -> str:
             _removable(s),
             summarize(s["layers"]),
         )
-        for s in found["sets"]
-    ]
-    headers = ("coupled channels", "number", "MACs", "parameters", "removable", "outputs of")
-    text = render_table(headers, rows, console, left=(0, 4, 5)) if rows else "nothing can be removed\n"
-    if found["frozen"]:
-        reasons = [(f["reason"], str(f["channels"]), summarize(f["parameters"], "in all")) for f in found["frozen"]]
-        text += "\n" + render_table(("not removable", "channels", "of"), reasons, console, left=(0, 2))
+    frozen = new_table(("not removable", "channels", "of"), left=(0, 2))
+    for f in found["frozen"]:
+        frozen.add_row(f["reason"], str(f["channels"]), summarize(f["parameters"], "in all"))
     notes = [
         f"{count(found['macs'])} MACs, {count(found['params'])} parameters; {found['groups']} groups of coupled "
         f"channels in {len(found['sets'])} sets.",
@@ -128,10 +125,11 @@ def _render(found: Mapping[str, Any], console: Any = None) -> str:
             for name, times in found["unknown_operators"].items()
         ),
     ]
-    if console is not None:
-        for note in notes:
-            console.print(note, style="dim", highlight=False, markup=False)
-    return text + "\n" + "\n".join(notes) + "\n"
+    if not found["sets"]:
+        notes.insert(0, "nothing can be removed")
+    tables = [table for table in (sets, frozen) if table.row_count] or [sets]
+    parts = [rendered(table, notes if table is tables[-1] else [], console) for table in tables]
+    return "\n".join(parts)
 
 
 def _removable(group_set: Mapping[str, Any]) -> str:

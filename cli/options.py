@@ -21,6 +21,7 @@ import click
 
 __all__ = [
     "Counts",
+    "Numbers",
     "RunState",
     "arch_options",
     "data_options",
@@ -147,21 +148,25 @@ class Counts(click.ParamType):
         return tuple(int(part) for part in parts)
 
 
-class Shares(click.ParamType):
-    """One share, or several separated by commas: 0.5, or 0.66,0.5,0.33."""
+class Numbers(click.ParamType):
+    """One number, or several separated by commas: 0.5, or 0.66,0.5,0.33."""
 
-    name = "shares"
+    name = "numbers"
+
+    def __init__(self, noun: str, example: str, examples: str) -> None:
+        """What one of them is, with an example of one and of several, for who gets it wrong."""
+        self._wanted = f"no {noun} like {example}, and no list like {examples}"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | tuple[float, ...]:
-        """Return the share, or all of several."""
+        """Return the number, or all of several."""
         if isinstance(value, float | tuple):
             return value
         try:
             found = tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no share like 0.5, and no list like 0.66,0.5,0.33", param, ctx)
+            self.fail(f"{value!r} is {self._wanted}", param, ctx)
         return found[0] if len(found) == 1 else found
 
 
@@ -195,7 +200,10 @@ class ImageSize(click.ParamType):
 
 
 class InputShape(click.ParamType):
-    """The shape of an input: 1x3x224x224, or with the input's name before it, image:1x3x224x224."""
+    """The shape of an input: 1x3x224x224, or with the input's name before it, image:1x3x224x224.
+
+    A question mark as its first size leaves the batch open: ?x3x224x224; it becomes 0.
+    """
 
     name = "shape"
 
@@ -206,10 +214,11 @@ class InputShape(click.ParamType):
         if isinstance(value, tuple):
             return value
         name, _, text = str(value).rpartition(":")
-        sizes = _sizes(text)
+        is_open = text.startswith("?")
+        sizes = _sizes(f"1{text[1:]}" if is_open else text)
         if sizes is None:
-            self.fail(f"{value!r} is not a shape like 1x3x224x224 or input:1x3x224x224", param, ctx)
-        return name, sizes
+            self.fail(f"{value!r} is not a shape like 1x3x224x224, ?x3x224x224 or input:1x3x224x224", param, ctx)
+        return name, (0, *sizes[1:]) if is_open else sizes
 
 
 def _sizes(text: str) -> tuple[int, ...] | None:
@@ -316,5 +325,5 @@ shape_option = click.option(
     multiple=True,
     callback=_by_name,
     metavar="[INPUT:]1x3x224x224",
-    help="Shape of an input whose size the file leaves open. Can be repeated.",
+    help="Shape of an input whose size the file leaves open; ?x3x224x224 leaves the batch open. Can be repeated.",
 )

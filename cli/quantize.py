@@ -78,10 +78,7 @@ def command(
         print_text(render_metrics, metrics)
         click.echo(f"\n{target}")
     if not report.reached:
-        raise BudgetError(
-            f"{target}: agrees with {source.name} on {report.fidelity:.2%} of the images, "
-            f"{options.min_agreement:.2%} were asked for"
-        )
+        raise BudgetError(f"{target}: {report.describe_miss(options.min_agreement)}")
 
 
 def _metrics(
@@ -91,9 +88,10 @@ def _metrics(
     from graphprune.report import collect_metrics
 
     files = {"float32": source, "int8": target}
+    shapes = {"": (0, *report.input_shape)}  # sizes that the file leaves open are those of the images
     timing = None
     if seconds:
-        timing = benchmark(files, threads=options.threads, seed=options.seed, min_seconds=seconds)
+        timing = benchmark(files, threads=options.threads, shapes=shapes, seed=options.seed, min_seconds=seconds)
     agreement = {} if report.agreement is None else {"int8": report.agreement}
-    metrics = collect_metrics(files, benchmark=timing, agreement=agreement)
+    metrics = collect_metrics(files, benchmark=timing, agreement=agreement, shapes=shapes)
     return {**metrics, "int8": [{"name": "int8", "of": "float32", **report.to_dict(), "options": options.to_dict()}]}

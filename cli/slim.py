@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import Align, force_option, json_option, seed_option, shape_option
+from graphprune.cli.options import Align, force_option, json_option, provider_option, seed_option, shape_option
 from graphprune.cli.output import print_json, print_text
-from graphprune.cli.tables import render_table
-from graphprune.passes.errors import DataError, ModelLoadError
+from graphprune.passes.errors import DataError, ModelLoadError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.slimming import SlimReport
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 SCHEMA = 1
-
+_GOALS = ("ratio", "macs", "params", "speedup", "latency_ms")
+_HOW = ("importance", "align", "allow_inexact")
 
 _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 
@@ -34,8 +34,9 @@ _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Take so many milliseconds a run, measured."
 )
 @click.option("--benchmark-threads", type=click.IntRange(min=1), default=1, show_default=True, help="To measure with.")
-@click.option("--benchmark-batch", type=click.IntRange(min=1), default=1, show_default=True, help="To measure with.")
-@click.option("--importance", default="l2", show_default=True, help="Which channels go first: l2, l1 or random.")
+@click.option("--benchmark-batch", type=click.IntRange(min=1), help="Likewise. Default: that of --shape, else 1.")
+@provider_option
+@click.option("--importance", help="Which channels go first: l2, l1 or random. Default: l2.")
 @click.option(
     "--align", type=Align(), help="Keep multiples of so many channels; auto: widths that are quick on this machine."
 )
@@ -54,7 +55,8 @@ def command(
     inputs: Path | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
     benchmark_threads: int,
-    benchmark_batch: int,
+    benchmark_batch: int | None,
+    provider: str,
     force: bool,
     as_json: bool,
     **choice: Any,
@@ -70,13 +72,17 @@ def command(
     model can do.
     """
     from graphprune.latency.target import LatencyTarget
+    from graphprune.onnx_session import require_provider
     from graphprune.slimming import slim_onnx
 
     for path in (source, target):
         if path.suffix.lower() != ".onnx":
             raise ModelLoadError(f"{path}: not an .onnx file; `graphprune compress` takes torch models")
+    require_provider(provider)
+    choice = _without_unset(choice)
     arrays = None if inputs is None else _arrays(inputs, source)
-    way = LatencyTarget(threads=benchmark_threads, batch=benchmark_batch)
+    batch = benchmark_batch or next((shape[0] for shape in (shapes or {}).values()), 0) or 1
+    way = LatencyTarget(threads=benchmark_threads, batch=batch, provider=provider)
     report = slim_onnx(
         source, target, plan_file, inputs=arrays, shapes=shapes, force=force, latency_target=way, **choice
     )
@@ -85,6 +91,20 @@ def command(
         return
     print_text(_render, report)
     click.echo(f"\n{target}")
+
+
+def _without_unset(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given.
+
+    Raises:
+        UsageError: one of them says how to choose channels, and nothing is to be chosen.
+    """
+    given = {name: value for name, value in choice.items() if value is not None and value is not False}
+    how = next((name for name in _HOW if name in given), None)
+    if how is not None and not given.keys() & {*_GOALS}:
+        goals = ", ".join(f"--{name.replace('_', '-')}" for name in _GOALS)
+        raise UsageError(f"--{how.replace('_', '-')} says how channels are chosen: give one of {goals} with it")
+    return given
 
 
 def _arrays(path: Path, source: Path) -> dict[str, Any]:
@@ -112,16 +132,16 @@ def _arrays(path: Path, source: Path) -> dict[str, Any]:
 
 def _render(report: "SlimReport", console: Any = None) -> str:
     from graphprune.report import count, size
+    from graphprune.tables import new_table, rendered
 
     pairs = (
         ("MACs", count, report.macs_before, report.macs_after),
         ("parameters", count, report.params_before, report.params_after),
         ("file size", size, report.bytes_before, report.bytes_after),
     )
-    rows = [
-        (name, text(before), text(after), f"{(after / before - 1) * 100:+.1f} %" if before else "")
-        for name, text, before, after in pairs
-    ]
+    table = new_table(("", "before", "after", "change"))
+    for name, text, before, after in pairs:
+        table.add_row(name, text(before), text(after), f"{(after / before - 1) * 100:+.1f} %" if before else "")
     notes = [
         f"{report.removed_channels} channels of layers removed, in {report.removed_groups} groups; the largest "
         f"difference of an output is {report.max_error:.1e} of its scale"
@@ -134,8 +154,4 @@ def _render(report: "SlimReport", console: Any = None) -> str:
             f"{report.missing_tensors} tensors that the plan cuts are not in this file under their name and size; "
             "channels that they alone name have stayed"
         )
-    text = render_table(("", "before", "after", "change"), rows, console)
-    if console is not None:
-        for note in notes:
-            console.print(note, style="dim", highlight=False, markup=False)
-    return text + "\n" + "\n".join(notes) + "\n"
+    return rendered(table, notes, console)

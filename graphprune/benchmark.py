@@ -23,9 +23,9 @@ import numpy as np
 
 from graphprune.contenders import Contender, Streams
 from graphprune.machine import Machine, machine_facts
-from graphprune.onnx_session import CPU, OnnxSource
+from graphprune.onnx_session import CPU, OnnxSource, batch_of, input_shapes, input_specs, open_session
 from graphprune.passes.errors import UsageError
-from graphprune.pinning import pinned, quietest
+from graphprune.pinning import OtherWork, pinned, quietest
 
 __all__ = [
     "BUSY",
@@ -51,6 +51,7 @@ BUSY = 0.05
 # With fewer rounds the interval is too narrow: on simulated times it covers the truth in 75 % of cases at 3 rounds,
 # in 93 % at 6.
 _FEWEST_ROUNDS = 6
+_LONGEST = 60.0
 _RESAMPLES = 1000
 _CONFIDENCE = 95.0
 
@@ -98,9 +99,9 @@ class BenchmarkReport:
         rounds: Number of rounds measured.
         inputs: Shape of every input of the first model.
         machine: The machine and the versions.
-        interference: Share of the measured time in which the processor was given to something else; None when it
-            is not known, with several threads in an operator. Medians of a busy machine (`BUSY`) are not to be trusted,
-            nor are their ratios: a longer run is interrupted more often.
+        interference: Share of the measured time in which the processors were given to something else; None when it
+            is not known, with several threads in an operator that are not kept in place. Medians of a busy machine
+            (`BUSY`) are not to be trusted, nor are their ratios: a longer run is interrupted more often.
         mode: "latency" or "throughput".
         streams: Sessions that ran at once; 1 for a latency.
         processors: Where the threads were kept; None where they were not.
@@ -145,7 +146,7 @@ def benchmark(
     models: Mapping[str, OnnxSource],
     *,
     threads: int = 1,
-    batch: int = 1,
+    batch: int | None = None,
     mode: str = "latency",
     streams: int | None = None,
     pin: bool = True,
@@ -155,32 +156,34 @@ def benchmark(
     provider: str = CPU,
     min_seconds: float = 2.0,
     min_rounds: int = 20,
-    max_seconds: float = 60.0,
+    max_seconds: float | None = None,
 ) -> BenchmarkReport:
     """Measure the latency, or the throughput, of ONNX models side by side.
 
     Args:
         models: Name to file (path or content). The first one is what the others are compared with.
         threads: Threads inside one operator.
-        batch: Samples in one run, for models whose batch is free.
+        batch: Samples in one run; by default as many as the inputs, the shapes or the files say, or else one.
         mode: "latency" (one run at a time) or "throughput" (all processors busy).
         streams: Sessions that run at once for a throughput; by default as many as fill the processors.
         pin: Keep threads on the quietest processors, where the system can do that.
         inputs: Arrays by input name, instead of random ones.
         shapes: Shapes by input name, where the file leaves more than the batch open; the key "" stands for an
-            only input.
+            only input, a first size of 0 leaves the batch open.
         seed: Seed of random inputs and of the order.
         provider: Onnxruntime's execution provider.
         min_seconds: Timed seconds that every model gets at least.
         min_rounds: Rounds that are measured at least, unless `max_seconds` is over; a quarter of them for a
             throughput, whose turns are longer.
-        max_seconds: Seconds after which no further round begins (six are always measured).
+        max_seconds: Seconds after which no further round begins (six are always measured); by default a minute, or
+            three times what `min_seconds` comes to for all models, if that is more.
 
     Raises:
         ModelLoadError: A file is missing, broken or beyond this onnxruntime.
-        UsageError: A size is open, or a fixed batch is not the one asked for.
+        UsageError: A size is open, or the batch is not that of a file, of the shapes or of the inputs.
     """
     streams = _checked(models, threads, batch, mode, streams)
+    _warn_of_few_processors(threads * streams)
     processors = quietest(threads * streams) if pin else None
     with pinned(None if processors is None else processors[:1]):
         if mode == "latency":
@@ -194,13 +197,17 @@ def benchmark(
             ]
         for contender in contenders:
             contender.feed(batch, inputs, shapes, seed)
+        batch = _common_batch(contenders)
         logger.info("measuring %s, about %.0f s", ", ".join(models), min_seconds * 1.2 * len(models) + 1)
         rng = np.random.default_rng(seed)
         for contender in contenders:
             contender.warm_up()
         least = min_rounds if mode == "latency" else max(_FEWEST_ROUNDS, min_rounds // 4)
-        rounds = _measure(contenders, rng, min_seconds, least, max_seconds)
-    waited = _interference(contenders) if threads == 1 else None
+        most = max(_LONGEST, 3 * min_seconds * len(models)) if max_seconds is None else max_seconds
+        others = OtherWork(processors)
+        rounds = _measure(contenders, rng, min_seconds, least, most)
+        # The time of the calling thread is finer, and knows nothing of workers.
+        waited = _interference(contenders) if threads == 1 else others.share()
     report = BenchmarkReport(
         models=_summarize(contenders, rng, batch if mode == "latency" else 1),
         batch=batch,
@@ -226,7 +233,7 @@ def benchmark_grid(
     models: Mapping[str, OnnxSource],
     *,
     threads: Sequence[int] = (1,),
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int | None] = (None,),
     **options: Any,
 ) -> tuple[BenchmarkReport, ...]:
     """Measure models at every number of threads and every batch; `options` are those of `benchmark`.
@@ -234,6 +241,8 @@ def benchmark_grid(
     Example:
         >>> reports = benchmark_grid(files, threads=(1, 2), batches=(1, 16))     # doctest: +SKIP
     """
+    if len(batches) > 1 and options.get("inputs") is None:
+        _check_batches(models, batches, options.get("shapes"))
     return tuple(
         benchmark(models, threads=number, batch=batch, **options)
         for number in dict.fromkeys(threads)
@@ -241,11 +250,34 @@ def benchmark_grid(
     )
 
 
-def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int, mode: str, streams: int | None) -> int:
+def _check_batches(
+    models: Mapping[str, OnnxSource], batches: Sequence[int | None], shapes: Mapping[str, Sequence[int]] | None
+) -> None:
+    """Raise what a later measurement would, before the first one has taken its time."""
+    for name, source in models.items():
+        label = name if isinstance(source, bytes) else None
+        specs = input_specs(open_session(source, optimize=False, mapped=True, name=label), name)
+        for batch in batches:
+            input_shapes(specs, batch=batch_of(specs, batch=batch, shapes=shapes, name=name), shapes=shapes, name=name)
+
+
+def _common_batch(contenders: Sequence[Contender | Streams]) -> int:
+    """The batch of all contenders."""
+    first = contenders[0]
+    for other in contenders[1:]:
+        if other.batch != first.batch:
+            raise UsageError(
+                f"{first.name} would run at a batch of {first.batch} and {other.name} at one of {other.batch}, which "
+                "compares nothing; give one batch for both"
+            )
+    return first.batch
+
+
+def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int | None, mode: str, streams: int | None) -> int:
     """The number of streams, once everything is in range."""
     if not models:
         raise UsageError("there is no model to benchmark")
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UsageError(f"a batch of {batch} was asked for; at least 1 is needed")
     if threads < 1:
         raise UsageError(f"{threads} threads asked for; at least 1 is needed")
@@ -256,6 +288,16 @@ def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int, mode: s
     if mode == "latency":
         return 1
     return streams or max(1, machine_facts().logical_cores // threads)
+
+
+def _warn_of_few_processors(threads: int) -> None:
+    usable = machine_facts().logical_cores
+    if threads > usable:
+        logger.warning(
+            "%d threads on %d usable processor(s): they wait for each other, so these times say little, and none is "
+            "kept in place",
+            *(threads, usable),
+        )
 
 
 def _interference(contenders: Sequence[Contender | Streams]) -> float:

@@ -17,6 +17,7 @@ from graphprune.onnx_session import (
     RUNTIME_ERRORS,
     InputSpec,
     OnnxSource,
+    batch_of,
     input_shapes,
     input_specs,
     one_line,
@@ -44,6 +45,7 @@ class Contender:
         self.cpu_seconds = 0.0
         self.wall_seconds = 0.0
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.batch = 1
         self._session = session
         self._specs = specs
         self._binding = session.io_binding()
@@ -60,17 +62,26 @@ class Contender:
 
     def feed(
         self,
-        batch: int,
+        batch: int | None,
         inputs: Mapping[str, np.ndarray] | None,
         shapes: Mapping[str, Sequence[int]] | None,
         seed: int,
     ) -> "Contender":
-        """Bind inputs and outputs once, so that a timed run copies nothing in Python."""
+        """Bind inputs and outputs once, so that a timed run copies nothing in Python; afterwards `batch` is known.
+
+        Args:
+            batch: Samples in one run; None: as many as the inputs, the shapes or the file say, or else one.
+            inputs: Arrays by input name.
+            shapes: Shapes by input name, for random inputs.
+            seed: Of these.
+
+        Raises:
+            UsageError: What is asked for contradicts itself or the file.
+            DataError: An array is missing.
+        """
         if inputs is None:
-            fixed = self._specs[0].dims[:1] if self._specs else ()
-            if fixed and isinstance(fixed[0], int) and fixed[0] != batch and not shapes:
-                raise UsageError(f"{self.name}: has a fixed batch of {fixed[0]}; measure it with --batch {fixed[0]}")
-            known = input_shapes(self._specs, batch=batch, shapes=shapes, name=self.name)
+            self.batch = batch_of(self._specs, batch=batch, shapes=shapes, name=self.name)
+            known = input_shapes(self._specs, batch=self.batch, shapes=shapes, name=self.name)
             inputs = random_inputs(self._specs, known, seed)
         for spec in self._specs:
             if spec.name not in inputs:
@@ -78,6 +89,10 @@ class Contender:
             array = np.asarray(inputs[spec.name], dtype=spec.dtype, order="C")
             self.shapes[spec.name] = array.shape
             self._binding.bind_cpu_input(spec.name, array)
+        first = self.shapes[self._specs[0].name] if self._specs else ()
+        if first and batch not in (None, first[0]):
+            raise UsageError(f"{self.name}: its inputs hold a batch of {first[0]}, {batch} was asked for")
+        self.batch = first[0] if first else self.batch
         for output in self._session.get_outputs():
             self._binding.bind_output(output.name)
         return self
@@ -134,7 +149,7 @@ class Streams:
         self.shapes = streams[0].shapes
         self._streams = streams
         self._processors = processors
-        self._batch = 1
+        self.batch = 1
         self._timed = 0.0
 
     @classmethod
@@ -154,15 +169,15 @@ class Streams:
 
     def feed(
         self,
-        batch: int,
+        batch: int | None,
         inputs: Mapping[str, np.ndarray] | None,
         shapes: Mapping[str, Sequence[int]] | None,
         seed: int,
     ) -> "Streams":
-        """Bind inputs and outputs of every stream."""
+        """Bind inputs and outputs of every stream, as `Contender.feed` does."""
         for stream in self._streams:
             stream.feed(batch, inputs, shapes, seed)
-        self._batch = batch
+        self.batch = self._streams[0].batch
         self.shapes = self._streams[0].shapes
         return self
 
@@ -173,7 +188,7 @@ class Streams:
     def take_turn(self) -> None:
         """Serve for a quarter of a second, and note the seconds that one sample took."""
         served = self._serve(_STREAM_TURN_SECONDS)
-        self.times.append([1 / (self._batch * sum(runs / wall for runs, wall, _ in served))])
+        self.times.append([1 / (self.batch * sum(runs / wall for runs, wall, _ in served))])
         for runs, wall, cpu in served:
             self.runs += runs
             self.wall_seconds += wall

@@ -27,6 +27,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from graphprune.machine import machine_facts
 from graphprune.onnx_session import RUNTIME_ERRORS, one_line, open_session
@@ -147,6 +148,7 @@ def prepare(source: Path) -> onnx.ModelProto:
     if found := next((node for node in model.graph if node.op_type in _QUANTIZED), None):
         raise UnsupportedModelError(f"{source}: is quantized already, it holds {found.op_type} '{found.name}'")
     for tidy in (
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # the quantizer knows no others
         EliminateIdentityPass(),
         FoldBatchNormPass(),
         FoldBiasPass(),

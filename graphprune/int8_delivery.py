@@ -6,6 +6,7 @@ from typing import Any
 from graphprune.benchmark import benchmark
 from graphprune.data import ImageSource
 from graphprune.delivery import Delivery
+from graphprune.latency.target import LatencyTarget
 from graphprune.quantize import QuantizeOptions, quantize_onnx
 
 __all__ = ["add_timing", "int8_name", "quantize_members"]
@@ -39,11 +40,11 @@ def quantize_members(delivery: Delivery, images: ImageSource, options: QuantizeO
     return facts
 
 
-def add_timing(facts: list[dict[str, Any]], delivery: Delivery, *, seconds: float, threads: int, batch: int) -> None:
+def add_timing(facts: list[dict[str, Any]], delivery: Delivery, *, seconds: float, target: LatencyTarget) -> None:
     """Measure every int8 file against its float one, and note the speed-up; says so where it is none."""
     for fact in facts:
         files = {name: delivery.files[name] for name in (fact["of"], fact["name"])}
-        timing = benchmark(files, threads=threads, batch=batch, min_seconds=seconds)[fact["name"]]
+        timing = benchmark(files, **target.to_dict(), min_seconds=seconds)[fact["name"]]
         fact["speedup"] = timing.speedup
         fact["speedup_interval"] = list(timing.speedup_interval)
         fact["verdict"] = timing.verdict

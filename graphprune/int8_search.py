@@ -21,7 +21,7 @@ from graphprune.data import ImageSource
 from graphprune.int8 import Calibrated, Scheme
 from graphprune.model_runner import Runner, open_runner
 
-__all__ = ["Choice", "Judge", "Trial", "choose_layers"]
+__all__ = ["Choice", "Judge", "Trial", "choose_layers", "describe_miss"]
 
 logger = logging.getLogger("graphprune")
 
@@ -51,6 +51,20 @@ class Trial:
     def fidelity(self) -> float:
         """What the target is compared with: the agreement, or for other networks 1 - distance."""
         return max(0.0, 1 - self.distance) if self.agreement is None else self.agreement
+
+
+def describe_miss(trial: Trial, target: float) -> str:
+    """How a trial falls short of the fidelity asked for, to go after the name of a file."""
+    if trial.agreement is None:
+        return f"{_says(trial)}; at most {100 * (1 - target):.2f} % were asked for"
+    return f"{_says(trial)}; {100 * target:.2f} % were asked for"
+
+
+def _says(trial: Trial) -> str:
+    """What a trial has shown."""
+    if trial.agreement is None:
+        return f"the squared error of the outputs of int8 is {100 * trial.distance:.2f} % of float32's variance"
+    return f"int8 gives the answer of float32 on {100 * trial.agreement:.2f} % of the images"
 
 
 @dataclass(frozen=True)
@@ -155,8 +169,8 @@ class _Search:
         trial = self._judge(model, self.calibrated.scheme.calibration, len(names))
         self._tried.append((tuple(names), model, trial, self.calibrated.scheme))
         logger.info(
-            "int8: %.2f %% of the answers as in float32, with %d of %d layers left in it (%s)",
-            *(100 * trial.fidelity, len(names), len(self.calibrated.layers), trial.calibration),
+            "%s, with %d of %d layers left in float32 (%s)",
+            *(_says(trial), len(names), len(self.calibrated.layers), trial.calibration),
         )
         return trial.fidelity >= self._target
 

@@ -96,13 +96,13 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     Args:
         source: Path of the file, or its content.
         shapes: Sizes of inputs that the file leaves open beyond the batch, by input name (the key "" stands for
-            the only input).
+            the only input; a first size of 0 leaves the batch open).
 
     Raises:
         ModelLoadError: The file is missing or is no ONNX model.
     """
     model = _outline(source)
-    size_bytes = _size_bytes(source, model)
+    size_bytes = _bytes_of(source, model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -119,6 +119,15 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     first = known.get(feeds[0].name, ()) if feeds else ()
     batch = first[0] if len(first) > 1 else 1
     return OnnxCost(macs // batch, _count_weights(model), size_bytes, tuple(uncounted))
+
+
+def size_of(source: OnnxSource) -> int:
+    """Return the bytes of a model, external data included.
+
+    Raises:
+        ModelLoadError: The file or its data is missing, or is no ONNX model.
+    """
+    return _bytes_of(source, _outline(source))
 
 
 def _outline(source: OnnxSource) -> onnx.ModelProto:
@@ -144,7 +153,7 @@ def _infer_shapes(
             continue
         asked = sizes.get(value.name, ())
         for at, dim in enumerate(value.type.tensor_type.shape.dim):
-            size = asked[at] if at < len(asked) else 1
+            size = (asked[at] if at < len(asked) else 1) or 1  # 0 leaves the batch open
             if not dim.HasField("dim_value") and (asked or at == 0):
                 symbols[dim.dim_param] = size
                 dim.dim_value = size
@@ -285,7 +294,7 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(inner)
 
 
-def _size_bytes(source: OnnxSource, model: onnx.ModelProto) -> int:
+def _bytes_of(source: OnnxSource, model: onnx.ModelProto) -> int:
     if isinstance(source, bytes):
         return len(source)
     path = Path(source)

@@ -27,6 +27,7 @@ __all__ = [
     "RUNTIME_ERRORS",
     "InputSpec",
     "OnnxSource",
+    "batch_of",
     "input_shapes",
     "input_specs",
     "label_of",
@@ -34,6 +35,7 @@ __all__ = [
     "one_line",
     "open_session",
     "random_inputs",
+    "require_provider",
     "with_outputs",
 ]
 
@@ -110,9 +112,7 @@ def open_session(
         UsageError: This build of onnxruntime does not have the provider, or `threads` is below 1.
     """
     label = name or label_of(source)
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise UsageError(f"execution provider {provider} is not in this onnxruntime; it has {', '.join(available)}")
+    require_provider(provider)
     if threads < 1:
         raise UsageError(f"{threads} threads asked for; at least 1 is needed")
     payload = source if isinstance(source, bytes) else _readable(source)
@@ -127,6 +127,13 @@ def open_session(
         return ort.InferenceSession(payload, options, providers=providers, enable_fallback=0)
     except RUNTIME_ERRORS as error:
         raise ModelLoadError(f"{label}: onnxruntime cannot load it: {one_line(error)}") from error
+
+
+def require_provider(provider: str) -> None:
+    """Raises: UsageError: this build of onnxruntime does not have the execution provider."""
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise UsageError(f"execution provider {provider} is not in this onnxruntime; it has {', '.join(available)}")
 
 
 def _options(
@@ -192,11 +199,56 @@ def input_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return a full shape for every input: sizes of the file, `batch` for a free first dimension, or `shapes`.
 
-    A key of `shapes` is an input's name; the key "" stands for the only input.
+    A key of `shapes` is an input's name; the key "" stands for the only input. A first size of 0 leaves the batch open.
 
     Raises:
         UsageError: A size is not in the file and not in `shapes`, or the two contradict each other.
     """
+    asked = _by_input(specs, shapes, name)
+    return {spec.name: _full_shape(spec, asked.get(spec.name), batch, name) for spec in specs}
+
+
+def batch_of(
+    specs: Sequence[InputSpec],
+    *,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    name: str = "model",
+) -> int:
+    """Return the batch that a model is run at: `batch`, what the file or `shapes` say, or else 1.
+
+    It is the first size of the first input, and of every other input whose first size has the same name.
+
+    Raises:
+        UsageError: They contradict each other.
+    """
+    asked = _by_input(specs, shapes, name)
+    if not specs or not specs[0].dims:
+        return batch or 1
+    free = specs[0].dims[0]
+    if isinstance(free, int):
+        if batch not in (None, free):
+            raise UsageError(f"{name}: has a fixed batch of {free}, {batch} was asked for; give a batch of {free}")
+        return free
+    stated = [
+        (spec.name, asked[spec.name])
+        for at, spec in enumerate(specs)
+        if asked.get(spec.name) and (at == 0 or (free is not None and spec.dims[:1] == (free,)))
+    ]
+    for own, shape in stated:
+        if batch is not None and shape[0] not in (0, batch):
+            raise UsageError(
+                f"{name}: the shape {_dims(shape)} of input '{own}' is for a batch of {shape[0]}, {batch} was asked "
+                f"for; {_dims((None, *shape[1:]))} leaves it open"
+            )
+        batch = shape[0] or batch
+    return batch or 1
+
+
+def _by_input(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]] | None, name: str
+) -> dict[str, Sequence[int]]:
+    """The shapes by the inputs' own names."""
     asked = dict(shapes or {})
     if "" in asked and len(specs) == 1:
         asked[specs[0].name] = asked.pop("")
@@ -204,7 +256,7 @@ def input_shapes(
     if unknown:
         known = ", ".join(f"'{spec.name}'" for spec in specs)
         raise UsageError(f"{name}: no input is called '{min(unknown)}'; it has {known}")
-    return {spec.name: _full_shape(spec, asked.get(spec.name), batch, name) for spec in specs}
+    return asked
 
 
 def random_inputs(
@@ -274,24 +326,26 @@ def one_line(error: BaseException) -> str:
 
 def _full_shape(spec: InputSpec, asked: Sequence[int] | None, batch: int, name: str) -> tuple[int, ...]:
     if asked is not None:
-        fits = len(asked) == len(spec.dims) and all(
-            not isinstance(dim, int) or dim == size for dim, size in zip(spec.dims, asked, strict=True)
+        first = spec.dims[0] if spec.dims and isinstance(spec.dims[0], int) else batch
+        full = (asked[0] or first, *asked[1:]) if asked else ()
+        fits = len(full) == len(spec.dims) and all(
+            not isinstance(dim, int) or dim == size for dim, size in zip(spec.dims, full, strict=True)
         )
         if not fits and spec.dims:
             raise UsageError(f"{name}: input '{spec.name}' is {_dims(spec.dims)}, the shape given is {_dims(asked)}")
-        return tuple(asked)
+        return full
     shape = tuple(batch if at == 0 and not isinstance(dim, int) else dim for at, dim in enumerate(spec.dims))
     free = [dim for dim in shape if not isinstance(dim, int)]
     if free:
-        example = "x".join(str(dim) if isinstance(dim, int) else "224" for dim in shape)
+        example = _dims(tuple(dim if isinstance(dim, int) else 224 for dim in shape))
         raise UsageError(
-            f"{name}: input '{spec.name}' is {_dims(spec.dims)}; give its size, as in --shape {spec.name}:{example}"
+            f"{name}: input '{spec.name}' is {_dims(spec.dims)}; its shape must be given, as in {spec.name}:{example}"
         )
     return tuple(size for size in shape if isinstance(size, int))
 
 
 def _dims(dims: Sequence[int | str | None]) -> str:
-    return "x".join("?" if dim is None else str(dim) for dim in dims) or "a scalar"
+    return "x".join("?" if dim in (None, 0) else str(dim) for dim in dims) or "a scalar"
 
 
 def _readable(source: str | os.PathLike[str]) -> str:

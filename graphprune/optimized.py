@@ -115,7 +115,6 @@ class _Origins:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._by_name = {node.name: node for node in graph.node if node.name}
         self._by_value = {name: node for node in graph.node for name in node.output}
-        self._stored = {tensor.name for tensor in graph.initializer}
         self._claimed: set[str] = set()
 
     def layer_of(self, node: onnx.NodeProto) -> str:

@@ -11,7 +11,16 @@ from typing import Any
 from graphprune.latency.kernels import kernel_times
 from graphprune.latency.target import LatencyTarget
 from graphprune.machine import Machine, machine_facts
-from graphprune.onnx_session import CPU, OnnxSource, input_shapes, input_specs, label_of, open_session, random_inputs
+from graphprune.onnx_session import (
+    CPU,
+    OnnxSource,
+    batch_of,
+    input_shapes,
+    input_specs,
+    label_of,
+    open_session,
+    random_inputs,
+)
 from graphprune.optimized import Finding, optimized_graph, with_names
 
 __all__ = ["KernelShare", "ProfileReport", "profile"]
@@ -83,7 +92,7 @@ def profile(
     source: OnnxSource,
     *,
     name: str | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     threads: int = 1,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
@@ -95,20 +104,22 @@ def profile(
     Args:
         source: Path of the file, or its content.
         name: What to call it.
-        batch: Samples in one run, for models whose batch is free.
+        batch: Samples in one run; by default what the shapes or the file say, or else one.
         threads: Threads inside one operator.
-        shapes: Sizes of inputs that the file leaves open beyond the batch.
+        shapes: Shapes by input name, where the file leaves more than the batch open; a first size of 0 leaves the
+            batch open.
         seed: Of random inputs.
         provider: Onnxruntime's execution provider.
         min_seconds: Seconds of runs at least.
 
     Raises:
         ModelLoadError: The file is missing, broken or beyond this onnxruntime.
-        UsageError: A size is open.
+        UsageError: A size is open, or the batch is not that of the file or of the shapes.
     """
     name = name or label_of(source)
     source = with_names(source)
     specs = input_specs(open_session(source, threads=threads, provider=provider, name=name), name)
+    batch = batch_of(specs, batch=batch, shapes=shapes, name=name)
     feeds = random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name), seed)
     graph = optimized_graph(source, threads=threads, provider=provider)
     target = LatencyTarget(threads=threads, batch=batch, provider=provider)

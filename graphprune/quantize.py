@@ -19,7 +19,8 @@ from graphprune.data import ImageSource
 from graphprune.files import atomic_write, refuse_overwrite
 from graphprune.inputs import DataOptions, Images, read_images
 from graphprune.int8 import CALIBRATIONS, Calibrated, Scheme, calibrate, layers_of, prepare, scheme_of_machine
-from graphprune.int8_search import Choice, Judge, Trial, choose_layers
+from graphprune.int8_search import Choice, Judge, Trial, choose_layers, describe_miss
+from graphprune.onnx_cost import size_of
 from graphprune.onnx_session import one_line
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError, VerificationError
 from graphprune.version import __version__
@@ -86,7 +87,8 @@ class QuantizeReport:
         reached: whether the agreement asked for is reached.
         calibration_images: number of images that the ranges come from.
         search_images: number of images that were compared.
-        bytes_before: size of the float file.
+        input_shape: channels, height and width of the images as the model got them.
+        bytes_before: size of the float file, external data included.
         bytes_after: size of the int8 file.
         trials: what was tried, in its order.
         sensitivity: what the outputs change with this layer alone in int8; empty where no search was needed.
@@ -100,6 +102,7 @@ class QuantizeReport:
     reached: bool
     calibration_images: int
     search_images: int
+    input_shape: tuple[int, int, int]
     bytes_before: int
     bytes_after: int
     trials: tuple[Trial, ...]
@@ -109,6 +112,10 @@ class QuantizeReport:
     def fidelity(self) -> float:
         """What was compared with the agreement asked for."""
         return Trial("", 0, self.agreement, self.distance).fidelity
+
+    def describe_miss(self, min_agreement: float) -> str:
+        """How int8 falls short of what was asked for, to go after the name of the file."""
+        return describe_miss(Trial("", 0, self.agreement, self.distance), min_agreement)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -140,11 +147,16 @@ def quantize_onnx(
     Raises:
         ModelLoadError: the file cannot be read.
         OutputExistsError: `target` exists.
+        UsageError: `target` is `source`.
         DataError: the images are missing, too few, or not what the model takes.
         UnsupportedModelError: the model is quantized already, or onnxruntime cannot quantize it.
         VerificationError: what the quantizer made is no valid model; nothing is written.
     """
     options = options or QuantizeOptions()
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UsageError(
+            f"{target}: is the float32 file itself, which is still needed; give the int8 file another name"
+        )
     refuse_overwrite(target, force)
     model = prepare(Path(source))
     pictures = _read(model, images, data)
@@ -170,7 +182,8 @@ def quantize_onnx(
         reached=choice.reached,
         calibration_images=len(ranges),
         search_images=len(search),
-        bytes_before=Path(source).stat().st_size,
+        input_shape=pictures.preprocess.input_shape,
+        bytes_before=size_of(source),
         bytes_after=size,
         trials=choice.trials,
         sensitivity=choice.sensitivity,
@@ -246,7 +259,6 @@ def _signed(content: bytes, name: str) -> bytes:
 
 def _say_missed(target: str | os.PathLike[str], choice: Choice, options: QuantizeOptions) -> None:
     logger.warning(
-        "%s: int8 gives the answer of float32 on %.2f %% of the images, %.2f %% were asked for; try another "
-        "--calibration, more images, or stay with float32",
-        *(Path(target).name, 100 * choice.trial.fidelity, 100 * options.min_agreement),
+        "%s: %s; try another calibration, more images, or stay with float32",
+        *(Path(target).name, describe_miss(choice.trial, options.min_agreement)),
     )

@@ -235,10 +235,14 @@ def describe_int8(fact: Metrics) -> str:
     floats, layers = len(fact["float_layers"]), fact["layers"]
     kept = "all layers in int8" if not floats else f"{layers - floats} of {layers} layers in int8"
     parts = [f"{kept}, {fact['scheme_text']}"]
+    images = f"{fact['search_images']} images"
     if fact["agreement"] is not None:
         missed = "" if fact["reached"] else " (LESS THAN ASKED FOR)"
-        images = f"{fact['search_images']} images"
         parts.append(f"gives {fact['of']}'s answer on {_percent(fact['agreement'])} of {images}{missed}")
+    else:
+        missed = "" if fact["reached"] else " (MORE THAN ASKED FOR)"
+        error = f"{100 * fact['distance']:.2f} % of {fact['of']}'s variance"
+        parts.append(f"the squared error of its outputs is {error} on {images}{missed}")
     if fact.get("speedup"):
         low, high = fact["speedup_interval"]
         parts.append(f"{times(fact['speedup'])} ({low:.2f} - {high:.2f}) of its speed: {fact['verdict']}")

@@ -15,6 +15,7 @@ from graphprune.int8_delivery import add_timing
 from graphprune.latency.stopwatch import TOLERANCE
 from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
+from graphprune.onnx_session import CPU, require_provider
 from graphprune.passes.errors import UsageError
 from graphprune.report import collect_metrics
 from graphprune.sparse_storage import is_smaller_sparse
@@ -35,20 +36,23 @@ class BenchmarkOptions:
         seconds: timed seconds for each file at the end; 0 leaves that measurement out.
         threads: threads of onnxruntime.
         batch: images in one run.
+        provider: execution provider of onnxruntime.
     """
 
     seconds: float = 2.0
     threads: int = 1
     batch: int = 1
+    provider: str = CPU
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:
             raise UsageError(f"the seconds of the benchmark must be at least 0, not {self.seconds}")
+        require_provider(self.provider)  # said now, not after the training
 
     @property
     def target(self) -> LatencyTarget:
         """What a budget in latency is one of."""
-        return LatencyTarget(threads=self.threads, batch=self.batch)
+        return LatencyTarget(threads=self.threads, batch=self.batch, provider=self.provider)
 
 
 def measure(
@@ -70,7 +74,7 @@ def measure(
     judged_on = judged_on or delivery.engine.held_out
     timing = _latency(delivery, options) if options.seconds else None
     if int8 and options.seconds:
-        add_timing(int8, delivery, seconds=options.seconds, threads=options.threads, batch=options.batch)
+        add_timing(int8, delivery, seconds=options.seconds, target=options.target)
     candidates = {name: file for name, file in delivery.files.items() if name != "dense"}
     qualities = {name: measure_quality(delivery.files["dense"], file, judged_on) for name, file in candidates.items()}
     first = next(iter(qualities.values()))
@@ -189,6 +193,7 @@ def _timed(delivery: Delivery, options: BenchmarkOptions) -> BenchmarkReport:
         delivery.files,
         threads=options.threads,
         batch=options.batch,
+        provider=options.provider,
         seed=delivery.engine.config.seed,
         min_seconds=options.seconds,
     )

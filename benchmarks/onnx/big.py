@@ -80,7 +80,7 @@ def slim(path: Path) -> dict[str, Any]:
     from graphprune import slimming
     from graphprune.cli.main import main as command
 
-    for name in ("graphprune.cli.slim", "graphprune.cli.tables", "graphprune.report", "rich.console", "rich.table"):
+    for name in ("graphprune.cli.slim", "graphprune.tables", "graphprune.report", "rich.console", "rich.table"):
         importlib.import_module(name)  # what the command imports when it is called
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

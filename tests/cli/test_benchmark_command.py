@@ -36,7 +36,7 @@ def test_json_is_a_versioned_document(tmp_path, capsys):
     assert [model["name"] for model in report["models"]] == ["one", "two"]
     assert (report["batch"], report["threads"], report["seed"]) == (3, 2, 7)
     assert report["inputs"] == {"x": [3, 8]}
-    assert captured.err == ""
+    assert all(line.startswith("warning: ") for line in captured.err.splitlines())  # of a small or a busy machine
 
 
 def test_lists_of_batches_and_threads_are_one_table(tmp_path, capsys):
@@ -76,7 +76,17 @@ def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path, capsys)
 def test_a_shape_can_be_given(tmp_path, capsys):
     path = write(tmp_path / "m.onnx", dims="n,h")
     assert main(["-q", "benchmark", path, "--shape", "x:2x5", "--json", *QUICK]) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["inputs"] == {"x": [2, 5]}
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["inputs"], run["batch"]) == ({"x": [2, 5]}, 2)
+
+
+def test_a_shape_can_leave_the_batch_open(tmp_path, capsys):
+    path = write(tmp_path / "m.onnx", dims="n,h")
+    options = ["--shape", "x:?x5", "--batch", "1,4", "--json", "--profile"]
+    assert main(["-q", "benchmark", path, *options, *QUICK]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(run["batch"], run["inputs"]["x"]) for run in found["runs"]] == [(1, [1, 5]), (4, [4, 5])]
+    assert found["profiles"][0]["batch"] == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,10 @@ def test_a_shape_can_be_given(tmp_path, capsys):
         (["{good}", "--name", "a", "--name", "b"], 2, "1 different names are needed"),
         (["{good}", "--shape", "x:1x9"], 2, "input 'x' is nx8, the shape given is 1x9"),
         (["{good}", "--provider", "MadeUp"], 2, "MadeUp is not in this onnxruntime"),
-        (["{fixed}"], 2, "has a fixed batch of 4; measure it with --batch 4"),
+        (["{fixed}", "--batch", "1"], 2, "has a fixed batch of 4, 1 was asked for; give a batch of 4"),
+        (["{good}", "{fixed}"], 2, "would run at a batch of 1"),
+        (["{good}", "--shape", "1x8", "--batch", "1,16"], 2, "is for a batch of 1, 16 was asked for"),
+        (["{good}", "--shape", "1x?"], 2, "is not a shape like 1x3x224x224"),
         (["{good}", "--batch", "1,x"], 2, "no list like 1,16"),
         (["{good}", "--threads", "0"], 2, "no number of at least 1"),
         (["{good}", "--streams", "2"], 2, "streams"),

@@ -79,3 +79,22 @@ def test_bad_input_is_one_line(files, tmp_path, capsys):
         assert out == ""
         assert reason in err
         assert err.count("\n") == 1
+
+
+def test_nothing_to_remove_is_said(tmp_path, capsys):
+    path = tmp_path / "bare.onnx"
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 8, 8]) for name in "xy"]
+    onnx.save(
+        helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", *[[v] for v in value])), path
+    )
+    assert main(["inspect", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "nothing can be removed" in out
+    assert "0 groups of coupled channels in 0 sets" in out
+
+
+def test_a_shape_that_leaves_the_batch_open_will_do(files, capsys):
+    assert main(["inspect", str(files / "net.pt"), *ARCH, "--shape", "?x1x16x16"]) == 0
+    out, err = capsys.readouterr()
+    assert (err, "conv1" in out) == ("", True)

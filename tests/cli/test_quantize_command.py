@@ -85,8 +85,51 @@ def test_a_missed_agreement_is_exit_code_5_in_one_line(work, tmp_path, monkeypat
     code, out, err = run("quantize", work / "net.onnx", target, "--data", work / "images", *QUICK)
     assert code == 5
     assert "LESS THAN ASKED FOR" in out
-    assert err.splitlines()[-1].startswith(f"error: {target}: agrees with net.onnx on 50.00% of the images")
+    said = "int8 gives the answer of float32 on 50.00 % of the images; 99.00 % were asked for"
+    assert err.splitlines()[-1] == f"error: {target}: {said}"
     assert target.exists()
+
+
+class Depth(nn.Sequential):
+    """A network without classes: one number a pixel."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 3, padding=1))
+
+
+def test_a_network_without_classes_has_no_answers_to_speak_of(work, tmp_path):
+    torch.manual_seed(0)
+    source, target = tmp_path / "net.onnx", tmp_path / "int8.onnx"
+    gp.export_onnx(Depth(), (torch.randn(2, 3, 8, 8),), source)
+    strict = ("--min-agreement", "1", "--max-float-layers", "0", "--calibration", "minmax")
+    code, out, err = run("quantize", source, target, "--data", work / "images", *QUICK, *strict)
+    assert code == 5
+    assert "answer" not in out + err
+    assert "% of float32's variance on 8 images (MORE THAN ASKED FOR)" in out
+    assert err.splitlines()[-1].endswith("% of float32's variance; at most 0.00 % were asked for")
+    assert err.splitlines()[-1].startswith(f"error: {target}: the squared error of the outputs of int8 is ")
+
+
+@pytest.mark.parametrize(
+    ("dims", "batch"), [([6, 3, 8, 8], 6), (["n", 3, "h", "w"], 1), ([6, 3, "h", "w"], 6), (["n", 3, 8, 8], 1)]
+)
+def test_what_is_measured_has_the_batch_of_the_file_and_the_size_of_the_images(work, tmp_path, dims, batch):
+    source, target = tmp_path / "net.onnx", tmp_path / "int8.onnx"
+    gp.export_onnx(Depth(), (torch.randn(2, 3, 8, 8),), source)
+    model = onnx.load(source)
+    del model.graph.value_info[:]
+    for value, own in ((model.graph.input[0], dims), (model.graph.output[0], [dims[0], 1, *dims[2:]])):
+        for dim, size in zip(value.type.tensor_type.shape.dim, own, strict=True):
+            dim.CopyFrom(
+                onnx.TensorShapeProto.Dimension(**{"dim_value" if isinstance(size, int) else "dim_param": size})
+            )
+    onnx.save(model, source)
+    code, out, err = run("quantize", source, target, "--data", work / "images", *QUICK, *ANY, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["benchmark"]["batch"], found["benchmark"]["inputs"]) == (batch, {"input": [batch, 3, 8, 8]})
+    assert [model["macs"] for model in found["models"]] == [(3 + 1) * 16 * 9 * 64] * 2
+    assert found["int8"][0]["input_shape"] == [3, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -95,11 +138,15 @@ def test_a_missed_agreement_is_exit_code_5_in_one_line(work, tmp_path, monkeypat
         (("net.pt2", "out.onnx"), 1, "not an .onnx file"),
         (("missing.onnx", "out.onnx"), 1, "no such file"),
         (("net.onnx", "out.onnx", "--calibration", "mean"), 2, "--calibration"),
+        (("net.onnx", "../work0/net.onnx", "--force"), 2, "is the float32 file itself"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(work, tmp_path, arguments, code, message):
     source, target, *options = arguments
+    target = target.replace("work0", work.name)
+    before = (work / "net.onnx").read_bytes()
     found, out, err = run("quantize", work / source, tmp_path / target, "--data", work / "images", *QUICK, *options)
     assert (found, out) == (code, "")
     assert message in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+    assert (work / "net.onnx").read_bytes() == before

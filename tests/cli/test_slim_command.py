@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune import onnx_session, slimming
 from graphprune.cli import main
+from graphprune.errors import BudgetError
+from graphprune.latency.target import LatencyTarget
 
 INPUTS = (torch.zeros(2, 3, 8, 8),)
 
@@ -77,3 +80,51 @@ def test_bad_input_is_one_line_and_writes_nothing(files, tmp_path, capsys):
         assert err.count("\n") == 1
     assert there.read_text() == "mine"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.json", "there.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--align", "8"], "--align says how channels are chosen: give one of --ratio, --macs"),
+        (["--importance", "l1"], "--importance says how channels are chosen"),
+        (["--importance", "l2", "--plan", "plan.json"], "--importance says how channels are chosen"),
+        (["--allow-inexact"], "--allow-inexact says how channels are chosen"),
+        (["--provider", "MadeUp"], "MadeUp is not in this onnxruntime"),
+    ],
+)
+def test_options_without_use_are_refused(files, tmp_path, capsys, options, message):
+    options = [str(files / option) if option.endswith(".json") else option for option in options]
+    assert main(["slim", str(files / "net.onnx"), str(tmp_path / "slim.onnx"), *options]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "batch"),
+    [
+        ([], 1),
+        (["--shape", "4x3x8x8"], 4),
+        (["--shape", "?x3x8x8"], 1),
+        (["--shape", "?x3x8x8", "--benchmark-batch", "3"], 3),
+    ],
+)
+def test_latency_is_that_of_the_provider_and_batch_asked_for(files, tmp_path, monkeypatch, options, batch):
+    asked = []
+
+    def stop(*arguments, latency_target, **rest):
+        asked.append(latency_target)
+        raise BudgetError("enough")
+
+    monkeypatch.setattr(slimming, "slim_onnx", stop)
+    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: ["Other"])
+    arguments = ["--speedup", "2", "--benchmark-threads", "2", "--provider", "Other", *options]
+    assert main(["slim", str(files / "net.onnx"), str(tmp_path / "slim.onnx"), *arguments]) == 5
+    assert asked == [LatencyTarget(threads=2, batch=batch, provider="Other")]
+
+
+def test_a_shape_that_leaves_the_batch_open_is_checked_at_several(files, tmp_path):
+    options = ["--ratio", "0.5", "--align", "2", "--shape", "?x3x8x8"]
+    assert main(["slim", str(files / "net.onnx"), str(tmp_path / "slim.onnx"), *options]) == 0
+    assert channels(tmp_path / "slim.onnx") == [4, 4]

@@ -1,6 +1,9 @@
+import contextlib
+import dataclasses
 import json
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import onnx.parser
@@ -125,7 +128,57 @@ def test_time_given_to_other_work_is_noticed(monkeypatch, caplog):
     assert report.interference == pytest.approx(1, abs=0.01)
     assert report.is_disturbed
     assert "repeat the measurement on an idle machine" in caplog.text
-    assert benchmark({"a": net()}, threads=2, **QUICK).interference is None
+
+
+@pytest.mark.parametrize(("found", "disturbed"), [(0.3, True), (0.01, False), (None, False)])
+def test_other_work_is_noticed_with_several_threads_too(monkeypatch, caplog, found, disturbed):
+    seen = []
+
+    class Watch:
+        def __init__(self, processors):
+            seen.append(processors)
+
+        def share(self):
+            return found
+
+    monkeypatch.setattr(module, "OtherWork", Watch)
+    monkeypatch.setattr(module, "quietest", lambda count: None if count < 2 else (0,) * count)
+    monkeypatch.setattr(module, "pinned", lambda processors: contextlib.nullcontext())
+    monkeypatch.setattr(module.Contender, "open", partial(_open_anywhere, module.Contender.open))
+    report = benchmark({"a": net()}, threads=2, **QUICK)
+    assert (report.interference, report.is_disturbed, seen) == (found, disturbed, [(0, 0)])
+    assert ("other work took 30 %" in caplog.text) is disturbed
+
+
+def _open_anywhere(opened, name, source, threads, provider, processors=None):
+    return opened(name, source, 1, provider)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 60.0), ({"min_seconds": 25.0}, 150.0), ({"min_seconds": 25.0, "max_seconds": 7.0}, 7.0)],
+)
+def test_a_long_measurement_is_not_cut_short(monkeypatch, options, expected):
+    asked = []
+
+    def measure(contenders, rng, min_seconds, min_rounds, max_seconds):
+        asked.append(max_seconds)
+        for contender in contenders:
+            contender.take_turn()
+        return 1
+
+    monkeypatch.setattr(module, "_measure", measure)
+    benchmark({"a": net(), "b": net()}, **options)
+    assert asked == [expected]
+
+
+def test_more_threads_than_processors_are_said(monkeypatch, caplog):
+    few = dataclasses.replace(module.machine_facts(), logical_cores=1)
+    monkeypatch.setattr(module, "machine_facts", lambda: few)
+    benchmark({"a": net()}, **QUICK)
+    assert "usable processor" not in caplog.text
+    benchmark({"a": net()}, threads=2, **QUICK)
+    assert "2 threads on 1 usable processor(s)" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["float", "float16", "double", "int32", "int64", "uint8", "bool"])
@@ -148,15 +201,62 @@ def test_given_inputs_are_used():
 
 def test_open_sizes_need_a_shape():
     model = net(dims="n,c,h")
-    with pytest.raises(UsageError, match=r"--shape x:1x224x224"):
+    with pytest.raises(UsageError, match=r"its shape must be given, as in x:1x224x224") as caught:
         benchmark({"a": model}, **QUICK)
+    assert "--" not in str(caught.value)  # not every command has the option
     assert benchmark({"a": model}, shapes={"": (2, 3, 4)}, **QUICK).inputs == {"x": (2, 3, 4)}
 
 
 def test_a_fixed_batch_is_not_silently_another():
-    with pytest.raises(UsageError, match="b: has a fixed batch of 8; measure it with --batch 8"):
+    with pytest.raises(UsageError, match="b: has a fixed batch of 8, 4 was asked for; give a batch of 8"):
+        benchmark({"a": net(), "b": net(dims="8,8")}, batch=4, **QUICK)
+    with pytest.raises(UsageError, match="a would run at a batch of 1 and b at one of 8"):
         benchmark({"a": net(), "b": net(dims="8,8")}, **QUICK)
     assert benchmark({"a": net(), "b": net(dims="8,8")}, batch=8, **QUICK).batch == 8
+    assert benchmark({"b": net(dims="8,8")}, **QUICK).batch == 8
+    with pytest.raises(UsageError, match="has a fixed batch of 8"):
+        benchmark({"b": net(dims="8,8")}, batch=4, shapes={"x": (8, 8)}, **QUICK)
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+@pytest.mark.parametrize(
+    ("given", "batch"),
+    [
+        ({"shapes": {"x": (6, 8)}}, 6),
+        ({"shapes": {"": (6, 8)}, "batch": 6}, 6),
+        ({"shapes": {"x": (0, 8)}, "batch": 5}, 5),
+        ({"shapes": {"x": (0, 8)}}, 1),
+        ({"inputs": {"x": np.zeros((16, 8), np.float32)}}, 16),
+    ],
+)
+def test_the_batch_that_is_measured_is_the_one_that_is_said(monkeypatch, mode, given, batch):
+    streams = sys.modules["graphprune.contenders"]
+    monkeypatch.setattr(streams, "_STREAM_TURN_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "_WARM_UP_SECONDS", 0.01)
+    opened = []
+    monkeypatch.setattr(module, "_summarize", lambda c, rng, samples: opened.append((c[0].batch, samples)) or ())
+    report = benchmark({"a": net()}, mode=mode, **given, **QUICK)
+    assert report.batch == report.inputs["x"][0] == batch
+    assert opened == [(batch, batch if mode == "latency" else 1)]
+
+
+def test_a_shape_for_another_batch_is_refused():
+    message = r"a: the shape 1x8 of input 'x' is for a batch of 1, 16 was asked for; \?x8 leaves it open"
+    with pytest.raises(UsageError, match=message):
+        benchmark({"a": net()}, shapes={"x": (1, 8)}, batch=16, **QUICK)
+    with pytest.raises(UsageError, match="a: its inputs hold a batch of 3, 2 was asked for"):
+        benchmark({"a": net()}, inputs={"x": np.zeros((3, 8), np.float32)}, batch=2, **QUICK)
+
+
+def test_a_grid_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(module, "benchmark", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(UsageError, match="is for a batch of 1, 16 was asked for"):
+        benchmark_grid({"a": net()}, batches=(1, 16), shapes={"x": (1, 8)}, **QUICK)
+
+
+def test_a_grid_of_batches_with_open_sizes():
+    reports = benchmark_grid({"a": net(dims="n,c,h")}, batches=(1, 4), shapes={"x": (0, 3, 2)}, **QUICK)
+    assert [(report.batch, report.inputs["x"]) for report in reports] == [(1, (1, 3, 2)), (4, (4, 3, 2))]
 
 
 def test_wrong_arguments_are_usage_errors():
@@ -192,7 +292,7 @@ def test_a_throughput_counts_the_samples_of_all_streams(monkeypatch):
 def test_the_rate_of_a_turn_is_the_sum_of_the_streams_own():
     contender = module.Streams.__new__(module.Streams)
     contender.times, contender.runs, contender.cpu_seconds, contender.wall_seconds = [], 0, 0.0, 0.0
-    contender._batch = 4
+    contender.batch = 4
     contender._serve = lambda seconds: [(10, 0.5, 0.5), (5, 0.5, 0.25)]  # 20 and 10 runs a second
     contender.take_turn()
     assert contender.times == [[pytest.approx(1 / 120)]]

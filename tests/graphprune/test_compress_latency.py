@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,11 +8,12 @@ import staircase
 import torch
 
 import graphprune as gp
-from graphprune import results
+from graphprune import int8_delivery, onnx_session, results
 from graphprune.data import ImageSource, Preprocess
 from graphprune.delivery import member_names
 from graphprune.engine import Engine
 from graphprune.latency import stopwatch
+from graphprune.latency.target import LatencyTarget
 from graphprune.passes.errors import BudgetError, MissedBudgetError, UsageError
 from graphprune.widths import set_widths
 
@@ -60,7 +62,7 @@ def compress(**options):
 
 
 def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path):
-    benchmark = gp.BenchmarkOptions(seconds=0.1, threads=2, batch=3)
+    benchmark = gp.BenchmarkOptions(seconds=0.1, threads=2, batch=3, provider="CPUExecutionProvider")
     result = compress(speedup=2.0, macs=0.6, output=tmp_path / "out", benchmark=benchmark)
     kept = {entry["set"]: entry["slim"] for entry in result.metrics["channels"]}
     assert list(kept.values()) == machine["measured"][-1]  # what was measured last is what was made
@@ -70,7 +72,8 @@ def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path):
     assert result.metrics["reached"]["macs"] <= 0.6 * 1.002
     assert result.metrics["history"][-1]["latency"] <= 0.5
     assert result.metrics["latency"]["target"] == {"threads": 2, "batch": 3, "provider": "CPUExecutionProvider"}
-    assert (machine["said"]["options"]["threads"], machine["said"]["options"]["batch"]) == (2, 3)
+    said = machine["said"]["options"]
+    assert (said["threads"], said["batch"], said["provider"]) == (2, 3, "CPUExecutionProvider")
     assert json.loads((tmp_path / "out" / "latency.json").read_text())["model"]["structure"] == "made up"
 
 
@@ -166,3 +169,25 @@ def test_plan_by_speed(machine):
         gp.plan(machine["graph"], speedup=0.9)
     with pytest.raises(UsageError, match="for budgets"):
         gp.plan(machine["graph"], ratio=0.5, align="auto")
+
+
+def test_the_provider_is_that_of_every_measurement(monkeypatch):
+    with pytest.raises(UsageError, match="MadeUp is not in this onnxruntime"):
+        gp.BenchmarkOptions(provider="MadeUp")
+    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: ["Other"])
+    options = gp.BenchmarkOptions(threads=2, batch=3, provider="Other")
+    assert options.target == LatencyTarget(threads=2, batch=3, provider="Other")
+    asked = []
+
+    def benchmark(files, **given):
+        asked.append((tuple(files), given["threads"], given["batch"], given["provider"]))
+        raise BudgetError("enough")
+
+    made = SimpleNamespace(files={"slim": "a", "slim-int8": "b"}, engine=SimpleNamespace(config=SETTINGS))
+    monkeypatch.setattr(results, "benchmark", benchmark)
+    monkeypatch.setattr(int8_delivery, "benchmark", benchmark)
+    with pytest.raises(BudgetError):
+        results._timed(made, options)
+    with pytest.raises(BudgetError):
+        int8_delivery.add_timing([{"name": "slim-int8", "of": "slim"}], made, seconds=1.0, target=options.target)
+    assert asked == [(("slim", "slim-int8"), 2, 3, "Other")] * 2

@@ -273,8 +273,13 @@ def test_a_file_that_is_quantized_already_is_refused(source, tmp_path):
 
 
 def test_bad_arguments_and_images(source, tmp_path):
+    (tmp_path / "there.onnx").write_text("mine")
     with pytest.raises(OutputExistsError):
-        quantize_onnx(source, source, pictures())
+        quantize_onnx(source, tmp_path / "there.onnx", pictures())
+    (tmp_path / "link.onnx").symlink_to(source)
+    for target in (source, tmp_path / "link.onnx"):
+        with pytest.raises(UsageError, match="is the float32 file itself"):
+            quantize_onnx(source, target, pictures(), force=True)
     with pytest.raises(ModelLoadError, match="no such file"):
         quantize_onnx(tmp_path / "none.onnx", tmp_path / "out.onnx", pictures())
     with pytest.raises(DataError, match="at least two are needed"):
@@ -299,6 +304,31 @@ def test_a_network_with_a_fixed_batch(tmp_path):
     source = gp.export_onnx(net, (torch.randn(4, 3, SIZE, SIZE),), tmp_path / "fixed.onnx")
     report = quantize_onnx(source, tmp_path / "int8.onnx", pictures(30), options=QUICK)
     assert report.agreement > 0.8
+
+
+def test_weights_in_constant_nodes_are_weights(source, tmp_path):
+    model = onnx.load(source)
+    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+    nodes += list(model.graph.node)
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "constants.onnx")
+    for name, file in (("a", source), ("b", tmp_path / "constants.onnx")):
+        report = quantize_onnx(file, tmp_path / f"{name}.onnx", pictures(), options=QUICK)
+        assert report.layers == 4
+    expected, found = (answers(tmp_path / f"{name}.onnx", pictures(seed=1)) for name in "ab")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_size_before_is_that_of_all_files(source, tmp_path):
+    beside = tmp_path / "net.onnx"
+    onnx.save(onnx.load(source), beside, save_as_external_data=True, location="net.data", size_threshold=0)
+    report = quantize_onnx(beside, tmp_path / "int8.onnx", pictures(), options=QUICK)
+    assert (
+        report.bytes_before
+        == beside.stat().st_size + (tmp_path / "net.data").stat().st_size
+        > source.stat().st_size / 2
+    )
 
 
 def test_nothing_is_printed(source, tmp_path, capfd):

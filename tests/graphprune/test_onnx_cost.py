@@ -162,9 +162,10 @@ def test_an_operator_without_a_formula_is_said():
 
 def test_open_sizes_come_from_the_user():
     model = single("Conv", [weight("w", 8, 3, 3, 3)], [("x", ["n", 3, "h", "w"])], 4)
-    assert "give its size" in onnx_cost(model).uncounted[0]
+    assert "its shape must be given" in onnx_cost(model).uncounted[0]
     assert onnx_cost(model, shapes={"": (1, 3, 10, 10)}).macs == 8 * 64 * 27
     assert onnx_cost(model, shapes={"x": (2, 3, 10, 10)}).macs == 8 * 64 * 27
+    assert onnx_cost(model, shapes={"x": (0, 3, 10, 10)}).macs == 8 * 64 * 27
 
 
 def test_local_functions_are_looked_into():

@@ -5,6 +5,7 @@ import pytest
 
 from graphprune.errors import ModelLoadError, UsageError
 from graphprune.onnx_session import (
+    batch_of,
     input_shapes,
     input_specs,
     load_proto,
@@ -68,12 +69,26 @@ def test_shapes_come_from_the_file_the_batch_and_the_user():
     specs = input_specs(open_session(model()))
     shapes = input_shapes(specs, batch=4, shapes={"image": (4, 3, 8, 9)})
     assert shapes == {"image": (4, 3, 8, 9), "index": (4,)}
+    assert input_shapes(specs, batch=4, shapes={"image": (0, 3, 8, 9)}) == shapes
+
+
+def test_the_batch_comes_from_the_user_the_shapes_or_the_file():
+    specs = input_specs(open_session(model()))
+    assert batch_of(specs) == 1
+    assert batch_of(specs, batch=4) == 4
+    assert batch_of(specs, shapes={"image": (2, 3, 8, 8)}) == 2
+    assert batch_of(specs, shapes={"index": (5,)}) == 5  # its size has the same name
+    with pytest.raises(UsageError, match="is for a batch of 5, 2 was asked for"):
+        batch_of(specs, shapes={"image": (2, 3, 8, 8), "index": (5,)})
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[n,4] x, float[k,4] z) => (float[m,4] y)'
+    apart = input_specs(open_session(model(text + " { y = Concat<axis = 0>(x, z) }")))
+    assert batch_of(apart, batch=2, shapes={"z": (5, 4)}) == 2
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (None, r"input 'image' is batchx3xhxw; give its size, as in --shape image:1x3x224x224"),
+        (None, r"input 'image' is batchx3xhxw; its shape must be given, as in image:1x3x224x224"),
         ({"image": (1, 4, 8, 8)}, "input 'image' is batchx3xhxw, the shape given is 1x4x8x8"),
         ({"image": (1, 3, 8)}, "the shape given is 1x3x8"),
         ({"picture": (1, 3, 8, 8)}, "no input is called 'picture'; it has 'image', 'index'"),

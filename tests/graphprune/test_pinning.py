@@ -46,6 +46,52 @@ def test_the_thread_is_let_go_even_after_an_error():
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.fixture
+def counts(monkeypatch, tmp_path):
+    """A machine of two processors whose counts can be set: (busy seconds of each, seconds of this process, time)."""
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(pinning, "_STAT", stat)
+    monkeypatch.setattr(pinning.os, "sysconf", lambda name: 100, raising=False)
+
+    def at(busy, own, now):
+        rows = [
+            f"cpu{n} {int(70 * each)} 0 {int(20 * each)} 999 5 0 0 {int(10 * each)} 0 0" for n, each in busy.items()
+        ]
+        stat.write_text("\n".join(["cpu  1 2 3 4 5 6 7 8 9 0", *rows, "ctxt 3"]))
+        monkeypatch.setattr(pinning.time, "process_time", lambda: own)
+        monkeypatch.setattr(pinning.time, "perf_counter", lambda: now)
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (4.0, 0.0),  # both processors are ours, threads that spin included
+        (3.0, 0.25),
+        (4.5, 0.0),  # the process has other threads elsewhere
+        (9.0, None),  # counts that cannot be this machine's
+    ],
+)
+def test_work_of_others_is_what_processors_did_besides(counts, own, expected):
+    counts({0: 100, 1: 50, 2: 0}, 10, 1000)
+    watched = pinning.OtherWork((0, 1))
+    counts({0: 102, 1: 52, 2: 70}, 10 + own, 1002)
+    assert watched.share() == (expected if expected is None else pytest.approx(expected))
+
+
+def test_work_of_others_is_not_known_everywhere(counts, tmp_path):
+    counts({0: 0, 1: 0}, 0, 0)
+    nowhere, elsewhere, watched = pinning.OtherWork(None), pinning.OtherWork((7,)), pinning.OtherWork((0, 1))
+    counts({0: 0.1, 1: 0.1}, 0, 0.1)
+    assert watched.share() is None  # too soon
+    counts({0: 2, 1: 2}, 2, 2)
+    assert (nowhere.share(), elsewhere.share(), watched.share()) == (None, None, pytest.approx(0.5))
+    (tmp_path / "stat").unlink()
+    assert watched.share() is None
+    assert pinning.OtherWork((0, 1)).share() is None
+
+
 def test_workers_are_counted_from_one_and_the_caller_is_not_one():
     assert pinning.worker_affinities((4, 0, 6)) == "1;7"
     assert pinning.worker_affinities((4,)) == ""
