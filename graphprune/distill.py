@@ -160,10 +160,11 @@ class FeatureLoss:
     @staticmethod
     def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:
         other = [d for d in range(1, teacher.ndim) if d != dim]
+        # Before the products: those of bfloat16 have three digits, and close features differ by less.
+        teacher, student = in_full(teacher), in_full(student)
 
         def product(a: Tensor, b: Tensor) -> Tensor:
-            per_channel = in_full(a * b)
-            per_channel = per_channel.sum(dim=other) if other else per_channel
+            per_channel = (a * b).sum(dim=other) if other else a * b
             return per_channel.sum(1) if mask is None else per_channel @ mask.to(per_channel)
 
         norm = product(teacher, teacher) * product(student, student)

@@ -107,6 +107,14 @@ def test_feature_loss_of_other_layouts():
     assert float(flat([teacher[:, 0, 0]], [teacher[:, 0, 0]])) == pytest.approx(0.0, abs=1e-5)
 
 
+def test_features_in_bfloat16_are_multiplied_in_float32():
+    torch.manual_seed(0)
+    teacher = torch.randn(16, 8, 4, 4).relu()
+    student = (teacher + 0.03 * torch.randn_like(teacher)).bfloat16()
+    loss, teacher = FeatureLoss([(1, np.arange(8))], 8), teacher.bfloat16()
+    assert torch.equal(loss([teacher], [student]), loss([teacher.float()], [student.float()]))
+
+
 def test_a_sample_without_activation_has_nothing_to_learn():
     teacher = torch.zeros(2, 3, 4, 4)
     student = torch.rand(2, 3, 4, 4, requires_grad=True)
