@@ -21,7 +21,7 @@ Recipe = Literal["dynamic", "combined"]
 BUDGETS = ("macs", "params", "speedup", "latency_ms")
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
-_FREE_ON_RESUME = frozenset({"threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
+_FREE_ON_RESUME = frozenset({"device", "threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class CompressConfig:
     def refuse_resume_from(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises: UsageError: a run with `fingerprint` computes something else; names the first difference."""
         mine = self.fingerprint()
-        for name in sorted(mine.keys() | fingerprint.keys()):
+        for name in sorted((mine.keys() | fingerprint.keys()) - _FREE_ON_RESUME):
             if mine.get(name) != fingerprint.get(name):
                 raise UsageError(
                     f"cannot resume: {_flag(name)} was {fingerprint.get(name)} and is now {mine.get(name)}; "

@@ -288,7 +288,8 @@ class Engine:
             }
             if self.observer is not None:
                 student.module.eval()
-                record.update(self.observer(student.module))
+                # A checkpoint takes plain numbers only.
+                record.update({name: float(value) for name, value in self.observer(student.module).items()})
                 student.module.train()
             history.append(record)
             _log.info(
@@ -377,7 +378,7 @@ class Engine:
             raise UsageError("cannot resume: this run has no checkpoint file")
         state = load_checkpoint(self.checkpoint, self.config, self.digest)
         self.batches.load_state_dict(state["images"])  # refuses other images
-        self._use(Precision(**state["precision"]))
+        self._use(Precision(**state["precision"]))  # on the device of this run
         for student, saved in zip(self.students, state["students"], strict=True):
             student.load_state(saved)
         self.done = state["step"]

@@ -60,4 +60,5 @@ def test_resuming_with_another_setting_names_it():
 
 def test_resuming_may_change_what_does_not_change_the_result():
     before = CompressConfig(macs=0.5).fingerprint()
-    CompressConfig(macs=0.5, threads=2, checkpoint_seconds=5).refuse_resume_from(before)
+    CompressConfig(macs=0.5, threads=2, checkpoint_seconds=5, device="cuda").refuse_resume_from(before)
+    CompressConfig(macs=0.5).refuse_resume_from({**before, "device": "cuda"})  # of an earlier version
