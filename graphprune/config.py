@@ -184,12 +184,21 @@ class CompressConfig:
                 f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
             )
+        if self.policy == "threshold" and self.needs_latency:
+            from graphprune.allocation.threshold import KNOWS_NO_LATENCY
+
+            raise UsageError(KNOWS_NO_LATENCY)
 
     def require_goal(self) -> None:
-        """Raises: UsageError: a student has nothing to reach, and no single weights go either."""
-        if not self.sigma and not all(self.budget(number).limits() for number in range(self.n_students)):
+        """Raises: UsageError: a student has nothing to reach, and no single weights go either; or there is a search."""
+        from graphprune.allocation import SEARCHES
+
+        if all(self.budget(number).limits() for number in range(self.n_students)):
+            return
+        if self.policy in SEARCHES or not self.sigma:
+            why = f", and policy {self.policy} searches an allocation for one" if self.policy in SEARCHES else ""
             raise UsageError(
-                "no budget given: say what must be reached with --speedup, --latency-ms, --macs or --params"
+                f"no budget given{why}: say what must be reached with --speedup, --latency-ms, --macs or --params"
             )
 
     def _complete(self) -> None:
