@@ -300,7 +300,11 @@ def _keep_statistics_alive(module: CapturedModule, still: Collection[str]) -> No
     the weights. An archive does not tell it from a momentum of 0.
     """
     for node in module.graph.nodes:
-        if node.target is aten.batch_norm.default and node.args[6] == 0 and getattr(node.args[3], "target", None) not in still:
+        if (
+            node.target is aten.batch_norm.default
+            and node.args[6] == 0
+            and getattr(node.args[3], "target", None) not in still
+        ):
             node.update_arg(6, _MOMENTUM)
     module.recompile()
 

@@ -232,6 +232,19 @@ def test_an_observer_adds_to_the_history(model):
     assert result.metrics["steps"]["number"] == result.metrics["history"][-1]["step"]
 
 
+def test_numbers_are_told_by_their_distance_and_searched_by_it(model):
+    log = Log()
+    settings = dataclasses.replace(
+        SETTINGS, output_loss="mse", policy="random", search_evaluations=3, search_images=32, sensitivity="l1"
+    )
+    result = gp.compress(model, digits(), macs=0.5, config=settings, benchmark=QUICK, reporter=log)
+    assert "distance from the dense model" in str(result)
+    assert "agreement" not in str(result)
+    assert result.metrics["quality"]["agreement"] is None
+    assert result.metrics["models"][1]["distance"] == result.metrics["quality"]["distance"] > 0
+    assert {agreement for _, _, agreement in log.evaluations} == {None}
+
+
 class Segmenter(nn.Module):
     """A map of class scores at the size of the image."""
 

@@ -368,6 +368,23 @@ def test_a_model_of_one_batch_size_is_refused():
         engine(kind=Fixed)
 
 
+def test_classes_are_not_looked_for_in_one_number():
+    class Number(Net):
+        def forward(self, x):
+            return super().forward(x).sum(1)
+
+    with pytest.raises(UsageError, match="--output-loss kl compares classes"):
+        engine(dataclasses.replace(SETTINGS, output_loss="kl"), kind=Number)
+
+
+def test_what_the_outputs_are_taken_for_is_said(caplog):
+    with caplog.at_level("INFO", "graphprune"):
+        assert engine().loss.kind == "logits"
+        assert engine(dataclasses.replace(SETTINGS, output_loss="mse")).loss.kind == "values"
+    said = [record.message for record in caplog.records if record.message.startswith("outputs: ")]
+    assert said == ["outputs: class logits; --output-loss mse if they are numbers", "outputs: numbers"]
+
+
 def test_nothing_to_learn_from():
     class Classes(Net):
         def forward(self, x):

@@ -65,9 +65,9 @@ def test_a_writer_that_fails_in_memory_leaves_the_disk_alone(tmp_path):
 
     def write(file):
         file.write(b"half")
-        raise ValueError
+        raise ValueError("broken")
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="broken"):
         atomic_write_through_memory(target, write)
     assert target.read_bytes() == b"whole"
     assert names(tmp_path) == ["model.pt"]
