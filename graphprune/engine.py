@@ -367,7 +367,7 @@ class Engine:
                 "step": self.done,
                 "step_seconds": self.step_seconds,
                 "worst": self.divergence.worst,
-                "images": self.batches.state_dict(),
+                "images": self.batches.origin(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
                 "history": self.history,
@@ -378,7 +378,7 @@ class Engine:
         if self.checkpoint is None:
             raise UsageError("cannot resume: this run has no checkpoint file")
         state = load_checkpoint(self.checkpoint, self.config, self.digest)
-        self.batches.load_state_dict(state["images"])  # refuses other images
+        self.batches.refuse_other(state["images"])
         self._use(Precision(**state["precision"]))  # on the device of this run
         for student, saved in zip(self.students, state["students"], strict=True):
             student.load_state(saved)

@@ -74,8 +74,8 @@ class SparseTrainer:
             sensitivity: name of a criterion that looks at gradients or weights.
             freeze: patterns (`layer1.*`) of layers that keep all their output channels.
             align: kept channels of every set are a multiple of this.
-            config: all settings, of which the arguments above replace those that they give: also warmup, sparsify, fade,
-                lambda_sparsity, course and so on.
+            config: all settings: also warmup, sparsify, fade, lambda_sparsity, course and so on. Arguments above that are
+                given go before it.
 
         Raises:
             UsageError: no budget, or a setting out of range.
@@ -110,7 +110,9 @@ class SparseTrainer:
         self._index = GroupIndex(parameters, self.graph.axes, self.graph.n_groups)
         self.set = SparseSet(self.graph, self.config, self.config.budget(0), self.config.seed)
         if self.set.criterion.needs == "activations":
-            raise UsageError(f"sensitivity {self.config.sensitivity!r} looks at activations, which your own loop keeps to itself")
+            raise UsageError(
+                f"sensitivity {self.config.sensitivity!r} looks at activations, which your own loop keeps to itself"
+            )
         goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}
         assert isinstance(self.config.align, int)
         limit = Limits(self.config.min_channels, self.config.align)

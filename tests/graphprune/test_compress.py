@@ -218,6 +218,17 @@ def test_of_several_students_the_best_on_held_out_images_is_delivered(model, cap
     assert "the one that agrees best with the dense model" in caplog.text
 
 
+def test_the_threads_of_the_caller_are_left_as_they_were(model):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = gp.compress(model, digits(), macs=0.5, config=SETTINGS, benchmark=QUICK)
+        assert result.metrics["torch_threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_observer_adds_to_the_history(model):
     seen = []
 
