@@ -74,7 +74,7 @@ class SparseTrainer:
             sensitivity: name of a criterion that looks at gradients or weights.
             freeze: patterns (`layer1.*`) of layers that keep all their output channels.
             align: kept channels of every set are a multiple of this.
-            config: all settings: also warmup, sparsify, fade, lambda_sparsity, course and so on. Arguments above that are
+            config: all settings, warmup, sparsify, fade, lambda_sparsity, course and so on. Arguments above that are
                 given go before it.
 
         Raises:
