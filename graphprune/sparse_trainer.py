@@ -83,8 +83,8 @@ class SparseTrainer:
             CaptureError: the model cannot be captured.
         """
         given = (config or CompressConfig()).to_dict()
-        asked = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align}
-        asked["freeze"] = None if freeze is None else list(freeze)
+        asked: dict[str, Any] = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align}
+        asked["freeze"] = None if freeze is None else tuple(freeze)
         chosen = {name: value for name, value in asked.items() if value is not None}
         self.config = CompressConfig.from_dict({**given, **chosen, "n_students": 1})
         if self.config.needs_latency:
