@@ -15,10 +15,10 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def fill_disk(monkeypatch):
-    """From when it is called on, whatever is written finds no space."""
+    """From when it is called on, whatever is written finds no space; called with False, it does again."""
     opened = Path.open
 
     def full(self, mode="r", *arguments, **options):
         return opened(Path("/dev/full") if "w" in mode else self, mode, *arguments, **options)
 
-    return lambda: monkeypatch.setattr(Path, "open", full)
+    return lambda is_full=True: monkeypatch.setattr(Path, "open", full if is_full else opened)

@@ -311,6 +311,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, fill_d
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == kept[0]
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    fill_disk(False)
+    resumed = engine(config, checkpoint=path).run(resume=True)[0]
+    assert resumed.history == engine(config).run()[0].history
 
 
 def test_layers_that_are_frozen_keep_their_channels():
