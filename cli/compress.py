@@ -136,6 +136,12 @@ _SOMETIMES = ("latency.json", "search.svg")
     help=f"Weight of the loss on features; 0 leaves it out. Default: {_DEFAULT.lambda_feature:g}.",
 )
 @click.option(
+    "--output-loss",
+    type=click.Choice(["auto", "kl", "mse"]),
+    help="What the outputs are: kl for class logits, mse for numbers. Default: auto, classes where there is one output "
+    "of several elements an image.",
+)
+@click.option(
     "--shrink/--no-shrink",
     default=None,
     help="Remove channels during the training, which makes it faster. Default: on.",

@@ -38,6 +38,7 @@ class _Lines:
     def __init__(self) -> None:
         self._start = self._said = time.monotonic()
         self._first: int | None = None
+        self._last = 0
 
     def stage(self, name: str) -> None:
         click.echo(f"{name} ...", err=True)
@@ -54,7 +55,8 @@ class _Lines:
 
     def _every_so_often(self, done: int, total: int, text: str) -> None:
         now = time.monotonic()
-        if self._first is None:  # a resumed run does not begin at 0
+        # A resumed run does not begin at 0, and a stage may count more than once: two folders, searches of a family.
+        if self._first is None or done <= self._last:
             self._first, self._start, self._said = done, now, now
         elif now - self._said >= _SECONDS_BETWEEN_LINES and done < total:
             left = (now - self._start) / (done - self._first) * (total - done)
@@ -62,6 +64,7 @@ class _Lines:
                 f"  {', '.join(filter(None, (f'{done} of {total}', text)))}, about {_duration(left)} left", err=True
             )
             self._said = now
+        self._last = done
 
 
 @contextmanager

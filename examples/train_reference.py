@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 import graphprune as gp
 from graphprune.architecture import resolve_arch
 from graphprune.data.batches import TrainingBatches, evaluation_batches
-from graphprune.files import atomic_write, atomic_write_json
+from graphprune.files import atomic_write_json, atomic_write_through_memory
 from graphprune.loading import load_weights
 from graphprune.memory import freed_memory_kept
 from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, OutputExistsError, UsageError
@@ -133,8 +133,8 @@ class Training:
 
     def _save(self) -> None:
         state = {"epoch": self.epoch, "settings": self.settings, "model": self.model.state_dict()}
-        with atomic_write(self.path) as temporary:
-            torch.save({**state, "optimizer": self.optimizer.state_dict()}, temporary)
+        state["optimizer"] = self.optimizer.state_dict()
+        atomic_write_through_memory(self.path, lambda file: torch.save(state, file))
 
 
 def sides(text: str | None, last: int) -> list[int]:
@@ -174,12 +174,31 @@ def accuracy(model: nn.Module, source: gp.ImageSource) -> float:
     return float((torch.cat(answers).numpy() == source.labels).mean())
 
 
-def labelled(path: str, arguments: argparse.Namespace, limit: int | None = None) -> gp.ImageSource:
+def labelled(path: str, image_size: int | tuple[int, int] | None, limit: int | None = None) -> gp.ImageSource:
     """Images with labels, or an error."""
-    source = gp.load_images(path, image_size=arguments.image_size, limit=limit)
+    source = gp.load_images(path, image_size=image_size, limit=limit)
     if source.labels is None:
         raise DataError(f"{path}: the images have no labels; put those of each class into a folder of its own")
     return source
+
+
+def judges(path: str, source: gp.ImageSource) -> gp.ImageSource:
+    """Images for the accuracy, of the size and the classes of those learned from, or an error."""
+    found = labelled(path, source.preprocess.image_size)
+    if list(found.class_names) != list(source.class_names):
+        other = sorted(set(found.class_names) ^ set(source.class_names))
+        what = f"{other[0]} is only in one of them" if other else "they come in another order"
+        raise DataError(f"{path}: its classes are not those of {source.name}: {what}")
+    return found
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers; what several modules share is there once."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    state = model.state_dict()
+    for name, value in state.items():
+        first.setdefault((value.data_ptr(), value.shape), name)
+    return {name: state[name].clone(memory_format=torch.contiguous_format) for name in first.values()}
 
 
 def main() -> None:
@@ -190,7 +209,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    source = labelled(arguments.data, arguments, arguments.limit)
+    source = labelled(arguments.data, arguments.image_size, arguments.limit)
+    judged_on = judges(arguments.eval_data, source) if arguments.eval_data else None
     model = resolve_arch(arguments.arch)
     if arguments.start is not None:
         take_over(model, arguments.start)
@@ -200,11 +220,10 @@ def main() -> None:
     training.resume()
     with freed_memory_kept():
         training.run()
-    with atomic_write(arguments.output) as temporary:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+    atomic_write_through_memory(arguments.output, lambda file: file.write(save(weights(model))))
     result = {"arch": arguments.arch, "epochs": arguments.epochs, "images": len(source), "classes": source.class_names}
-    if arguments.eval_data:
-        result["accuracy"] = accuracy(model, labelled(arguments.eval_data, arguments))
+    if judged_on is not None:
+        result["accuracy"] = accuracy(model, judged_on)
         print(f"right on {result['accuracy']:.2%} of {arguments.eval_data}")
     atomic_write_json(arguments.output.with_suffix(".json"), {**result, "settings": training.settings})
     training.path.unlink()

@@ -44,16 +44,30 @@ class Quality:
 
 
 def measure_quality(
-    dense: str | os.PathLike[str], slim: str | os.PathLike[str], source: ImageSource, *, threads: int = 1
+    dense: str | os.PathLike[str],
+    slim: str | os.PathLike[str],
+    source: ImageSource,
+    *,
+    threads: int = 1,
+    classes: bool = True,
 ) -> Quality:
-    """Run both ONNX files on all images of `source` and compare their answers."""
+    """Run both ONNX files on all images of `source` and compare their answers.
+
+    Args:
+        dense: the file to compare with.
+        slim: the file in question.
+        source: the images.
+        threads: of onnxruntime.
+        classes: whether outputs with several elements a sample are taken for scores of classes.
+    """
     runners = {"dense": open_runner(dense, threads=threads), "slim": open_runner(slim, threads=threads)}
     agreement, distance = Agreement(), Distance()
     right: dict[str, int] | None = None if source.labels is None else dict.fromkeys(runners, 0)
     for positions, batch in _batches(source, *runners.values()):
         answers = {name: runner.run([batch]) for name, runner in runners.items()}
         rows = len(positions)
-        agreement.see(answers["dense"], answers["slim"], rows=rows)
+        if classes:
+            agreement.see(answers["dense"], answers["slim"], rows=rows)
         distance.see(answers["dense"], answers["slim"], rows)
         if right is not None and source.labels is not None and _is_classifier(answers["dense"], source):
             for name, outputs in answers.items():

@@ -83,6 +83,7 @@ def plan(
     seed: int = 0,
     stopwatch: Stopwatch | None = None,
     search: SearchOptions | None = None,
+    output_loss: str = "auto",
 ) -> PruningPlan:
     """Return the plan that removes the channels worth least, without any training.
 
@@ -116,6 +117,8 @@ def plan(
         seed: of the criterion "random", and of what latency is measured on.
         stopwatch: measures latencies; by default one of the network that is exported for it.
         search: how long a policy that searches does so, and on how many images.
+        output_loss: what the outputs are, for criteria and policies that run the model: "kl" for class logits, "mse"
+            for anything else, "auto" decides by their shape.
 
     Raises:
         UsageError: an argument is out of range, or neither or both kinds of target are given.
@@ -124,7 +127,7 @@ def plan(
     """
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     _check_targets(ratio, budgets, speedup, latency_ms, align)
-    scores = _scores(graph, importance, images, seed)
+    scores = _scores(graph, importance, images, seed, output_loss)
     removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)
     limits = Limits(min_channels, align if isinstance(align, int) else 1)
     dense = count_dense(graph)
@@ -135,7 +138,7 @@ def plan(
         removable,
         limits,
         is_on_steps=align == "auto",
-        search=_search(graph, policy, images, search or SearchOptions(), seed),
+        search=_search(graph, policy, images, search or SearchOptions(), seed, output_loss),
     )
     asked = {"ratio": ratio, **budgets, "speedup": speedup, "latency_ms": latency_ms}
     meta: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -184,7 +187,7 @@ def _measured(
 
 
 def _search(
-    graph: ChannelGraph, policy: str, images: Images | None, options: SearchOptions, seed: int
+    graph: ChannelGraph, policy: str, images: Images | None, options: SearchOptions, seed: int, output_loss: str
 ) -> Search | None:
     """What tries allocations out, for a policy that does."""
     if policy not in SEARCHES:
@@ -193,7 +196,7 @@ def _search(
         raise UsageError(f"policy {policy} tries allocations out on images: give some")
     from graphprune.search.rewards import OneShot
 
-    oneshot = OneShot(graph, images, options.images, seed)
+    oneshot = OneShot(graph, images, options.images, seed, output_loss)
     return Search(oneshot, oneshot.fingerprint, options, seed)
 
 
@@ -221,10 +224,12 @@ def _check_targets(
         raise UsageError(f"align must be at least 1, not {align}")
 
 
-def _scores(graph: ChannelGraph, importance: str | Scores, images: Images | None, seed: int) -> np.ndarray:
+def _scores(
+    graph: ChannelGraph, importance: str | Scores, images: Images | None, seed: int, output_loss: str
+) -> np.ndarray:
     if not isinstance(importance, str):
         scores = np.asarray(importance, dtype=np.float64)
         if scores.shape != (graph.n_groups,) or not np.isfinite(scores).all():
             raise PlanError(f"importance must be {graph.n_groups} finite numbers, one a group; got {scores.shape}")
         return scores - min(0.0, float(scores.min(initial=0.0)))
-    return score_groups(graph, importance, images, seed)
+    return score_groups(graph, importance, images, seed, output_loss)

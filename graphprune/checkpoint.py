@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from graphprune.config import CompressConfig
-from graphprune.files import atomic_write
+from graphprune.files import atomic_write_through_memory
 from graphprune.passes.errors import ModelLoadError, UsageError
 
 _FORMAT = 1
@@ -26,9 +26,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Tensors are written as ones of the CPU, so that a run can go on where its device is missing.
     """
     on_cpu = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), {"format": _FORMAT, **state})
-    # Through a Python file, so that a full disk is an OSError that atomic_write can name.
-    with atomic_write(path) as temporary, temporary.open("wb") as handle:
-        torch.save(on_cpu, handle)
+    atomic_write_through_memory(path, lambda file: torch.save(on_cpu, file))
 
 
 def load_checkpoint(path: Path, config: CompressConfig, model: str) -> dict[str, Any]:

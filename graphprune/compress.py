@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -45,6 +44,7 @@ from graphprune.report import count, render_metrics
 from graphprune.results import BenchmarkOptions, measure, missed
 from graphprune.run_records import Observer, StudentResult
 from graphprune.search import SearchOptions, Trial
+from graphprune.torch_mode import torch_threads
 
 __all__ = ["BenchmarkOptions", "CompressResult", "DataOptions", "Reporter", "compress"]
 
@@ -153,9 +153,7 @@ def compress(
         return _help(model, images, example_inputs, settings, data or DataOptions(), output, processes)
     folder = OutputFolder(None if output is None else Path(output), resume=resume, force=force)
     clock = _Clock(reporter)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    with folder.open() as staging:
+    with torch_threads(settings.threads), folder.open() as staging:
         loaded = load_model(Path(model)) if isinstance(model, str | os.PathLike) else model
         with clock("reading images"):
             source, judges = _read(loaded, images, eval_images, data or DataOptions(), reporter)
@@ -298,7 +296,7 @@ def _engine(
     engine = Engine(copy.deepcopy(teacher), graph, source, config, checkpoint=checkpoint, **options)
     if resume and engine.checkpoint is not None:
         state = load_checkpoint(engine.checkpoint, config, engine.digest)
-        engine.batches.load_state_dict(state["images"])  # refuses other images
+        engine.batches.refuse_other(state["images"])
     return engine
 
 
@@ -312,14 +310,12 @@ def _help(
     processes: Processes,
 ) -> CompressResult:
     """What a process does that is not the first: train along, and write nothing."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    loaded = load_model(Path(model)) if isinstance(model, str | os.PathLike) else model
-    source = read_images(images, options, loaded)
-    checkpoint = None if output is None else Path(output) / CHECKPOINT
-    engine = _engine(loaded, source, example_inputs, config, checkpoint, False, processes=processes)
-    results = engine.run(processes.first(False))
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as scratch:
+    with torch_threads(config.threads), tempfile.TemporaryDirectory(prefix="graphprune-") as scratch:
+        loaded = load_model(Path(model)) if isinstance(model, str | os.PathLike) else model
+        source = read_images(images, options, loaded)
+        checkpoint = None if output is None else Path(output) / CHECKPOINT
+        engine = _engine(loaded, source, example_inputs, config, checkpoint, False, processes=processes)
+        results = engine.run(processes.first(False))
         delivery = Delivery(engine, Path(scratch))
         family = {name: delivery.cut(result, name) for result, name in _delivered(results, config)}
     first = next(iter(family.values()))

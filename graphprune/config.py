@@ -21,7 +21,7 @@ Recipe = Literal["dynamic", "combined"]
 BUDGETS = ("macs", "params", "speedup", "latency_ms")
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
-_FREE_ON_RESUME = frozenset({"threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
+_FREE_ON_RESUME = frozenset({"device", "threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,21 @@ class CompressConfig:
                 f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
             )
+        if self.policy == "threshold" and self.needs_latency:
+            from graphprune.allocation.threshold import KNOWS_NO_LATENCY
+
+            raise UsageError(KNOWS_NO_LATENCY)
 
     def require_goal(self) -> None:
-        """Raises: UsageError: a student has nothing to reach, and no single weights go either."""
-        if not self.sigma and not all(self.budget(number).limits() for number in range(self.n_students)):
+        """Raises: UsageError: a student has nothing to reach, and no single weights go either; or there is a search."""
+        from graphprune.allocation import SEARCHES
+
+        if all(self.budget(number).limits() for number in range(self.n_students)):
+            return
+        if self.policy in SEARCHES or not self.sigma:
+            why = f", and policy {self.policy} searches an allocation for one" if self.policy in SEARCHES else ""
             raise UsageError(
-                "no budget given: say what must be reached with --speedup, --latency-ms, --macs or --params"
+                f"no budget given{why}: say what must be reached with --speedup, --latency-ms, --macs or --params"
             )
 
     def _complete(self) -> None:
@@ -235,7 +244,7 @@ class CompressConfig:
     def refuse_resume_from(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises: UsageError: a run with `fingerprint` computes something else; names the first difference."""
         mine = self.fingerprint()
-        for name in sorted(mine.keys() | fingerprint.keys()):
+        for name in sorted((mine.keys() | fingerprint.keys()) - _FREE_ON_RESUME):
             if mine.get(name) != fingerprint.get(name):
                 raise UsageError(
                     f"cannot resume: {_flag(name)} was {fingerprint.get(name)} and is now {mine.get(name)}; "

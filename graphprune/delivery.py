@@ -133,6 +133,7 @@ class Delivery:
             options = dataclasses.replace(search, evaluations=config.search_evaluations, images=config.search_images)
             source = self.engine.batches.source
             looks = {"importance": config.sensitivity, "images": source, "search": options, "seed": config.seed}
+            looks["output_loss"] = config.output_loss
         return plan(
             self.graph if sparsity is None else sparsity.thinned(without_dead=False),
             macs=budget.macs,

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.passes.errors import UsageError
+
 OutputKind = Literal["logits", "probabilities", "values"]
 
 _EPS = 1e-12
@@ -46,14 +48,32 @@ def output_kind(outputs: Sequence[Tensor], setting: str) -> OutputKind:
     Args:
         outputs: the teacher's outputs on a batch.
         setting: "auto", "kl" or "mse".
+
+    Raises:
+        UsageError: "kl", and an output has no classes.
     """
     classes = len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
     if setting == "mse" or (setting == "auto" and not classes):
         return "values"
+    for output in outputs:
+        if output.ndim < 2 or output.shape[1] < 2:
+            raise UsageError(
+                "--output-loss kl compares classes, and the model has an output of shape "
+                f"({', '.join(map(str, output.shape))}), not (batch, classes, ...): take mse"
+            )
     first = outputs[0].float()
     sums = first.sum(1)
     is_distribution = bool((first >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
     return "probabilities" if is_distribution else "logits"
+
+
+def describe_outputs(kind: OutputKind, setting: str) -> str:
+    """What the outputs are taken for, and where that was a guess, how to say otherwise."""
+    name = "numbers" if kind == "values" else f"class {kind}"
+    if setting != "auto":
+        return name
+    other = "kl if they are class logits" if kind == "values" else "mse if they are numbers"
+    return f"{name}; --output-loss {other}"
 
 
 class OutputLoss:
@@ -83,11 +103,12 @@ class OutputLoss:
         return 1.0 if self.kind == "values" else self.temperature**2 * math.log(target[0].shape[1])
 
     def _divergence(self, target: Tensor, output: Tensor) -> Tensor:
-        log_p = torch.log_softmax(self._logits(target) / self.temperature, dim=1)
-        log_q = torch.log_softmax(self._logits(output) / self.temperature, dim=1)
+        log_p = torch.log_softmax(self.logits(target) / self.temperature, dim=1)
+        log_q = torch.log_softmax(self.logits(output) / self.temperature, dim=1)
         return (log_p.exp() * (log_p - log_q)).sum(1).mean() * self.temperature**2
 
-    def _logits(self, output: Tensor) -> Tensor:
+    def logits(self, output: Tensor) -> Tensor:
+        """What softmax makes the classes' probabilities of, up to a shift."""
         return output.clamp_min(1e-7).log() if self.kind == "probabilities" else output
 
     def agreement(self, target: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
@@ -160,10 +181,11 @@ class FeatureLoss:
     @staticmethod
     def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:
         other = [d for d in range(1, teacher.ndim) if d != dim]
+        # Before the products: those of bfloat16 have three digits, and close features differ by less.
+        teacher, student = in_full(teacher), in_full(student)
 
         def product(a: Tensor, b: Tensor) -> Tensor:
-            per_channel = in_full(a * b)
-            per_channel = per_channel.sum(dim=other) if other else per_channel
+            per_channel = (a * b).sum(dim=other) if other else a * b
             return per_channel.sum(1) if mask is None else per_channel @ mask.to(per_channel)
 
         norm = product(teacher, teacher) * product(student, student)

@@ -27,7 +27,7 @@ from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.device import resolve_device
-from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss, output_kind
+from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, mutual_loss, output_kind
 from graphprune.divergence import Divergence
 from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
@@ -149,7 +149,9 @@ class Engine:
         outputs = flatten_outputs(self.teacher(self._whole_batch(0, 0)))
         if not outputs:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
-        loss = OutputLoss(output_kind(outputs, self.config.output_loss), self.config.temperature)
+        kind = output_kind(outputs, self.config.output_loss)
+        _log.info("outputs: %s", describe_outputs(kind, self.config.output_loss))
+        loss = OutputLoss(kind, self.config.temperature)
         self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.lr)
         return loss
 
@@ -288,7 +290,7 @@ class Engine:
             }
             if self.observer is not None:
                 student.module.eval()
-                record.update(self.observer(student.module))
+                record.update({name: float(value) for name, value in self.observer(student.module).items()})
                 student.module.train()
             history.append(record)
             _log.info(
@@ -365,7 +367,7 @@ class Engine:
                 "step": self.done,
                 "step_seconds": self.step_seconds,
                 "worst": self.divergence.worst,
-                "images": self.batches.state_dict(),
+                "images": self.batches.origin(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
                 "history": self.history,
@@ -376,8 +378,8 @@ class Engine:
         if self.checkpoint is None:
             raise UsageError("cannot resume: this run has no checkpoint file")
         state = load_checkpoint(self.checkpoint, self.config, self.digest)
-        self.batches.load_state_dict(state["images"])  # refuses other images
-        self._use(Precision(**state["precision"]))
+        self.batches.refuse_other(state["images"])
+        self._use(Precision(**state["precision"]))  # on the device of this run
         for student, saved in zip(self.students, state["students"], strict=True):
             student.load_state(saved)
         self.done = state["step"]

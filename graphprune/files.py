@@ -5,10 +5,11 @@ A rename within one folder is atomic, so a reader sees the old file or the new o
 """
 
 import errno
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "atomic_write",
     "atomic_write_json",
     "atomic_write_text",
+    "atomic_write_through_memory",
     "atomic_write_together",
     "refuse_overwrite",
     "write_error",
@@ -92,6 +94,17 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
         ValueError: `value` holds NaN or infinity, which JSON has no words for.
     """
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def atomic_write_through_memory(path: str | os.PathLike[str], write: Callable[[io.BytesIO], object]) -> None:
+    """Write what `write` puts into a file in memory under `path`, whole or not at all.
+
+    For writers that do not survive a full disk: torch's ends the process, in the middle of an archive.
+    """
+    buffer = io.BytesIO()
+    write(buffer)
+    with atomic_write(path) as temporary, temporary.open("wb") as handle:
+        handle.write(buffer.getbuffer())
 
 
 def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> None:

@@ -62,6 +62,9 @@ class LinearSparsity:
         self._graph = graph
         frozen = {name for pattern in freeze for name in named(graph, pattern)}
         weights = [name for name in linear_weights(graph) if name not in frozen] if sigma else []
+        if sigma and not weights:
+            left = " that is not frozen" if frozen else ""
+            logger.warning("sigma %g makes nothing sparse: the model has no linear layer%s", sigma, left)
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self.masks: dict[str, Tensor] = {}
         for name in weights:

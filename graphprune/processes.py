@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.distributed.nn.functional import all_reduce
 
 from graphprune.device import resolve_device
+from graphprune.distill import in_full
 from graphprune.passes.fx import capture
 from graphprune.passes.fx.device import CPU
 
@@ -132,17 +133,19 @@ def _batch_norm(
     dims = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     count = x.numel() // x.shape[1] * dist.get_world_size()
-    mean = _sum_over_processes(x.sum(dims)) / count
-    centered = x - mean.view(shape)
+    full = in_full(x)  # as torch does: x is bfloat16 under autocast, statistics and weights are not
+    mean = _sum_over_processes(full.sum(dims)) / count
+    centered = full - mean.view(shape)
     variance = _sum_over_processes(centered.square().sum(dims)) / count
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            running_mean.lerp_(mean.detach(), momentum)
-            running_var.lerp_(variance.detach() * count / max(1, count - 1), momentum)
+            running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+            unbiased = variance.detach() * count / max(1, count - 1)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     result = centered * torch.rsqrt(variance + eps).view(shape)
     if weight is not None:
         result = result * weight.view(shape)
-    return result if bias is None else result + bias.view(shape)
+    return (result if bias is None else result + bias.view(shape)).to(x.dtype)
 
 
 def _sum_over_processes(tensor: Tensor) -> Tensor:

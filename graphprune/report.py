@@ -6,7 +6,8 @@ A metrics dictionary holds one entry for each model, the dense one first:
      "models": [{"name": "dense", "macs": ..., "params": ..., "size_bytes": ..., "uncounted": [...],
                  "latency_ms": {"median": ..., "p10": ..., "p90": ...} or null,
                  "speedup": ..., "speedup_interval": [low, high], "verdict": ...,
-                 "agreement": share or null, "accuracy": share or null}, ...],
+                 "agreement": share or null, "distance": share of the dense model's variance or null,
+                 "accuracy": share or null}, ...],
      "benchmark": {"batch": ..., "threads": ..., "provider": ..., "rounds": ..., "machine": {...}} or null}
 
 Other keys may stand beside these and are left alone. Tables are plain text when they go into a file or a pipe:
@@ -48,6 +49,7 @@ def collect_metrics(
     benchmark: BenchmarkReport | None = None,
     agreement: Mapping[str, float] | None = None,
     accuracy: Mapping[str, float] | None = None,
+    distance: Mapping[str, float] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of ONNX models, the dense one first; cost is counted here, the rest is handed in by name."""
@@ -61,6 +63,7 @@ def collect_metrics(
             entry["speedup_interval"] = list(timing.speedup_interval)
             entry["verdict"] = timing.verdict
         entry["agreement"] = (agreement or {}).get(name)
+        entry["distance"] = (distance or {}).get(name)
         entry["accuracy"] = (accuracy or {}).get(name)
         entries.append(entry)
     conditions = None
@@ -153,6 +156,10 @@ def _percent(share: float) -> str:
     return f"{min(rounded, 99.99) if share < 1 else 100:.2f} %"
 
 
+def _distance(share: float) -> str:
+    return f"{three_digits(100 * share)} % of its variance"
+
+
 def _relative_change(key: str) -> Any:
     def change(before: Metrics, after: Metrics) -> str:
         if not before.get(key) or after.get(key) is None:
@@ -201,6 +208,7 @@ _ROWS: tuple[tuple[str, Any, Any], ...] = (
     ("latency, median (p10 - p90)", _latency, _latency_change),
     ("speed-up (95 % interval)", _speedup, lambda before, after: after.get("verdict") or _BLANK),
     ("agreement with the dense model", _optional("agreement", _percent), lambda before, after: _BLANK),
+    ("distance from the dense model", _optional("distance", _distance), lambda before, after: _BLANK),
     ("accuracy", _optional("accuracy", _percent), _accuracy_change),
 )
 

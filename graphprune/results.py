@@ -76,14 +76,21 @@ def measure(
     if int8 and options.seconds:
         add_timing(int8, delivery, seconds=options.seconds, target=options.target)
     candidates = {name: file for name, file in delivery.files.items() if name != "dense"}
-    qualities = {name: measure_quality(delivery.files["dense"], file, judged_on) for name, file in candidates.items()}
+    classes = delivery.engine.config.output_loss != "mse"
+    qualities = {
+        name: measure_quality(delivery.files["dense"], file, judged_on, classes=classes)
+        for name, file in candidates.items()
+    }
     first = next(iter(qualities.values()))
     _warn_of_bad_start(first, judged_on)
     agreement = {name: quality.agreement for name, quality in qualities.items() if quality.agreement is not None}
     accuracy = {name: quality.accuracy["slim"] for name, quality in qualities.items() if quality.accuracy}
     if first.accuracy:
         accuracy["dense"] = first.accuracy["dense"]
-    metrics = collect_metrics(delivery.files, benchmark=timing, agreement=agreement, accuracy=accuracy)
+    distance = {name: quality.distance for name, quality in qualities.items() if quality.agreement is None}
+    metrics = collect_metrics(
+        delivery.files, benchmark=timing, agreement=agreement, accuracy=accuracy, distance=distance
+    )
     models = {"dense": delivery.dense, **{member.name: member.model for member in delivery.members}}
     models |= {fact["name"]: models[fact["of"]] for fact in int8 or ()}
     for entry in metrics["models"]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from graphprune.files import atomic_write, refuse_overwrite
+from graphprune.files import atomic_write_through_memory, refuse_overwrite
 from graphprune.passes.errors import CaptureError, ModelLoadError
 from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.pt2 import load_archive
@@ -49,8 +49,8 @@ def save(
         raise CaptureError(f"{final}: a saved model is a torch.export archive, so the name must end in {SUFFIX}")
     refuse_overwrite(final, force)
     program = model if isinstance(model, ExportedProgram) else _export(capture(model, example_inputs))
-    with atomic_write(final) as temporary, _quiet(), temporary.open("wb") as handle:
-        torch.export.save(program, handle)
+    with _quiet():
+        atomic_write_through_memory(final, lambda file: torch.export.save(program, file))
     return final
 
 

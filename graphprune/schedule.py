@@ -24,6 +24,7 @@ Phase = Literal["warm-up", "sparsify", "settle"]
 _DRAWS_PER_RUN = 40
 _EVALUATIONS_PER_RUN = 20
 _MIN_STEPS = 10
+_LEAST_SPARSIFY = 4  # steps, where the run is too short for its share
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Schedule:
         """The schedule of `config` for so many steps."""
         if total < _MIN_STEPS:
             raise UsageError(f"steps must be at least {_MIN_STEPS}, not {total}")
-        start = round(config.warmup * total)
-        settle = min(total - 1, max(start + 4, round((config.warmup + config.sparsify) * total)))
+        # However the shares round, channels get a few steps to go, and one is left to settle.
+        start = min(round(config.warmup * total), total - _LEAST_SPARSIFY - 1)
+        settle = min(total - 1, max(start + _LEAST_SPARSIFY, round((config.warmup + config.sparsify) * total)))
         if config.course == "one-shot":
             settle = start + 1
         fade = max(1, round(config.fade * (settle - start))) if config.course == "dynamic" else settle - start

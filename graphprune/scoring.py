@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graphprune.activations import ActivationStatistics
 from graphprune.data.batches import evaluation_batches
-from graphprune.distill import flatten_outputs, output_kind
+from graphprune.distill import OutputLoss, flatten_outputs, output_kind
 from graphprune.importance import Evidence, criterion, scale_parameters
 from graphprune.passes.errors import UsageError
 from graphprune.sparsity import GroupIndex
@@ -30,7 +30,13 @@ _MOST_IMAGES = 256
 _BATCH = 16  # small, because squares of gradients are averaged over batches
 
 
-def score_groups(graph: "ChannelGraph", importance: str, images: "Images | None" = None, seed: int = 0) -> np.ndarray:
+def score_groups(
+    graph: "ChannelGraph",
+    importance: str,
+    images: "Images | None" = None,
+    seed: int = 0,
+    output_loss: str = "auto",
+) -> np.ndarray:
     """(n_groups,) scores by the criterion of that name.
 
     Args:
@@ -38,6 +44,7 @@ def score_groups(graph: "ChannelGraph", importance: str, images: "Images | None"
         importance: a name in `graphprune.importance.CRITERIA`.
         images: for criteria that need them; up to 256 are looked at, drawn at random.
         seed: of that draw and of the criterion "random".
+        output_loss: what the model's outputs are, as in `CompressConfig`.
 
     Raises:
         UsageError: the criterion is unknown, or needs images or a torch model and there are none.
@@ -62,7 +69,7 @@ def score_groups(graph: "ChannelGraph", importance: str, images: "Images | None"
     total = torch.zeros(graph.n_groups, dtype=torch.float64)
     for batch in _batches(images, module, seed):
         module.zero_grad()
-        torch.autograd.backward(_own_loss(flatten_outputs(module(batch))))
+        torch.autograd.backward(_own_loss(flatten_outputs(module(batch)), output_loss))
         total += chosen(evidence)
     return total.numpy()
 
@@ -74,11 +81,13 @@ def _batches(images: "Images", module: "CapturedModule", seed: int) -> Iterator[
     return evaluation_batches(source.sample(_MOST_IMAGES, seed), _BATCH)
 
 
-def _own_loss(outputs: list[Tensor]) -> Tensor:
+def _own_loss(outputs: list[Tensor], setting: str) -> Tensor:
     if not outputs:
         raise UsageError("the model returns no floating-point tensor, so there is no gradient to look at")
-    if output_kind(outputs, "auto") != "values":
-        return nn.functional.cross_entropy(outputs[0], outputs[0].detach().argmax(1))
+    kind = output_kind(outputs, setting)
+    if kind != "values":
+        logits = OutputLoss(kind, 1.0).logits(outputs[0])
+        return nn.functional.cross_entropy(logits, logits.detach().argmax(1))
     return torch.stack(
         [output.square().mean() / output.detach().square().mean().clamp_min(1e-12) for output in outputs]
     ).sum()

@@ -56,9 +56,9 @@ class SparseTrainer:
         params: float | None = None,
         steps: int = 2000,
         optimizer: torch.optim.Optimizer | None = None,
-        sensitivity: str = "taylor",
-        freeze: Sequence[str] = (),
-        align: int = 1,
+        sensitivity: str | None = None,
+        freeze: Sequence[str] | None = None,
+        align: int | None = None,
         config: CompressConfig | None = None,
     ) -> None:
         """Analyze the module; nothing in it changes before the first steps.
@@ -74,7 +74,8 @@ class SparseTrainer:
             sensitivity: name of a criterion that looks at gradients or weights.
             freeze: patterns (`layer1.*`) of layers that keep all their output channels.
             align: kept channels of every set are a multiple of this.
-            config: further settings: warmup, sparsify, fade, lambda_sparsity, course and so on.
+            config: all settings, warmup, sparsify, fade, lambda_sparsity, course and so on. Arguments above that are
+                given go before it.
 
         Raises:
             UsageError: no budget, or a setting out of range.
@@ -82,8 +83,10 @@ class SparseTrainer:
             CaptureError: the model cannot be captured.
         """
         given = (config or CompressConfig()).to_dict()
-        chosen = {"sensitivity": sensitivity, "freeze": tuple(freeze), "align": align, "n_students": 1}
-        self.config = CompressConfig.from_dict({**given, **chosen, "macs": macs, "params": params})
+        asked: dict[str, Any] = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align}
+        asked["freeze"] = None if freeze is None else tuple(freeze)
+        chosen = {name: value for name, value in asked.items() if value is not None}
+        self.config = CompressConfig.from_dict({**given, **chosen, "n_students": 1})
         if self.config.needs_latency:
             raise UsageError("budgets in latency and align='auto' are for compress(); give macs= or params= here")
         if self.config.policy in SEARCHES or self.config.sigma:
@@ -107,9 +110,12 @@ class SparseTrainer:
         self._index = GroupIndex(parameters, self.graph.axes, self.graph.n_groups)
         self.set = SparseSet(self.graph, self.config, self.config.budget(0), self.config.seed)
         if self.set.criterion.needs == "activations":
-            raise UsageError(f"sensitivity {sensitivity!r} looks at activations, which your own loop keeps to itself")
+            raise UsageError(
+                f"sensitivity {self.config.sensitivity!r} looks at activations, which your own loop keeps to itself"
+            )
         goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}
-        limit = Limits(self.config.min_channels, align)
+        assert isinstance(self.config.align, int)
+        limit = Limits(self.config.min_channels, self.config.align)
         check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, limit)
         self._done = 0
 

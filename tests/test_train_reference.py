@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
+import graphprune as gp
+from graphprune.loading import load_model
 from graphprune.models import resnet20
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_reference.py"
@@ -57,6 +60,43 @@ def test_what_is_frozen_stays_as_it_was_taken_over(folder, tmp_path, monkeypatch
     after = load_file(tmp_path / "net.safetensors")
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert after["linear.bias"].abs().sum() > 0
+
+
+def tied():
+    """Two layers with one weight, as `--arch` finds it."""
+    first, second = torch.nn.Linear(768, 768), torch.nn.Linear(768, 768)
+    second.weight = first.weight
+    return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), second)
+
+
+def test_weights_that_two_layers_share_are_written_once(folder, tmp_path, monkeypatch):
+    output = tmp_path / "net.safetensors"
+    monkeypatch.chdir(Path(__file__).parent)
+    train(folder, output, monkeypatch, "--arch", "test_train_reference:tied", "--epochs", "1", "--lr", "0.01")
+    assert sorted(load_file(output)) == ["1.bias", "1.weight", "3.bias"]
+    load_model(output, arch="test_train_reference:tied")
+
+
+@pytest.mark.parametrize("change", ["missing", "order"])
+def test_other_classes_are_refused_before_the_training(folder, tmp_path, monkeypatch, change):
+    judged = tmp_path / "judged"
+    shutil.copytree(folder, judged)
+    if change == "missing":
+        shutil.rmtree(judged / "7")
+    else:
+        load = gp.load_images
+
+        def swapped(path, **options):
+            source = load(path, **options)
+            if Path(path) == judged:
+                source.class_names = source.class_names[::-1]
+            return source
+
+        monkeypatch.setattr(gp, "load_images", swapped)
+    message = {"missing": "7 is only in one of them", "order": "they come in another order"}[change]
+    with pytest.raises(SystemExit, match=f"its classes are not those of .*: {message}"):
+        train(folder, tmp_path / "net.safetensors", monkeypatch, "--epochs", "1", "--eval-data", str(judged))
+    assert [file.name for file in tmp_path.iterdir()] == ["judged"]
 
 
 @pytest.mark.parametrize(

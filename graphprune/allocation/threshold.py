@@ -6,7 +6,9 @@ from graphprune.allocation.budget import select
 from graphprune.allocation.problem import LATENCY, Problem
 from graphprune.passes.errors import UsageError
 
-__all__ = ["threshold"]
+__all__ = ["KNOWS_NO_LATENCY", "threshold"]
+
+KNOWS_NO_LATENCY = "policy threshold counts channels one by one and knows nothing of latency: use knapsack"
 
 
 def threshold(problem: Problem) -> np.ndarray:
@@ -17,7 +19,7 @@ def threshold(problem: Problem) -> np.ndarray:
         BudgetError: a budget cannot be reached.
     """
     if LATENCY in problem.budgets or problem.is_on_steps:
-        raise UsageError("policy threshold counts channels one by one and knows nothing of latency: use knapsack")
+        raise UsageError(KNOWS_NO_LATENCY)
     graph = problem.graph
     return select(
         problem.scores,

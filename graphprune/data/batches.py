@@ -49,7 +49,7 @@ NO_AUGMENTATION = Augmentation(crop=False, flip=False)
 
 
 class TrainingBatches:
-    """An endless, shuffled, augmented stream of normalized batches that can be resumed.
+    """Endless, shuffled, augmented and normalized batches by epoch and step.
 
     Every epoch is a new permutation of the images. A last, smaller batch is left out, unless there are
     fewer images than a batch: then all of them are the batch.
@@ -57,8 +57,6 @@ class TrainingBatches:
     Attributes:
         batch_size: images a batch; never more than there are.
         steps_per_epoch: batches an epoch.
-        epoch: of the next batch, from 0.
-        step: of the next batch within its epoch, from 0.
     """
 
     def __init__(
@@ -72,8 +70,6 @@ class TrainingBatches:
             raise DataError(f"there is no image in {source.name}")
         self.batch_size = min(batch_size, len(source))
         self.steps_per_epoch = len(source) // self.batch_size
-        self.epoch = 0
-        self.step = 0
         self.source = source
         self._pixels = torch.from_numpy(source.pixels)
         self._seed = seed
@@ -81,18 +77,8 @@ class TrainingBatches:
         self._order_epoch = -1
         self._order: NDArray[np.int64] = source.indices
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
-        batch = self.batch(self.epoch, self.step)
-        self.step += 1
-        if self.step == self.steps_per_epoch:
-            self.epoch, self.step = self.epoch + 1, 0
-        return batch
-
     def batch(self, epoch: int, step: int) -> Tensor:
-        """Return one batch, whatever was asked for before.
+        """Return one batch, whatever was asked for before; both numbers count from 0.
 
         Shapes: returns (batch_size, channels, height, width).
         """
@@ -107,25 +93,24 @@ class TrainingBatches:
         start = step * self.batch_size
         return self._order_of(epoch)[start : start + self.batch_size]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the stream stands and what it is drawn from."""
-        return {"epoch": self.epoch, "step": self.step, "drawn_from": self._drawn_from()}
+    def origin(self) -> dict[str, Any]:
+        """Return what the batches are drawn from, for a checkpoint."""
+        return {"drawn_from": self._drawn_from()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
+    def refuse_other(self, origin: dict[str, Any]) -> None:
+        """Do nothing where `origin` is that of these batches.
 
         Raises:
-            DataError: the state is of other images, another seed, batch size or augmentation.
+            DataError: it is of other images, another seed, batch size or augmentation.
         """
         drawn_from = self._drawn_from()
         for name, value in drawn_from.items():
-            saved = state["drawn_from"].get(name)
+            saved = origin["drawn_from"].get(name)
             if saved != value:
                 raise DataError(
                     f"cannot resume with {self.source.name}: {name} was {saved} and is {value}; "
                     "resume with the same images and settings, or start anew"
                 )
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
     def _drawn_from(self) -> dict[str, Any]:
         return {

@@ -64,36 +64,40 @@ def _learn(environment: "PruningEnvironment") -> None:
 
     trials = environment.trials
     episodes, steps = trials.left, len(trials.space)
+    random_episodes = max(1, round(_WARMUP * episodes))
     agent = DDPG(
         "MlpPolicy",
         TransformReward(environment, lambda reward: _SCALE * float(reward)),
         learning_rate=_LEARNING_RATE,
         buffer_size=max(1, episodes * steps),
-        learning_starts=max(1, round(_WARMUP * episodes)) * steps,
+        learning_starts=random_episodes * steps,
         batch_size=_BATCH,
         tau=_TAU,
         gamma=1.0,
         train_freq=(1, "episode"),
         gradient_steps=-1,
-        action_noise=_fading_noise(episodes),
+        action_noise=_fading_noise(episodes, random_episodes),
         n_steps=steps,
         policy_kwargs={"net_arch": list(_LAYERS)},
-        seed=trials.seed,
+        seed=trials.seed % 2**32,  # all that numpy's generators take
         device="cpu",
     )
     agent.learn(total_timesteps=episodes * steps, log_interval=episodes + 1)
 
 
-def _fading_noise(episodes: int) -> Any:
+def _fading_noise(episodes: int, random_episodes: int) -> Any:
     """Normal noise that fades geometrically over the episodes after the random ones."""
     from stable_baselines3.common.noise import NormalActionNoise
 
-    last = max(1.0, (1 - _WARMUP) * episodes)
-    ratio = (_LEAST_NOISE / _NOISE) ** (1 / last)
+    first = random_episodes + 1
+    ratio = (_LEAST_NOISE / _NOISE) ** (1 / max(1, episodes - first))
 
     class Fading(NormalActionNoise):
+        begun = 0
+
         def reset(self) -> None:
-            """An episode has ended."""
-            self._sigma = np.maximum(self._sigma * ratio, _LEAST_NOISE)
+            """An episode begins."""
+            self.begun += 1
+            self._sigma = np.full(1, max(_NOISE * ratio ** max(0, self.begun - first), _LEAST_NOISE))
 
     return Fading(np.zeros(1), np.full(1, _NOISE))

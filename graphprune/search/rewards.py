@@ -46,7 +46,9 @@ class OneShot:
         fingerprint: changes when model or images do.
     """
 
-    def __init__(self, graph: "ChannelGraph", images: Images, number: int, seed: int = 0) -> None:
+    def __init__(
+        self, graph: "ChannelGraph", images: Images, number: int, seed: int = 0, output_loss: str = "auto"
+    ) -> None:
         """Draw the images and ask the dense model about them.
 
         Args:
@@ -54,6 +56,7 @@ class OneShot:
             images: a path, what `load_images` returned, or an array of network inputs. Labels are not looked at.
             number: how many to judge on; a quarter of them also give the BatchNorm statistics.
             seed: of the choice of the images.
+            output_loss: what the model's outputs are, as in `CompressConfig`: classes are counted, values compared.
 
         Raises:
             UsageError: an ONNX graph, or a model without an output that could be compared.
@@ -71,9 +74,11 @@ class OneShot:
             outputs = [flatten_outputs(self._dense(batch)) for batch in self._batches]
         if not outputs or not outputs[0]:
             raise UsageError("the model returns no floating-point tensor, so there is nothing to judge by")
-        self._is_classifier = output_kind(outputs[0], "auto") != "values"
+        self._is_classifier = output_kind(outputs[0], output_loss) != "values"
         self._expected = [_arrays(output) for output in outputs]
         seen = f"{model_digest(self._dense)} {source.checksum()} {len(source)}"
+        if output_loss != "auto":
+            seen += f" {output_loss}"
         self.fingerprint = hashlib.sha256(seen.encode()).hexdigest()
 
     def _in_own_format(self, source: ImageSource) -> list[Tensor]:

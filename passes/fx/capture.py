@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ _TRAINING_ARGUMENT = {
 }
 #: Normalizations that have only batch statistics when their running mean (argument 3) is absent.
 _TRACKED = (aten.batch_norm.default, aten.instance_norm.default)
+_MOMENTUM = 0.1  # of running statistics; torch's default
 _SPLITS = (
     aten.chunk.default,
     aten.split.Tensor,
@@ -182,6 +183,7 @@ def capture(
     captured.meta["example_inputs"] = inputs_on(CPU, example_inputs)
     captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
     _clean(captured)
+    _keep_statistics_alive(captured, () if isinstance(model, ExportedProgram) else _still_statistics(model))
     return captured.eval()
 
 
@@ -283,6 +285,28 @@ def _clean(module: CapturedModule) -> None:
     for node in graph.nodes:
         if node.op not in ("placeholder", "get_attr", "call_function", "output"):
             raise UnsupportedModelError(f"the captured graph has a node of kind {node.op} ({node.name})")
+
+
+def _still_statistics(model: nn.Module) -> set[str]:
+    """Names of the running means that a momentum of 0 keeps as they are."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {f"{name}.running_mean".lstrip(".") for name, module in modules if getattr(module, "momentum", None) == 0}
+
+
+def _keep_statistics_alive(module: CapturedModule, still: Collection[str]) -> None:
+    """Give batch norms a momentum that were exported without one.
+
+    `momentum=None` is a mean over all batches, and in inference torch exports it as 0: statistics would never follow
+    the weights. An archive does not tell it from a momentum of 0.
+    """
+    for node in module.graph.nodes:
+        if (
+            node.target is aten.batch_norm.default
+            and node.args[6] == 0
+            and getattr(node.args[3], "target", None) not in still
+        ):
+            node.update_arg(6, _MOMENTUM)
+    module.recompile()
 
 
 def _only_checks(node: fx.Node) -> bool:

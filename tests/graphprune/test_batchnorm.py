@@ -45,3 +45,11 @@ def test_without_images_the_statistics_stay(module):
 def test_a_network_without_batch_norm_is_left_alone():
     module = capture(nn.Conv2d(2, 3, 3).eval(), (torch.randn(2, 2, 6, 6),))
     reestimate_batch_norm(module, module, iter(lambda: pytest.fail("no image is needed"), None))
+
+
+def test_a_mean_over_all_batches_is_measured_anew_and_frozen_statistics_are_not():
+    layers = nn.BatchNorm2d(2, momentum=None), nn.BatchNorm2d(2, momentum=0.0)
+    module = capture(nn.Sequential(*layers).eval(), (torch.randn(2, 2, 6, 6),))
+    reestimate_batch_norm(module, module, [5 + 2 * torch.randn(60, 2, 6, 6)])
+    assert (module.get_buffer("0.running_mean") - 5).abs().max() < 0.5
+    assert torch.equal(module.get_buffer("1.running_mean"), torch.zeros(2))

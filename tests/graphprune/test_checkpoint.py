@@ -124,6 +124,14 @@ def test_ctrl_c_finishes_the_step_and_writes_the_state(tmp_path, uninterrupted):
     assert_same(make_engine(path, config).run(resume=True), uninterrupted)
 
 
+def test_what_an_observer_says_does_not_keep_a_run_from_going_on(tmp_path):
+    path, config = tmp_path / "checkpoint.pt", dataclasses.replace(CONFIG, epochs=2)
+    make_engine(path, config, observer=lambda _: {"seen": np.mean([1, 0])}).run()
+    resumed = make_engine(path, config).run(resume=True)
+    assert resumed[0].history[-1]["seen"] == 0.5
+    assert type(resumed[0].history[-1]["seen"]) is float
+
+
 def test_resuming_something_else_is_refused_and_names_what_differs(tmp_path):
     path = tmp_path / "checkpoint.pt"
     make_engine(path, dataclasses.replace(CONFIG, epochs=2)).run()

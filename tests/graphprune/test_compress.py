@@ -218,6 +218,17 @@ def test_of_several_students_the_best_on_held_out_images_is_delivered(model, cap
     assert "the one that agrees best with the dense model" in caplog.text
 
 
+def test_the_threads_of_the_caller_are_left_as_they_were(model):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = gp.compress(model, digits(), macs=0.5, config=SETTINGS, benchmark=QUICK)
+        assert result.metrics["torch_threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_observer_adds_to_the_history(model):
     seen = []
 
@@ -230,6 +241,19 @@ def test_an_observer_adds_to_the_history(model):
     assert [record["seen"] for record in result.metrics["history"]] == list(range(1, len(seen) + 1))
     assert not any(seen)
     assert result.metrics["steps"]["number"] == result.metrics["history"][-1]["step"]
+
+
+def test_numbers_are_told_by_their_distance_and_searched_by_it(model):
+    log = Log()
+    settings = dataclasses.replace(
+        SETTINGS, output_loss="mse", policy="random", search_evaluations=3, search_images=32, sensitivity="l1"
+    )
+    result = gp.compress(model, digits(), macs=0.5, config=settings, benchmark=QUICK, reporter=log)
+    assert "distance from the dense model" in str(result)
+    assert "agreement" not in str(result)
+    assert result.metrics["quality"]["agreement"] is None
+    assert result.metrics["models"][1]["distance"] == result.metrics["quality"]["distance"] > 0
+    assert {agreement for _, _, agreement in log.evaluations} == {None}
 
 
 class Segmenter(nn.Module):

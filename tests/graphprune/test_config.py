@@ -24,6 +24,9 @@ from graphprune.passes.errors import UsageError
         ({"sensitivity": "magic"}, "--sensitivity must be one of random, l1, l2, taylor"),
         ({"lr": "fast"}, "--lr must be a number, not 'fast'"),
         ({"batch_size": 2.5}, "--batch-size must be a whole number, not 2.5"),
+        ({"policy": "threshold", "speedup": 2.0}, "policy threshold counts channels one by one"),
+        ({"policy": "threshold", "latency_ms": (1.0, 2.0), "n_students": 2}, "knows nothing of latency"),
+        ({"policy": "threshold", "macs": 0.5, "align": "auto"}, "use knapsack"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line(settings, message):
@@ -31,6 +34,25 @@ def test_a_bad_value_is_refused_in_one_line(settings, message):
         CompressConfig(**settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no budget given: say what must be reached with --speedup"),
+        ({"recipe": "combined"}, "no budget given, and policy ddpg searches an allocation for one: say what"),
+        ({"policy": "random", "sigma": 2.0}, "no budget given, and policy random searches"),
+        ({"policy": "bee-colony"}, "no budget given, and policy bee-colony searches"),
+    ],
+)
+def test_a_missing_budget_is_named(settings, message):
+    with pytest.raises(UsageError, match=message):
+        CompressConfig(**settings).require_goal()
+    CompressConfig(**settings, macs=0.5).require_goal()
+
+
+def test_single_weights_may_go_without_a_budget():
+    CompressConfig(sigma=2.0).require_goal()
 
 
 def test_the_defaults_are_valid_and_their_phases_fill_the_run():
@@ -60,4 +82,5 @@ def test_resuming_with_another_setting_names_it():
 
 def test_resuming_may_change_what_does_not_change_the_result():
     before = CompressConfig(macs=0.5).fingerprint()
-    CompressConfig(macs=0.5, threads=2, checkpoint_seconds=5).refuse_resume_from(before)
+    CompressConfig(macs=0.5, threads=2, checkpoint_seconds=5, device="cuda").refuse_resume_from(before)
+    CompressConfig(macs=0.5).refuse_resume_from({**before, "device": "cuda"})  # of an earlier version

@@ -49,7 +49,8 @@ def test_another_device_gives_the_same_result(at_home):
         torch.testing.assert_close(tensor, home.state_dict[name])
 
 
-def test_a_run_is_resumed_there(at_home, tmp_path):
+@pytest.mark.parametrize("start", ["cpu", NAME])
+def test_a_run_is_resumed_there(at_home, tmp_path, start):
     path = tmp_path / "checkpoint.pt"
     config = dataclasses.replace(SHORT, checkpoint_steps=7)
 
@@ -58,13 +59,14 @@ def test_a_run_is_resumed_there(at_home, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(NAME, config, checkpoint=path, progress=stop)
+        run(start, config, checkpoint=path, progress=stop)
     teacher = capture(at_home[0].teacher)
     with other_device():
         engine = Engine(
             teacher, at_home[0].graph, images(320), dataclasses.replace(config, device=NAME), checkpoint=path
         )
         (resumed,) = engine.run(resume=True)
+    assert device_of(engine.students[0].module).type == device_of(engine.teacher).type == NAME
     (home,) = at_home[1]
     assert (resumed.removed == home.removed).all()
     for name, tensor in resumed.state_dict.items():

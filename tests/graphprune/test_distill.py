@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphprune.distill import FeatureLoss, OutputLoss, flatten_outputs, mutual_loss, output_kind
+from graphprune.distill import FeatureLoss, OutputLoss, describe_outputs, flatten_outputs, mutual_loss, output_kind
+from graphprune.passes.errors import UsageError
 
 
 def test_outputs_are_found_in_any_structure():
@@ -24,6 +25,21 @@ def test_outputs_are_found_in_any_structure():
 )
 def test_the_kind_of_output_follows_from_its_shape_and_values(outputs, setting, kind):
     assert output_kind(outputs, setting) == kind
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), ()])
+def test_classes_are_not_compared_where_there_are_none(shape):
+    with pytest.raises(
+        UsageError, match=r"--output-loss kl compares classes, and .* shape \(.*\), not \(batch"
+    ) as caught:
+        output_kind([torch.randn(4, 10), torch.randn(shape)], "kl")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_guess_says_how_to_say_otherwise():
+    assert describe_outputs("logits", "auto") == "class logits; --output-loss mse if they are numbers"
+    assert describe_outputs("values", "auto") == "numbers; --output-loss kl if they are class logits"
+    assert describe_outputs("probabilities", "kl") == "class probabilities"
 
 
 def test_the_divergence_is_that_of_the_definition():
@@ -105,6 +121,14 @@ def test_feature_loss_of_other_layouts():
     flat = FeatureLoss([(1, np.arange(6))], 6)
     flat.keep(torch.ones(6, dtype=torch.bool))
     assert float(flat([teacher[:, 0, 0]], [teacher[:, 0, 0]])) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_features_in_bfloat16_are_multiplied_in_float32():
+    torch.manual_seed(0)
+    teacher = torch.randn(16, 8, 4, 4).relu()
+    student = (teacher + 0.03 * torch.randn_like(teacher)).bfloat16()
+    loss, teacher = FeatureLoss([(1, np.arange(8))], 8), teacher.bfloat16()
+    assert torch.equal(loss([teacher], [student]), loss([teacher.float()], [student.float()]))
 
 
 def test_a_sample_without_activation_has_nothing_to_learn():

@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import math
 from functools import cache
 
@@ -298,25 +297,21 @@ def test_a_loss_that_grows_without_bounds_is_an_error_before_it_is_infinite(tmp_
     assert (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, fill_disk):
+    path, kept = tmp_path / "checkpoint.pt", []
     config = dataclasses.replace(SETTINGS, epochs=1, checkpoint_steps=5)
-    save, kept = torch.save, []
 
-    def full(state, handle):
-        if state["step"] == 10:
+    def fill(step, *_):
+        if step == 10:
             kept.append(path.read_bytes())
-            handle.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, handle)
+            fill_disk()
 
-    monkeypatch.setattr("torch.save", full)
     with pytest.raises(GraphPruneError, match=r"checkpoint\.pt: the disk is full") as caught:
-        engine(config, checkpoint=path).run()
+        engine(config, checkpoint=path, progress=fill).run()
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == kept[0]
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
-    monkeypatch.setattr("torch.save", save)
+    fill_disk(False)
     resumed = engine(config, checkpoint=path).run(resume=True)[0]
     assert resumed.history == engine(config).run()[0].history
 
@@ -374,6 +369,23 @@ def test_a_model_of_one_batch_size_is_refused():
 
     with pytest.raises(UnsupportedModelError, match="takes batches of exactly 2"):
         engine(kind=Fixed)
+
+
+def test_classes_are_not_looked_for_in_one_number():
+    class Number(Net):
+        def forward(self, x):
+            return super().forward(x).sum(1)
+
+    with pytest.raises(UsageError, match="--output-loss kl compares classes"):
+        engine(dataclasses.replace(SETTINGS, output_loss="kl"), kind=Number)
+
+
+def test_what_the_outputs_are_taken_for_is_said(caplog):
+    with caplog.at_level("INFO", "graphprune"):
+        assert engine().loss.kind == "logits"
+        assert engine(dataclasses.replace(SETTINGS, output_loss="mse")).loss.kind == "values"
+    said = [record.message for record in caplog.records if record.message.startswith("outputs: ")]
+    assert said == ["outputs: class logits; --output-loss mse if they are numbers", "outputs: numbers"]
 
 
 def test_nothing_to_learn_from():

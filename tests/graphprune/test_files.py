@@ -5,7 +5,13 @@ import os
 import pytest
 
 from graphprune.errors import GraphPruneError, OutputExistsError
-from graphprune.files import atomic_write, atomic_write_json, atomic_write_text, refuse_overwrite
+from graphprune.files import (
+    atomic_write,
+    atomic_write_json,
+    atomic_write_text,
+    atomic_write_through_memory,
+    refuse_overwrite,
+)
 
 
 def names(folder):
@@ -50,6 +56,21 @@ def test_a_full_disk_is_one_line(tmp_path, code):
         write()
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
+
+
+def test_a_writer_that_fails_in_memory_leaves_the_disk_alone(tmp_path):
+    target = tmp_path / "model.pt"
+    atomic_write_through_memory(target, lambda file: file.write(b"whole"))
+    assert target.read_bytes() == b"whole"
+
+    def write(file):
+        file.write(b"half")
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        atomic_write_through_memory(target, write)
+    assert target.read_bytes() == b"whole"
+    assert names(tmp_path) == ["model.pt"]
 
 
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):

@@ -122,3 +122,9 @@ def test_a_layer_of_which_next_to_nothing_stays_is_said(caplog):
     torch.manual_seed(0)
     look(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10)).eval(), 3.0)  # uniform: no outliers
     assert "sigma 3 leaves 10 of the 1920 weights of 1.weight" in caplog.text
+
+
+def test_a_model_without_a_linear_layer_is_said(caplog):
+    look(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 6)).eval(), 2.0)
+    said = [record.message for record in caplog.records if record.name == "graphprune"]
+    assert said == ["sigma 2 makes nothing sparse: the model has no linear layer"]

@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from graphprune import processes
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
 from graphprune.engine import Engine
@@ -67,6 +68,20 @@ def test_parts_of_a_batch():
 def test_too_many_processes_for_the_images_are_refused():
     with pytest.raises(UsageError, match="fewer than a batch of 200 for each of 2 processes"):
         make_engine(200, Processes(0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_are_those_of_torch_under_autocast_too(monkeypatch, dtype):
+    monkeypatch.setattr(processes, "_sum_over_processes", lambda tensor: tensor)
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 1)
+    torch.manual_seed(0)
+    x, weight, bias = (3 + torch.randn(16, 4, 6, 6)).to(dtype), torch.rand(4), torch.randn(4)
+    found, expected = ((torch.zeros(4), torch.ones(4)) for _ in range(2))
+    y = processes._batch_norm(x, weight, bias, *found, True, 0.1, 1e-5, False)
+    z = torch.ops.aten.batch_norm.default(x, weight, bias, *expected, True, 0.1, 1e-5, False)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.slow

@@ -156,6 +156,12 @@ def test_nearly_all_is_not_all():
     assert "100.00 %" in render_metrics(metrics(agreement={"slim": 1.0}))
 
 
+def test_without_classes_the_distance_is_told():
+    text = render_metrics(metrics(distance={"slim": 0.01234}))
+    assert [line for line in text.splitlines() if "distance from the dense model" in line and "1.23 % of its" in line]
+    assert "agreement" not in text
+
+
 def test_a_comparison_shows_errors_and_problems():
     good = OutputComparison("scores", 1e-6, 12.5, 8e-8, True, "", 0)
     bad = OutputComparison("boxes", float("inf"), 0.0, float("inf"), False, "holds NaN or infinity in the candidate", 3)

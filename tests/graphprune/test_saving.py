@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.passes.errors import CaptureError, ModelLoadError, OutputExistsError
+from graphprune.passes.errors import CaptureError, GraphPruneError, ModelLoadError, OutputExistsError
 from graphprune.passes.fx.capture import CapturedModule
 
 
@@ -78,6 +78,15 @@ def test_an_existing_file_stays_unless_force(slim, tmp_path):
     gp.save(slim, path, force=True)
     assert gp.load(path)
     assert [file.name for file in tmp_path.iterdir()] == ["slim.pt2"]
+
+
+def test_a_full_disk_is_one_line(slim, tmp_path, fill_disk):
+    path = gp.save(slim, tmp_path / "slim.pt2")
+    before = path.read_bytes()
+    fill_disk()
+    with pytest.raises(GraphPruneError, match=r"slim\.pt2: the disk is full"):
+        gp.save(slim, path, force=True)
+    assert path.read_bytes() == before
 
 
 def test_other_suffixes_are_refused(slim, tmp_path):

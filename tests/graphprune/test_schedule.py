@@ -62,6 +62,23 @@ def test_short_runs_keep_every_phase_in_order(total, warmup, sparsify):
     assert schedule.is_draw(schedule.final_draw)
 
 
+@pytest.mark.parametrize("course", ["dynamic", "static", "one-shot"])
+@pytest.mark.parametrize("fade", [0.01, 0.2, 1.0])
+def test_whatever_the_shares_a_short_run_ends_on_its_budget(course, fade):
+    shares = [(w / 100, s / 100) for w in range(0, 99, 7) for s in (1, 5, 20, 45, 70, 99) if w + s < 100]
+    for warmup, sparsify in shares:
+        config = CompressConfig(macs=0.5, warmup=warmup, sparsify=sparsify, fade=fade, course=course, lr_warmup=warmup)
+        for total in range(10, 41):
+            schedule = Schedule.of_steps(config, total)
+            assert 0 <= schedule.sparsify_from <= schedule.final_draw < schedule.settle_from < total
+            assert schedule.is_draw(schedule.final_draw)
+            assert schedule.share(schedule.final_draw, 0.5) == 0.5
+            ramp = [schedule.ramp(step) for step in range(total)]
+            assert all(0 <= a <= b <= 1 for a, b in pairwise(ramp))
+            assert ramp[-1] == pytest.approx(1.0)
+            assert all(0 <= schedule.lr_factor(step) <= 1 for step in range(total))
+
+
 def test_a_run_too_short_to_compress_anything_is_refused():
     with pytest.raises(UsageError, match=r"--epochs 0\.1 gives 5 steps of 64 images; at least 10"):
         Schedule.of(CompressConfig(macs=0.5, epochs=0.1), 50)

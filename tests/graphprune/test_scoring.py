@@ -76,6 +76,21 @@ def test_gradients_are_those_of_its_own_answers(graph):
     assert not any(p.grad is not None for p in graph.front_end.module.parameters())
 
 
+def test_answers_that_are_probabilities_are_judged_as_their_logits_would_be(graph):
+    soft = gp.trace(nn.Sequential(Net(), nn.Softmax(1)).eval(), (torch.randn(2, 1, 8, 8),))
+    np.testing.assert_allclose(
+        score_groups(soft, "taylor", IMAGES), score_groups(graph, "taylor", IMAGES), rtol=1e-3, atol=1e-12
+    )
+
+
+def test_answers_may_be_said_to_be_numbers(graph):
+    classes, numbers = (score_groups(graph, "taylor", IMAGES, output_loss=kind) for kind in ("auto", "mse"))
+    assert not np.allclose(classes / classes.max(), numbers / numbers.max(), rtol=0.1)
+    narrow = gp.trace(nn.Sequential(Net(), nn.Linear(4, 1)).eval(), (torch.randn(2, 1, 8, 8),))
+    with pytest.raises(UsageError, match="compares classes"):
+        gp.plan(narrow, macs=0.5, importance="taylor", images=IMAGES, output_loss="kl")
+
+
 @pytest.mark.parametrize("name", ["taylor", "apoz"])
 def test_without_images_it_says_what_is_missing(graph, name):
     with pytest.raises(UsageError, match=f"importance '{name}' needs images"):

@@ -91,6 +91,17 @@ def test_layers_can_be_frozen_and_budgets_combined():
     assert captured.n_groups < 24
 
 
+def test_settings_count_where_no_argument_says_otherwise():
+    config = gp.CompressConfig(macs=0.6, params=0.7, sensitivity="l2", freeze=("block.0",), align=4)
+    _, pruner, _ = made(macs=None, config=config)
+    found = pruner.config
+    assert (found.macs, found.params, found.sensitivity, found.align) == (0.6, 0.7, "l2", 4)
+    assert found.freeze == ("block.0",)
+    _, pruner, _ = made(macs=0.5, sensitivity="l1", freeze=(), align=2, config=config)
+    found = pruner.config
+    assert (found.macs, found.params, found.sensitivity, found.align, found.freeze) == (0.5, 0.7, "l1", 2, ())
+
+
 def test_it_goes_on_from_a_saved_state():
     whole = made()
     train(*whole, batches(40))

@@ -1,6 +1,7 @@
 """The policies on a reward that is known: how near the widths are to some that nobody told them."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -142,3 +143,20 @@ def test_what_needs_no_search_is_looked_at_as_well(policy):
     plain = allocate(asked)
     best = max(known(~plain).reward, known(~allocate(searching(1)[0], policy)).reward)
     assert known(~allocate(asked, policy)).reward >= best - 0.02  # the space fills the budget up
+
+
+def test_the_noise_of_the_agent_fades_after_its_random_episodes():
+    from graphprune.search.ddpg import _LEAST_NOISE, _NOISE, _fading_noise
+
+    noise, seen = _fading_noise(20, 4), []
+    for _ in range(20):
+        noise.reset()  # the agent does so before every episode
+        seen.append(float(noise._sigma[0]))
+    assert seen[:5] == [_NOISE] * 5
+    assert all(a > b for a, b in itertools.pairwise(seen[4:]))
+    assert seen[-1] == pytest.approx(_LEAST_NOISE)
+
+
+def test_a_large_seed_is_one_the_agent_takes():
+    asked, _ = searching(4, seed=2**40 + 1)
+    assert asked.fits(~allocate(asked, "ddpg"))

@@ -96,6 +96,14 @@ def test_a_network_that_is_no_classifier_is_judged_by_distance():
     assert evaluate(kept).reward < 0
 
 
+def test_a_vector_of_numbers_is_judged_by_distance_where_that_is_said():
+    graph, guessed = judge()
+    told = OneShot(graph, IMAGES, 64, 0, "mse")
+    assert guessed(graph.all_kept()).agreement is not None
+    assert told(graph.all_kept()).agreement is None
+    assert told.fingerprint != guessed.fingerprint
+
+
 def test_an_onnx_graph_is_not_run(tmp_path):
     path = tmp_path / "m.onnx"
     gp.export_onnx(classifier(), (torch.zeros(1, 3, 8, 8),), path)

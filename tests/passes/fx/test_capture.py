@@ -343,3 +343,24 @@ def test_every_split_gets_its_sizes():
     kinds = [str(n.target) for n in captured.graph.nodes if "split" in str(n.target) or "chunk" in str(n.target)]
     assert sorted(kinds) == ["aten.split_with_sizes.default"] * 5 + ["aten.unsafe_split_with_sizes.default"]
     assert torch.allclose(captured(x), 6 * x)
+
+
+def test_statistics_without_a_momentum_follow_in_training():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)).eval()
+    x = 3 + torch.randn(2, 3, 8, 8)
+    program = torch.export.export(net, (x,))
+    for captured in (capture(net, (x,)), capture(program)):
+        captured.train()(x)
+        assert captured.get_buffer("1.running_mean").abs().max() > 0
+    assert torch.equal(net[1].running_mean, torch.zeros(4))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_statistics_that_are_frozen_on_purpose_stay(alone):
+    frozen = nn.BatchNorm2d(3, momentum=0.0)
+    x = 3 + torch.randn(2, 3, 8, 8)
+    captured = capture(frozen if alone else nn.Sequential(frozen, nn.Conv2d(3, 4, 3)), (x,))
+    captured.train()(x)
+    means = [buffer for name, buffer in captured.named_buffers() if name.endswith("running_mean")]
+    assert len(means) == 1
+    assert torch.equal(means[0], torch.zeros(3))
