@@ -25,6 +25,7 @@ __all__ = ["BenchmarkOptions", "measure", "missed"]
 
 logger = logging.getLogger("graphprune")
 
+_ROUNDING = 1e-6
 _LONGER = 3.0  # times, where a budget seems to be missed
 
 
@@ -155,6 +156,9 @@ def missed(metrics: dict[str, Any]) -> str:
                 f"{name}.onnx is {reached['speedup']:.2f} times as fast as the dense file, not "
                 f"{asked['speedup']:g} times"
             )
+        for unit, noun in (("macs", "multiply-accumulates"), ("params", "parameters")):
+            if unit in asked and reached[unit] > asked[unit] * (1 + _ROUNDING):
+                found.append(f"{name}.onnx has {reached[unit]:.4g} of the {noun}, not {asked[unit]:g}")
         if "latency_ms" in asked and reached["latency_ms"] > asked["latency_ms"] * (1 + TOLERANCE):
             found.append(f"{name}.onnx takes {reached['latency_ms']:.3g} ms, not {asked['latency_ms']:g} ms")
     return "; ".join(found)
