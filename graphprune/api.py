@@ -23,6 +23,7 @@ from graphprune.allocation import (
     allocator,
     count_dense,
     removable_groups,
+    require_policy,
     select_ratio,
 )
 from graphprune.freezing import frozen_groups
@@ -127,9 +128,10 @@ def plan(
     """
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     _check_targets(ratio, budgets, speedup, latency_ms, align)
+    require_policy(policy, latency=speedup is not None or latency_ms is not None or align == "auto")
     scores = _scores(graph, importance, images, seed, output_loss)
     removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)
-    limits = Limits(min_channels, align if isinstance(align, int) else 1)
+    limits = Limits.of(min_channels, align)
     dense = count_dense(graph)
     problem = Problem(
         graph,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.contenders import Contender, Streams
+from graphprune.contenders import Contender, Streams, interference
 from graphprune.machine import Machine, machine_facts
 from graphprune.onnx_session import CPU, OnnxSource, batch_of, input_shapes, input_specs, open_session
 from graphprune.passes.errors import UsageError
@@ -207,7 +207,7 @@ def benchmark(
         others = OtherWork(processors)
         rounds = _measure(contenders, rng, min_seconds, least, most)
         # The time of the calling thread is finer, and knows nothing of workers.
-        waited = _interference(contenders) if threads == 1 else others.share()
+        waited = interference(contenders) if threads == 1 else others.share()
     report = BenchmarkReport(
         models=_summarize(contenders, rng, batch if mode == "latency" else 1),
         batch=batch,
@@ -298,11 +298,6 @@ def _warn_of_few_processors(threads: int) -> None:
             "kept in place",
             *(threads, usable),
         )
-
-
-def _interference(contenders: Sequence[Contender | Streams]) -> float:
-    """Share of the time in which the processor was given to something else."""
-    return max(0.0, 1 - sum(c.cpu_seconds for c in contenders) / sum(c.wall_seconds for c in contenders))
 
 
 def _measure(

@@ -184,10 +184,10 @@ class CompressConfig:
                 f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
             )
-        if self.policy == "threshold" and self.needs_latency:
-            from graphprune.allocation.threshold import KNOWS_NO_LATENCY
+        if self.policy != "auto":  # which always can
+            from graphprune.allocation import require_policy  # brings SciPy, which --help does not need
 
-            raise UsageError(KNOWS_NO_LATENCY)
+            require_policy(self.policy, latency=self.needs_latency)
 
     def require_goal(self) -> None:
         """Raises: UsageError: a student has nothing to reach, and no single weights go either; or there is a search."""

@@ -7,7 +7,7 @@ a turn, when some streams are done before others, does not count.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,7 +27,7 @@ from graphprune.onnx_session import (
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
 from graphprune.pinning import pinned
 
-__all__ = ["Contender", "Streams"]
+__all__ = ["Contender", "Streams", "interference"]
 
 _WARM_UP_SECONDS = 0.2
 _TURN_SECONDS = 0.03
@@ -214,3 +214,9 @@ class Streams:
 
         with ThreadPoolExecutor(len(self._streams)) as pool:
             return list(pool.map(serve, range(len(self._streams))))
+
+
+def interference(contenders: Iterable[Contender | Streams]) -> float:
+    """Share of the time of all turns in which the processor was given to something else."""
+    found = list(contenders)
+    return max(0.0, 1 - sum(c.cpu_seconds for c in found) / sum(c.wall_seconds for c in found))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphprune.allocation import Limits, check_reachable
+from graphprune.allocation import check_reachable
 from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.checkpoint import load_checkpoint, model_digest, remove_partial_checkpoints, save_checkpoint
 from graphprune.config import CompressConfig
@@ -136,7 +136,7 @@ class Engine:
                 {unit: share * student.set.dense[unit] for unit, share in student.set.limits.items()},
                 self.graph.sets,
                 student.set.removable,
-                Limits(self.config.min_channels, self.config.align if isinstance(self.config.align, int) else 1),
+                student.set.keeps,
             )
 
     def use(self, stopwatch: Stopwatch) -> None:

@@ -111,11 +111,15 @@ class QuantizeReport:
     @property
     def fidelity(self) -> float:
         """What was compared with the agreement asked for."""
-        return Trial("", 0, self.agreement, self.distance).fidelity
+        return self._trial.fidelity
 
     def describe_miss(self, min_agreement: float) -> str:
         """How int8 falls short of what was asked for, to go after the name of the file."""
-        return describe_miss(Trial("", 0, self.agreement, self.distance), min_agreement)
+        return describe_miss(self._trial, min_agreement)
+
+    @property
+    def _trial(self) -> Trial:
+        return Trial("", 0, self.agreement, self.distance)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

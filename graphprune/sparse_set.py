@@ -75,6 +75,7 @@ class SparseSet:
         self.widths: np.ndarray | None = None
         self.lost = np.zeros(graph.n_groups, dtype=bool)
         self._first = first
+        self.keeps = Limits.of(config.min_channels, config.align)
         self.criterion = criterion(config.sensitivity)
         self.removable = removable_groups(graph.sets, graph.exact, config.allow_inexact)
         self.removable &= ~frozen_groups(graph, config.freeze)
@@ -160,7 +161,7 @@ class SparseSet:
             self.sensitivity.double().numpy() * self._factors,
             {unit: share * self.dense[unit] for unit, share in shares.items()},
             self.removable,
-            Limits(self.config.min_channels, self.config.align if isinstance(self.config.align, int) else 1),
+            self.keeps,
             forced=self.dead.numpy() | self.lost,
             latency=None if self.stopwatch is None else self.stopwatch.model,
             is_on_steps=self.config.align == "auto",

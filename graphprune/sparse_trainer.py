@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from graphprune.allocation import SEARCHES, Limits, check_reachable
+from graphprune.allocation import SEARCHES, check_reachable
 from graphprune.config import CompressConfig
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
@@ -114,9 +114,7 @@ class SparseTrainer:
                 f"sensitivity {self.config.sensitivity!r} looks at activations, which your own loop keeps to itself"
             )
         goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}
-        assert isinstance(self.config.align, int)
-        limit = Limits(self.config.min_channels, self.config.align)
-        check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, limit)
+        check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, self.set.keeps)
         self._done = 0
 
     @property

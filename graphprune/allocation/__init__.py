@@ -5,7 +5,7 @@ is one file and knows nothing of weights.
 """
 
 from graphprune.allocation.budget import CostFunction, check_reachable, select
-from graphprune.allocation.policies import POLICIES, SEARCHES, Policy, allocate, allocator
+from graphprune.allocation.policies import POLICIES, SEARCHES, Policy, allocate, allocator, require_policy
 from graphprune.allocation.problem import LATENCY, Problem, count, count_dense
 from graphprune.allocation.ratio import select_ratio
 from graphprune.allocation.removable import Limits, removable_groups
@@ -24,6 +24,7 @@ __all__ = [
     "count",
     "count_dense",
     "removable_groups",
+    "require_policy",
     "select",
     "select_ratio",
 ]

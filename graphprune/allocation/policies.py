@@ -17,7 +17,7 @@ from graphprune.allocation.uniform import uniform
 from graphprune.passes.errors import PlanError, UsageError
 from graphprune.widths import set_widths
 
-__all__ = ["POLICIES", "SEARCHES", "Policy", "allocate", "allocator"]
+__all__ = ["POLICIES", "SEARCHES", "Policy", "allocate", "allocator", "require_policy"]
 
 Policy = Callable[[Problem], np.ndarray]
 
@@ -65,6 +65,22 @@ def allocator(policy: str) -> Policy:
     return allocate_again
 
 
+def require_policy(policy: str, *, latency: bool) -> None:
+    """Refuse a policy before anything is measured for it.
+
+    Args:
+        policy: its name.
+        latency: whether widths are to be chosen by latency.
+
+    Raises:
+        UsageError: there is no such policy, or a single channel has no price in latency for it.
+    """
+    if policy != "auto" and policy not in POLICIES:
+        raise UsageError(f"policy must be auto or one of {', '.join(POLICIES)}, not {policy!r}")
+    if policy == "threshold" and latency:
+        raise UsageError("policy threshold counts channels one by one and knows nothing of latency: use knapsack")
+
+
 def allocate(problem: Problem, policy: str = "auto") -> np.ndarray:
     """Mask of the groups to remove, (n_groups,): what the policy says, without emptying sets that cannot go together.
 
@@ -76,10 +92,10 @@ def allocate(problem: Problem, policy: str = "auto") -> np.ndarray:
         UsageError: there is no such policy, or it cannot handle the budget.
         BudgetError: a budget cannot be reached.
     """
+    latency = LATENCY in problem.budgets or problem.is_on_steps
+    require_policy(policy, latency=latency)
     if policy == "auto":
-        policy = "knapsack" if LATENCY in problem.budgets or problem.is_on_steps else "threshold"
-    if policy not in POLICIES:
-        raise UsageError(f"policy must be auto or one of {', '.join(POLICIES)}, not {policy!r}")
+        policy = "knapsack" if latency else "threshold"
     removable = problem.removable.copy()
     while True:
         chosen = POLICIES[policy](_with_removable(problem, removable))

@@ -31,6 +31,11 @@ class Limits:
     min_channels: int = 1
     align: int = 1
 
+    @classmethod
+    def of(cls, min_channels: int, align: int | str | None) -> "Limits":
+        """The limits of two settings; an `align` that is no number (None, "auto") limits nothing here."""
+        return cls(min_channels, align if isinstance(align, int) else 1)
+
 
 @dataclass(frozen=True)
 class Blocks:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from graphprune.benchmark import Contender
+from graphprune.contenders import Contender, interference
 from graphprune.latency.target import LatencyTarget
 from graphprune.onnx_session import OnnxSource
 
@@ -30,7 +30,6 @@ class Reference:
         self._seed = seed
         self._dense = self._open("dense", source)
         self._dense.warm_up()
-        self._cpu_seconds = self._wall_seconds = 0.0
 
     def _open(self, name: str, source: OnnxSource) -> Contender:
         opened = Contender.open(name, source, self.target.threads, self.target.provider)
@@ -43,10 +42,10 @@ class Reference:
 
     @property
     def interference(self) -> float | None:
-        """Share of the time of all shares so far in which the processor did other work; None where it is not known."""
-        if self.target.threads > 1 or not self._wall_seconds:
+        """Share of the dense file's turns so far in which the processor did other work; None where it is not known."""
+        if self.target.threads > 1 or not self._dense.wall_seconds:
             return None
-        return max(0.0, 1 - self._cpu_seconds / self._wall_seconds)
+        return interference([self._dense])
 
     def dense_ms(self) -> float:
         """Median latency of the dense file in milliseconds."""
@@ -62,8 +61,7 @@ class Reference:
         """
         other = self._open("slim", source)
         other.warm_up(_WARM_UP)
-        self._dense.times, self._dense.cpu_seconds, self._dense.wall_seconds = [], 0.0, 0.0
-        other.cpu_seconds = other.wall_seconds = 0.0
+        self._dense.times = []
         for rounds in range(1, _ROUNDS[1] + 1):
             for contender in (self._dense, other) if rounds % 2 else (other, self._dense):
                 contender.take_turn()
@@ -72,8 +70,6 @@ class Reference:
                 error = 1.25 * ratios.std(ddof=1) / np.sqrt(rounds) / np.median(ratios)
                 if error < _STABLE or self._dense.seconds() + other.seconds() > max_seconds:
                     break
-        self._cpu_seconds += self._dense.cpu_seconds + other.cpu_seconds
-        self._wall_seconds += self._dense.wall_seconds + other.wall_seconds
         return float(np.median(ratios)), float(np.median([_quick(a) for a in self._dense.times]) * 1e3)
 
 

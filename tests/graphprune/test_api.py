@@ -179,3 +179,12 @@ def test_a_set_keeps_the_least_number_of_channels(graph):
     found = widths(graph, gp.plan(graph, macs=0.3, min_channels=3))
     assert all(width == 0 or width >= 3 for width in found.values())
     assert min(widths(graph, gp.plan(graph, macs=0.3)).values()) < 3
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem"), [("threshold", "knows nothing of latency"), ("best", "must be auto or")]
+)
+def test_a_policy_that_cannot_is_refused_before_anything_is_measured(graph, monkeypatch, policy, problem):
+    monkeypatch.setattr("graphprune.api.new_stopwatch", lambda *_, **__: pytest.fail("measures"))
+    with pytest.raises(UsageError, match=problem):
+        gp.plan(graph, speedup=2.0, policy=policy)
