@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import Align, force_option, json_option, provider_option, seed_option, shape_option
+from graphprune.cli.options import CPU, Align, force_option, json_option, provider_option, seed_option, shape_option
 from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import DataError, ModelLoadError, UsageError
 
 if TYPE_CHECKING:
+    from graphprune.latency.target import LatencyTarget
     from graphprune.slimming import SlimReport
 
 __all__ = ["command"]
@@ -33,8 +34,10 @@ _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Take so many milliseconds a run, measured."
 )
-@click.option("--benchmark-threads", type=click.IntRange(min=1), default=1, show_default=True, help="To measure with.")
-@click.option("--benchmark-batch", type=click.IntRange(min=1), help="Likewise. Default: that of --shape, else 1.")
+@click.option("--benchmark-threads", type=click.IntRange(min=1), help="To measure with. Default: 1.")
+@click.option(
+    "--benchmark-batch", type=click.IntRange(min=1), help="Likewise. Default: that of IN.onnx or --shape, else 1."
+)
 @provider_option
 @click.option("--importance", help="Which channels go first: l2, l1 or random. Default: l2.")
 @click.option(
@@ -54,7 +57,7 @@ def command(
     plan_file: Path | None,
     inputs: Path | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
-    benchmark_threads: int,
+    benchmark_threads: int | None,
     benchmark_batch: int | None,
     provider: str,
     force: bool,
@@ -71,7 +74,6 @@ def command(
     nothing is trained afterwards: a first look, or a start for training elsewhere. `graphprune compress` keeps what the
     model can do.
     """
-    from graphprune.latency.target import LatencyTarget
     from graphprune.onnx_session import require_provider
     from graphprune.slimming import slim_onnx
 
@@ -81,8 +83,12 @@ def command(
     require_provider(provider)
     choice = _without_unset(choice)
     arrays = None if inputs is None else _arrays(inputs, source)
-    batch = benchmark_batch or next((shape[0] for shape in (shapes or {}).values()), 0) or 1
-    way = LatencyTarget(threads=benchmark_threads, batch=batch, provider=provider)
+    way = _way(source, shapes, benchmark_threads, benchmark_batch, provider) if _is_measured(choice) else None
+    if way is None and (benchmark_threads or benchmark_batch or provider != CPU):
+        raise UsageError(
+            "--benchmark-threads, --benchmark-batch and --provider say how a latency is measured, and none is: give "
+            "--speedup, --latency-ms, or --align auto with a budget; `graphprune benchmark` measures files"
+        )
     report = slim_onnx(
         source, target, plan_file, inputs=arrays, shapes=shapes, force=force, latency_target=way, **choice
     )
@@ -91,6 +97,27 @@ def command(
         return
     print_text(_render, report)
     click.echo(f"\n{target}")
+
+
+def _is_measured(choice: Mapping[str, Any]) -> bool:
+    """Whether channels are chosen by latencies."""
+    return bool(choice.keys() & {"speedup", "latency_ms"}) or (choice.get("align") == "auto" and "ratio" not in choice)
+
+
+def _way(
+    source: Path, shapes: Mapping[str, tuple[int, ...]] | None, threads: int | None, batch: int | None, provider: str
+) -> "LatencyTarget":
+    """How the file will be run.
+
+    Raises:
+        UsageError: the file, --shape and --benchmark-batch contradict each other.
+    """
+    from graphprune.latency.target import LatencyTarget
+    from graphprune.onnx_session import batch_of, input_specs, open_session
+
+    specs = input_specs(open_session(source, optimize=False, mapped=True), str(source))
+    batch = batch_of(specs, batch=batch, shapes=shapes, name=str(source))
+    return LatencyTarget(threads=threads or 1, batch=batch, provider=provider)
 
 
 def _without_unset(choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,10 @@ def test_bad_input_is_one_line_and_writes_nothing(files, tmp_path, capsys):
         (["--importance", "l2", "--plan", "plan.json"], "--importance says how channels are chosen"),
         (["--allow-inexact"], "--allow-inexact says how channels are chosen"),
         (["--provider", "MadeUp"], "MadeUp is not in this onnxruntime"),
+        (["--ratio", "0.5", "--benchmark-threads", "1"], "say how a latency is measured, and none is"),
+        (["--macs", "0.5", "--align", "2", "--benchmark-batch", "4"], "say how a latency is measured"),
+        (["--speedup", "2", "--shape", "4x3x8x8", "--benchmark-batch", "2"], "is for a batch of 4, 2 was asked for"),
+        (["--macs", "0.5", "--align", "auto", "--shape", "4x3x8x8", "--benchmark-batch", "2"], "is for a batch of 4"),
     ],
 )
 def test_options_without_use_are_refused(files, tmp_path, capsys, options, message):
@@ -101,6 +105,19 @@ def test_options_without_use_are_refused(files, tmp_path, capsys, options, messa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The latencies that were asked for; nothing is measured."""
+    targets = []
+
+    def stop(*arguments, latency_target, **rest):
+        targets.append(latency_target)
+        raise BudgetError("enough")
+
+    monkeypatch.setattr(slimming, "slim_onnx", stop)
+    return targets
+
+
 @pytest.mark.parametrize(
     ("options", "batch"),
     [
@@ -110,18 +127,19 @@ def test_options_without_use_are_refused(files, tmp_path, capsys, options, messa
         (["--shape", "?x3x8x8", "--benchmark-batch", "3"], 3),
     ],
 )
-def test_latency_is_that_of_the_provider_and_batch_asked_for(files, tmp_path, monkeypatch, options, batch):
-    asked = []
-
-    def stop(*arguments, latency_target, **rest):
-        asked.append(latency_target)
-        raise BudgetError("enough")
-
-    monkeypatch.setattr(slimming, "slim_onnx", stop)
-    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: ["Other"])
+def test_latency_is_that_of_the_provider_and_batch_asked_for(files, tmp_path, monkeypatch, asked, options, batch):
+    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: ["Other", onnx_session.CPU])
     arguments = ["--speedup", "2", "--benchmark-threads", "2", "--provider", "Other", *options]
     assert main(["slim", str(files / "net.onnx"), str(tmp_path / "slim.onnx"), *arguments]) == 5
     assert asked == [LatencyTarget(threads=2, batch=batch, provider="Other")]
+
+
+def test_latency_is_that_of_a_fixed_batch(files, tmp_path, asked):
+    model = onnx.load(files / "net.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "fixed.onnx")
+    assert main(["slim", str(tmp_path / "fixed.onnx"), str(tmp_path / "slim.onnx"), "--speedup", "2"]) == 5
+    assert asked == [LatencyTarget(batch=4)]
 
 
 def test_a_shape_that_leaves_the_batch_open_is_checked_at_several(files, tmp_path):
