@@ -136,6 +136,11 @@ class Stopwatch:
         self.measured = measured
         return model
 
+    def note_in(self, journal: Path) -> None:
+        """Write all measurements, those made so far and those to come, into this file."""
+        self._journal = journal
+        self._note()
+
     def _note(self) -> None:
         if self._journal is not None:
             atomic_write_json(self._journal, {"measured": self.measured, "model": self.model.to_dict()})
