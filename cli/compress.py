@@ -1,6 +1,6 @@
 """`graphprune compress MODEL --data DIR --macs 0.5 -o OUT/`: the main job."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from graphprune.cli.options import (
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.progress import progress
 from graphprune.config import CompressConfig
-from graphprune.passes.errors import MissedBudgetError
+from graphprune.passes.errors import MissedBudgetError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.compress import CompressResult
@@ -231,7 +231,9 @@ def command(
     Exit code 5 says that the budget was not reached: before the training, that it cannot be; after it, that the slim
     file turned out slower than was asked for. It is written and described all the same.
     """
-    config = CompressConfig(**{name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = CompressConfig(**given)
+    _refuse_idle(ctx, config, given, has_int8=quantize is not None)
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.loading import load_model
@@ -277,6 +279,20 @@ def command(
         say_files(output, list(result.family), int8=quantize is not None)
     if missed is not None:
         raise missed
+
+
+def _refuse_idle(ctx: click.Context, config: CompressConfig, given: Mapping[str, Any], *, has_int8: bool) -> None:
+    """Refuse options that nothing would come of."""
+    from graphprune.allocation import SEARCHES
+
+    if not has_int8 and ctx.get_parameter_source("min_agreement") is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("--min-agreement is that of int8 with float32: give --quantize int8 as well")
+    for name in ("search_evaluations", "search_images"):
+        if name in given and config.policy not in SEARCHES:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for policies that search, and --policy is {config.policy}: give one "
+                f"of {', '.join(SEARCHES)}"
+            )
 
 
 def _with_missed(

@@ -1,6 +1,6 @@
 """`graphprune inspect MODEL`: what can be removed, what cannot and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ def _trace_torch(
 
     loaded = load_model(model, arch=arch, trust_pickle=trust)
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
+        _refuse_other_sizes(model, [tuple(x.shape) for x in loaded.example_inputs[0]], size, shapes)
         return trace(loaded)
     if shapes:
         return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in shapes.values()))
@@ -83,16 +84,43 @@ def _trace_torch(
     return trace(loaded, (torch.randn(2, channels or _CHANNELS, *size),))
 
 
+def _refuse_other_sizes(
+    model: Path,
+    examples: Sequence[tuple[int, ...]],
+    size: tuple[int, int] | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Refuse sizes that an archive is not looked at for: it knows those of its example inputs alone."""
+    given = [*shapes.values()] or ([(0, 0, *size)] if size else [])
+    for asked, example in zip(given, examples, strict=False):
+        sizes = zip(asked[1:], example[1:], strict=False)
+        if len(asked) != len(example) or any(n not in (0, own) for n, own in sizes):
+            raise UsageError(
+                f"{model} was exported on inputs of {'x'.join(map(str, example))} and is shown for these: leave "
+                "--image-size and --shape out, or export it on others"
+            )
+
+
 def _trace_onnx(
     model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], arch: str | None, trust: bool
 ) -> "ChannelGraph":
     from graphprune.model_runner import describe_inputs
+    from graphprune.onnx_session import refuse_other_shapes
     from graphprune.passes.onnx.analyze import trace_onnx
 
+    if arch is not None:
+        raise UsageError(f"{model} holds a whole model, not only its weights: leave --arch {arch} out")
+    specs = describe_inputs(model) or ()
+    asked: dict[str, tuple[Any, ...]] = {}
+    if size is not None:
+        asked = {spec.name: (0, spec.dims[1], *size) for spec in specs if len(spec.dims) == 4}
+    only = specs[0].name if len(specs) == 1 else ""
+    asked |= {name or only: shape for name, shape in shapes.items()}
+    refuse_other_shapes(specs, asked, str(model))
     sizes: dict[str, int] = {}
-    for spec in describe_inputs(model) or ():
-        asked = shapes.get(spec.name, shapes.get("", (0, 0, *size) if size else ()))
-        sizes.update({dim: n for dim, n in zip(spec.dims, asked, strict=False) if isinstance(dim, str) and n})
+    for spec in specs:
+        given = zip(spec.dims, asked.get(spec.name, ()), strict=False)
+        sizes.update({dim: n for dim, n in given if isinstance(dim, str) and isinstance(n, int) and n})
     return trace_onnx(model, sizes=sizes)
 
 

@@ -251,6 +251,13 @@ def data_options(*, required: bool = False) -> Callable[[_Command], _Command]:
     )
 
 
+output_loss_option = click.option(
+    "--output-loss",
+    type=click.Choice(["auto", "kl", "mse"]),
+    default="auto",
+    show_default=True,
+    help="What the outputs are: kl for class logits, mse for numbers; auto: classes where there are several elements.",
+)
 arch_options = _all(
     click.option(
         "--arch",
@@ -295,6 +302,7 @@ quantize_options = _all(
         show_default=True,
         help="Share of the layers that may be left in float32 for it.",
     ),
+    output_loss_option,
     click.option(
         "--reduce-range/--no-reduce-range",
         default=None,

@@ -37,23 +37,28 @@ def reestimate_batch_norm(module: "CapturedModule", forward: nn.Module, batches:
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in before.items()}
     count = 0
     for batch in batches:
-        # From zero, one forward pass leaves momentum * statistic of the batch in the buffer.
+        # From zero, one forward pass leaves weight * statistic of the batch in the buffer.
         for name in buffers:
             module.get_buffer(name).zero_()
         forward(batch)
-        for name, momentum in buffers.items():
-            sums[name] += module.get_buffer(name).double() / momentum * len(batch)
+        for name, weight in buffers.items():
+            sums[name] += module.get_buffer(name).double() / weight * len(batch)
         count += len(batch)
     for name, value in before.items():
         module.get_buffer(name).copy_(sums[name] / count if count else value)
 
 
 def _statistics(module: "CapturedModule") -> dict[str, float]:
-    """Name of every running mean and variance, with the momentum of its update."""
+    """Name of every running mean and variance, with the weight that what it sees in one forward pass has in it.
+
+    That is the momentum, and 1 - (1 - momentum)^k where k layers share it or one is used k times.
+    """
     found: dict[str, float] = {}
     for node in module.graph.nodes:
         if node.target is torch.ops.aten.batch_norm.default and node.args[_MOMENTUM] > 0:
             for argument in (node.args[_RUNNING_MEAN], node.args[_RUNNING_VAR]):
                 if argument is not None:
-                    found[str(argument.target)] = float(node.args[_MOMENTUM])
+                    name = str(argument.target)
+                    before = found.get(name, 0.0)
+                    found[name] = before + (1 - before) * float(node.args[_MOMENTUM])
     return found

@@ -35,7 +35,7 @@ from graphprune.loading import load_model
 from graphprune.output_folder import CHECKPOINT, OutputFolder
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import MissedBudgetError, UsageError
+from graphprune.passes.errors import DataError, MissedBudgetError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule
 from graphprune.processes import Processes
@@ -169,13 +169,16 @@ def compress(
                 observer=observer,
                 processes=processes,
             )
-        folder.begin({"preprocessing": source.preprocess.to_dict()})
+        shared = {"preprocessing": source.preprocess.to_dict()}
+        folder.check(shared)
         _log_model(engine.graph)
         delivery = Delivery(engine, staging)
         search = SearchOptions(journal=folder.search, progress=None if reporter is None else reporter.evaluation)
         with clock("searching an allocation" if settings.policy in SEARCHES else "rehearsing"):
-            delivery.rehearse(options.target, folder.journal, folder.resume, search)
-        with clock("training"), _saying_how_to_go_on(folder):
+            delivery.rehearse(options.target, folder.journal if folder.resume else None, search)
+        folder.begin(shared)
+        delivery.note_latencies(folder.journal)
+        with clock("training"):
             results = engine.run(processes.first(folder.resume))
         with clock("removing channels"):
             for result, name in _delivered(results, settings):
@@ -275,7 +278,14 @@ def _read(
         return source, None
     seen = source.preprocess
     same = DataOptions(image_size=seen.image_size, channels=seen.channels, mean=seen.mean, std=seen.std)
-    return source, read_images(eval_images, same, model, progress)
+    judges = read_images(eval_images, same, model, progress)
+    if judges.preprocess.input_shape != seen.input_shape:
+        sizes = ["x".join(map(str, images.preprocess.input_shape)) for images in (judges, source)]
+        raise DataError(
+            f"the images to measure on ({judges.name}) are {sizes[0]}, those to learn from {sizes[1]}: "
+            "give both in one size"
+        )
+    return source, judges
 
 
 def _engine(
@@ -330,16 +340,6 @@ def _log_model(graph: ChannelGraph) -> None:
         "model: %s MACs, %s parameters; %d groups of coupled channels in %d sets",
         *(count(graph.cost.macs(every)), count(graph.cost.params(every)), graph.n_groups, len(graph.sets)),
     )
-
-
-@contextmanager
-def _saying_how_to_go_on(folder: OutputFolder) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder.path is not None:
-            logger.warning("stopped; the same command with --resume goes on with it")
-        raise
 
 
 def _finite(value: Any) -> Any:

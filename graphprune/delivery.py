@@ -83,7 +83,6 @@ class Delivery:
         self,
         target: LatencyTarget | None = None,
         journal: Path | None = None,
-        resume: bool = False,
         search: SearchOptions | None = None,
     ) -> None:
         """Do without training what follows it, so that a model that cannot be delivered is refused before.
@@ -93,8 +92,7 @@ class Delivery:
 
         Args:
             target: what latency is to be measured for.
-            journal: file for what was measured.
-            resume: take what was measured from it.
+            journal: file of what a run that is resumed has measured; by default it is measured now.
             search: where a search keeps its record, and whom it tells about it.
 
         Raises:
@@ -112,7 +110,7 @@ class Delivery:
                 self.files["dense"],
                 target or LatencyTarget(),
                 journal=journal,
-                resume=resume,
+                resume=journal is not None,
                 seed=config.seed,
             )
             self.engine.use(self.stopwatch)
@@ -124,6 +122,11 @@ class Delivery:
                 for student in self.engine.students:
                     if config.budget(student.number) == budget:
                         student.set.aim(self.graph.removed_by(trial))
+
+    def note_latencies(self, journal: Path | None) -> None:
+        """Write what was measured, and what will be, into a file that a run that is killed goes on from."""
+        if self.stopwatch is not None and journal is not None:
+            self.stopwatch.note_in(journal)
 
     def _planned(self, budget: Budget, search: SearchOptions) -> PruningPlan:
         """What would go at once; a policy that searches also looks at images, and at channels as the engine does."""

@@ -29,6 +29,7 @@ from graphprune.files import refuse_overwrite
 from graphprune.onnx_files import written
 from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
+from graphprune.passes.fx.capture import module_of
 from graphprune.passes.fx.device import CPU, device_of
 from graphprune.passes.fx.plain import copy_on_cpu
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
@@ -76,7 +77,7 @@ def export_onnx(
     """
     final = Path(path)
     refuse_overwrite(final, force)
-    module: nn.Module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+    module: nn.Module = module_of(model) if isinstance(model, ExportedProgram) else model
     if device_of(module) != CPU:
         module = copy_on_cpu(module)
     with evaluation(module), torch.no_grad():
@@ -190,7 +191,11 @@ def _report_normalization(model: ir.Model) -> None:
         if node.op_type != "BatchNormalization" or node.inputs[0] is None:
             continue
         before = node.inputs[0].producer()
-        is_foldable = before is not None and "Conv" in before.op_type and len(node.inputs[0].uses()) == 1
+        is_foldable = (
+            before is not None
+            and "Conv" in before.op_type
+            and all(value is None or len(value.uses()) == 1 for value in (node.inputs[0], before.inputs[1]))
+        )
         level = logging.WARNING if is_foldable else logging.DEBUG
         logger.log(level, "normalization '%s' was not folded into what is before it", node.name)
 

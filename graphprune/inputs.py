@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ Images = str | os.PathLike[str] | ImageSource | np.ndarray | torch.Tensor
 """Where images come from: a path (folder, zip, .npz, .npy), a loaded source, or an array of network inputs."""
 
 _EXAMPLES = 8
+_OF_FILES = (1, 3)  # channels that images from files can have
 _SAME = 1e-4  # relative; another batch size takes other kernels
 
 
@@ -60,11 +61,11 @@ def expected_images(model: nn.Module | ExportedProgram) -> tuple[int | None, tup
     if specs is None:
         if not isinstance(model, nn.Module):
             raise UnsupportedModelError("the exported program takes no tensor; a single input of images is needed")
-        convolutions = (part for part in model.modules() if isinstance(part, nn.Conv2d) and part.groups == 1)
-        first = next(convolutions, None)
-        return (first.in_channels if first is not None else None), None
+        taken = [part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d) and part.groups == 1]
+        # Modules stand in the order they were made in, and a head may have been made before the stem.
+        return next((n for n in taken if n in _OF_FILES), taken[0] if taken else None), None
     if len(specs) != 1 or len(specs[0].dims) != 4:
-        found = ", ".join("x".join(map(str, spec.dims)) for spec in specs)
+        found = ", ".join("x".join(str(n) if isinstance(n, int) else "?" for n in spec.dims) for spec in specs)
         raise UnsupportedModelError(
             f"the model takes {found}; only a single input of images (NxCxHxW) can be learned from"
         )
@@ -86,11 +87,13 @@ def read_images(
     """
     if isinstance(images, ImageSource):
         return images
-    if isinstance(images, np.ndarray | torch.Tensor):
-        return _from_array(np.asarray(images))
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu().float().numpy() if images.is_floating_point() else images.cpu().numpy()
+    if isinstance(images, np.ndarray):
+        return _from_array(images)
     channels, size = expected_images(model) if model is not None else (None, None)
     channels = options.channels or channels or 3
-    if channels not in (1, 3):
+    if channels not in _OF_FILES:
         raise DataError(f"the model takes images of {channels} channels; images from files have 1 or 3")
     return load_images(
         Path(images) if "::" not in str(images) else str(images),
@@ -116,8 +119,11 @@ def capture_on(
     Raises:
         DataError: the model does not take these images.
         CaptureError: the model cannot be captured, or for one batch size alone.
+        UnsupportedModelError: the model takes something else than one input of images, or computes in another precision
+            than float32.
     """
     images = torch.from_numpy(source.batch(np.arange(_EXAMPLES) % len(source)))
+    _require_float32(model)
     _require_shape(model, source, example_inputs)
     if isinstance(model, nn.Module) and not isinstance(model, CapturedModule):
         _require_taken(model, images, source)
@@ -129,14 +135,30 @@ def capture_on(
 
 def _from_array(array: np.ndarray) -> ImageSource:
     """Images that are normalized already: they become the network's input as they are."""
-    if array.ndim != 4 or array.shape[1] not in (1, 3) or not np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 4 or array.shape[1] not in _OF_FILES or not np.issubdtype(array.dtype, np.floating):
         raise DataError(
             f"an array of images must be floating point of shape (N, 3, H, W) or (N, 1, H, W), as the model takes it; "
             f"got {array.dtype} {array.shape}. For pixels in 0..255 use graphprune.load_images on an .npz file"
         )
+    if not len(array):
+        raise DataError("the array of images is empty: there is nothing to learn from")
+    if not np.isfinite(array).all():
+        raise DataError("the array of images holds values that are not finite: look at how they were normalized")
     pixels = np.ascontiguousarray(array.transpose(0, 2, 3, 1), dtype=np.float32)
     preprocess = Preprocess.of(pixels.shape[1:3], array.shape[1], mean=(0.0,), std=(1.0,))
     return ImageSource(pixels, preprocess, name="the array given")
+
+
+def _require_float32(model: nn.Module | ExportedProgram) -> None:
+    """Refuse what onnxruntime has no convolutions for, before it is trained."""
+    tensors: Iterable[tuple[str, torch.Tensor]]
+    tensors = model.named_parameters() if isinstance(model, nn.Module) else model.state_dict.items()
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UnsupportedModelError(
+                f"the model computes in {str(tensor.dtype).removeprefix('torch.')} ({name}), and what is delivered in "
+                "float32: convert it with model.float(), before it is exported"
+            )
 
 
 def _require_shape(
@@ -171,21 +193,22 @@ def _require_taken(model: nn.Module, images: torch.Tensor, source: ImageSource) 
         shape = "x".join(map(str, source.preprocess.input_shape))
         raise DataError(
             f"the model does not take images of {shape} (channels x height x width) from {source.name}: "
-            f"{one_line(error)}; is --image-size right?"
+            f"{one_line(error)}; are --image-size and --channels right?"
         ) from error
 
 
 def _require_any_batch(captured: CapturedModule, images: torch.Tensor) -> None:
     """A graph with one batch size written into it gives other results, or none, for another."""
+    problem = ""
     try:
         outputs = run(captured, (images,))
         single = [run(captured, (image[None],)) for image in images[:2]]
         joined = [torch.cat(parts) for parts in zip(*single, strict=True)]
         equal = all(difference(a, b[:2]) <= _SAME for a, b in zip(joined, outputs, strict=True))
-    except (RuntimeError, ValueError, IndexError):
-        equal = False
+    except (RuntimeError, ValueError, IndexError) as error:
+        equal, problem = False, f" ({one_line(error)})"
     if not equal:
         raise CaptureError(
-            "the model gives other results for another batch size, or takes only one: export it with a free batch, "
-            'as in torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))'
+            f"the model gives other results for another batch size, or takes only one{problem}: export it with a free "
+            'batch, as in torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))'
         )

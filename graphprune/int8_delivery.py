@@ -1,5 +1,6 @@
 """int8 versions of the slim models of a compression: files beside theirs, rows in the table, facts in the metrics."""
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -7,7 +8,7 @@ from graphprune.benchmark import benchmark
 from graphprune.data import ImageSource
 from graphprune.delivery import Delivery
 from graphprune.latency.target import LatencyTarget
-from graphprune.quantize import QuantizeOptions, quantize_onnx
+from graphprune.quantize import AUTO, QuantizeOptions, quantize_onnx
 
 __all__ = ["add_timing", "int8_name", "quantize_members"]
 
@@ -31,6 +32,8 @@ def quantize_members(delivery: Delivery, images: ImageSource, options: QuantizeO
         UnsupportedModelError: a model cannot be quantized.
     """
     facts = []
+    if options.output_loss == AUTO:  # outputs are to the int8 version what they were to the training
+        options = dataclasses.replace(options, output_loss=delivery.engine.config.output_loss)
     for member in delivery.members:
         name = int8_name(member.name)
         file = member.file.with_name(f"{name}.onnx")

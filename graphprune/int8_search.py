@@ -91,14 +91,22 @@ class Choice:
 
 
 class Judge:
-    """Compares models with the float one on images, whose answers are computed once."""
+    """Compares models with the float one on images, whose answers are computed once.
 
-    def __init__(self, reference: bytes, images: ImageSource, threads: int = 1) -> None:
+    Args:
+        reference: the float model.
+        images: what to compare on.
+        threads: of onnxruntime.
+        classes: whether outputs with several elements a sample are taken for scores of classes.
+    """
+
+    def __init__(self, reference: bytes, images: ImageSource, threads: int = 1, *, classes: bool = True) -> None:
         runner = open_runner(reference, label="the float model", threads=threads)
         step = runner.fixed_batch or _BATCH
         # The rest that does not fill a fixed batch is left out.
         stop = len(images) if runner.fixed_batch is None else max(step, len(images) // step * step)
         self._threads = threads
+        self._classes = classes
         self._batches = [
             images.batch(np.arange(start, min(start + step, stop)) % len(images)) for start in range(0, stop, step)
         ]
@@ -110,7 +118,8 @@ class Judge:
         agreement, distance, seen = Agreement(), Distance(), 0
         for batch, expected in zip(self._batches, self._expected, strict=True):
             found = self._run(runner, batch)
-            agreement.see(expected, found, rows=len(batch))
+            if self._classes:
+                agreement.see(expected, found, rows=len(batch))
             distance.see(expected, found, len(batch))
             seen += len(batch)
             if limit is not None and seen >= limit:

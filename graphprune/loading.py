@@ -64,7 +64,7 @@ def load_model(path: str | Path, *, arch: str | None = None, trust_pickle: bool 
             _refuse_arch(path, arch)
             return load_archive(path, trust=trust_pickle)
         case ".safetensors":
-            return _build(_read_safetensors(path), path, arch)
+            return _build(_without_prefixes(_read_safetensors(path), path), path, arch)
         case ".pt" | ".pth":
             held = _unwrap(_read_pickle(path, trust=trust_pickle), path)
             if isinstance(held, nn.Module):
@@ -84,7 +84,7 @@ def load_weights(path: Path) -> StateDict:
     """
     _require_file(path)
     if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path)
+        return _without_prefixes(_read_safetensors(path), path)
     held = _unwrap(_read_pickle(path, trust=False), path)
     if isinstance(held, nn.Module):
         raise ModelLoadError(f"{path} holds a whole model; its state_dict() is needed")
@@ -175,7 +175,7 @@ def _describe(held: Any) -> str:
 
 def _without_prefixes(state: StateDict, path: Path) -> StateDict:
     for prefix in _WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in state):
+        if state and all(name.startswith(prefix) for name in state):
             logger.info("%s: took the prefix %r off the names of the parameters", path, prefix)
             return _without_prefixes({name.removeprefix(prefix): value for name, value in state.items()}, path)
     return state

@@ -74,7 +74,9 @@ def open_runner(model: Model, *, label: str | None = None, optimize: bool = True
     # Whoever holds a torch module has imported torch; nobody else pays for it here.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.export.ExportedProgram):
-        return _TorchRunner(model.module(check_guards=False), label or "the exported program")
+        from graphprune.passes.fx.capture import module_of
+
+        return _TorchRunner(module_of(model), label or "the exported program")
     if torch is not None and isinstance(model, torch.nn.Module):
         return _TorchRunner(model, label or f"the torch module {type(model).__name__}")
     raise UnsupportedModelError(f"{type(model).__name__} is neither an ONNX model nor a torch module")
@@ -89,7 +91,7 @@ def describe_inputs(model: Model) -> tuple[InputSpec, ...] | None:
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         return input_specs(open_session(model), label_of(model))
     graph = getattr(model, "graph", None)
-    if graph is None:
+    if not isinstance(graph, _graph_type()):  # a network of one's own may call something else so
         return None
     signature = getattr(model, "graph_signature", None)
     names = None if signature is None else set(signature.user_inputs)
@@ -101,6 +103,12 @@ def describe_inputs(model: Model) -> tuple[InputSpec, ...] | None:
             # Numpy spells the types that a model's input can have as torch does.
             specs.append(InputSpec(node.name, np.dtype(str(example.dtype).removeprefix("torch.")).type, dims))
     return tuple(specs) or None
+
+
+def _graph_type() -> type | tuple[()]:
+    """What the graph of a captured model is; nothing is one where torch has not been imported."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else torch.fx.Graph
 
 
 class _OnnxRunner:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ __all__ = [
     "one_line",
     "open_session",
     "random_inputs",
+    "refuse_other_shapes",
     "require_provider",
     "with_outputs",
 ]
@@ -206,6 +208,18 @@ def input_shapes(
     """
     asked = _by_input(specs, shapes, name)
     return {spec.name: _full_shape(spec, asked.get(spec.name), batch, name) for spec in specs}
+
+
+def refuse_other_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[Any]], name: str = "model") -> None:
+    """Do nothing where `shapes` are those of inputs of the file, as far as it states sizes; see `input_shapes`.
+
+    Raises:
+        UsageError: They contradict the file, or name an input that it does not have.
+    """
+    asked = _by_input(specs, shapes, name)
+    for spec in specs:
+        if spec.name in asked:
+            _full_shape(spec, asked[spec.name], 1, name)
 
 
 def batch_of(

@@ -14,6 +14,7 @@ fails before its training leaves nothing, and what an earlier run left is replac
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +23,15 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+from graphprune.config import BUDGETS
 from graphprune.files import atomic_write_json
 from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
 __all__ = ["OutputFolder"]
 
 RESULTS = ("dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json")
-_FAMILY = ("slim-*.onnx", "slim-*.pt2", "slim-*.plan.json")
+# Of members of a family, and of int8 versions; what else somebody has put there is not ours to remove.
+_FAMILY = re.compile(rf"slim(-({'|'.join(BUDGETS)})[\d.e+-]+)*(-\d+)?(-int8)?\.(onnx|pt2|plan\.json)")
 CHECKPOINT, LOG, SETTINGS, STAGING = "checkpoint.pt", "compress.log", "settings.json", ".staging"
 JOURNAL = "latency.json"
 SEARCH, CURVE = "search.json", "search.svg"
@@ -98,14 +101,19 @@ class OutputFolder:
             raise GraphPruneError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
         try:
             with self._logging():
-                yield staging
+                try:
+                    yield staging
+                except KeyboardInterrupt:
+                    if self._has_begun and (self.path / CHECKPOINT).exists():
+                        _logger.warning("stopped; the same command with --resume goes on with it")
+                    raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             if not (self.path / CHECKPOINT).exists():
                 self._leave_nothing(missing)
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Replace what an earlier run has left, and write the log into the folder from now on.
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Do nothing unless a run is resumed with other settings.
 
         Args:
             settings: what a continued run must share with the first, beyond what the checkpoint itself knows.
@@ -113,13 +121,26 @@ class OutputFolder:
         Raises:
             UsageError: the run to resume had other settings.
         """
+        if self.path is not None and self.resume:
+            _check_settings(self.path / SETTINGS, settings)
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Replace what an earlier run has left, and write the log into the folder from now on.
+
+        Called when all that can fail without training has been done: until then the earlier results are the only ones.
+
+        Args:
+            settings: see `check`.
+
+        Raises:
+            UsageError: the run to resume had other settings.
+        """
         if self.path is None:
             return
-        if self.resume:
-            _check_settings(self.path / SETTINGS, settings)
-        else:
+        self.check(settings)
+        if not self.resume:
             # metrics.json goes first: it says that the others are whole and belong together.
-            family = [file.name for pattern in _FAMILY for file in sorted(self.path.glob(pattern))]
+            family = [file.name for file in sorted(self.path.iterdir()) if _FAMILY.fullmatch(file.name)]
             for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG, JOURNAL):
                 (self.path / name).unlink(missing_ok=True)
             atomic_write_json(self.path / SETTINGS, settings)
@@ -138,6 +159,11 @@ class OutputFolder:
         (self.path / last).unlink(missing_ok=True)
         for result in sorted(staging.iterdir(), key=lambda file: (file.name == last, file.name)):
             result.replace(self.path / result.name)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Is what the folder holds that of this run?"""
+        return self._log.target is not None
 
     @contextmanager
     def _logging(self) -> Iterator[None]:

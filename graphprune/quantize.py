@@ -46,6 +46,8 @@ class QuantizeOptions:
             float32. For networks without classes, 1 - relative squared distance of the outputs.
         max_float_layers: share of the layers that may be left in float32.
         reduce_range: 7-bit weights; by default where the int8 kernels of this machine saturate.
+        output_loss: what the outputs are, as in `CompressConfig`: "mse" compares numbers by their distance; "kl" and
+            "auto" compare classes where an output has several elements a sample.
         seed: which images are taken.
         threads: of onnxruntime.
     """
@@ -56,12 +58,15 @@ class QuantizeOptions:
     min_agreement: float = 0.99
     max_float_layers: float = 0.5
     reduce_range: bool | None = None
+    output_loss: str = AUTO
     seed: int = 0
     threads: int = 1
 
     def __post_init__(self) -> None:
         if self.calibration not in (AUTO, *CALIBRATIONS):
             raise UsageError(f"the calibration is {AUTO}, {', '.join(CALIBRATIONS)}, not {self.calibration!r}")
+        if self.output_loss not in (AUTO, "kl", "mse"):
+            raise UsageError(f"output_loss is {AUTO}, kl or mse, not {self.output_loss!r}")
         for name in ("min_agreement", "max_float_layers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be between 0 and 1")
@@ -168,7 +173,7 @@ def quantize_onnx(
     layers = layers_of(model)
     if not layers:
         raise UnsupportedModelError(f"{source}: there is nothing to quantize, no layer has weights of its own")
-    judge = Judge(model.SerializeToString(), search, options.threads)
+    judge = Judge(model.SerializeToString(), search, options.threads, classes=options.output_loss != "mse")
     choice = choose_layers(
         _calibrated(model, ranges, options), judge, options.min_agreement, int(options.max_float_layers * len(layers))
     )

@@ -159,6 +159,8 @@ class SparseTrainer:
     def finish(self) -> nn.Module:
         """Return the slim model, verified to compute what `model` does; `model` itself is not touched.
 
+        Every part is in the mode, training or evaluation, that it has in `model`.
+
         Raises:
             TrainingError: the schedule is not at its settle phase yet.
             VerificationError: the slim model computes something else.
@@ -166,14 +168,10 @@ class SparseTrainer:
         if self._done < self.schedule.settle_from:
             left = self.schedule.settle_from - self._done
             raise TrainingError(f"{left} more steps are needed until the channels to remove are at zero; see steps=")
-        mode = self.model.training
-        try:
-            result = slim(self.model.eval(), self.plan, self._examples)
-        finally:
-            self.model.train(mode)
+        result = slim(self.model, self.plan, self._examples)
         shares = ", ".join(f"{unit} {share:.4f} of the dense" for unit, share in self.cost.items())
         logger.info("done: %s", shares)
-        return result.train(mode)
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of the loop needs beside model and optimizer."""

@@ -101,6 +101,10 @@ def _find_labels(arrays: Mapping[str, NDArray[Any]], count: int, path: Path) -> 
 
 def _channels_last(raw: NDArray[Any], path: Path) -> Images:
     shape = raw.shape
+    if raw.ndim == 3 and shape[2] in (3, 4):
+        raise DataError(
+            f"the array in {path} has shape {shape}, that of one image: images are (N, H, W, C), stack them"
+        )
     if raw.ndim == 3:
         raw = raw[..., None]
     elif raw.ndim == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4):

@@ -141,6 +141,11 @@ class Stopwatch:
         self.measured = measured
         return model
 
+    def note_in(self, journal: Path) -> None:
+        """Write all measurements, those made so far and those to come, into this file."""
+        self._journal = journal
+        self._note()
+
     def _note(self) -> None:
         if self._journal is not None:
             first = None

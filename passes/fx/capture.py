@@ -1,8 +1,10 @@
 """Capture a model as a graph of ATen operators that can be analyzed, cut and trained."""
 
+import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +46,8 @@ _SPLITS = (
     aten.unsafe_chunk.default,
     aten.unsafe_split.Tensor,
 )
+#: What torch raises where a Python branch or a size hangs on the numbers in a tensor; their names are not public.
+_DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 
 
@@ -133,6 +137,16 @@ def set_training(module: fx.GraphModule, mode: bool) -> None:
         module.recompile()
 
 
+def module_of(program: ExportedProgram) -> fx.GraphModule:
+    """The program as a module in inference mode, whatever mode it was exported in; it shares the program's weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    set_training(module, False)
+    return module
+
+
 def capture(
     model: nn.Module | ExportedProgram | CapturedModule,
     example_inputs: tuple[Any, ...] | None = None,
@@ -161,6 +175,11 @@ def capture(
         if example_inputs is None:
             carried = model.example_inputs
             example_inputs = tuple(carried[0]) if carried else None
+            if carried and carried[1]:
+                raise CaptureError(
+                    f"the exported program takes {', '.join(carried[1])} by name: export it again with inputs by "
+                    "position, torch.export.export(model, (images,))"
+                )
         if example_inputs is None:
             raise CaptureError("the exported program carries no example inputs: pass example_inputs")
     else:
@@ -170,10 +189,7 @@ def capture(
             raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
         example_inputs = inputs_on(device_of(model), _at_least_two(example_inputs))
         program = _export(model if is_plain(model) else plain_copy(model), example_inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        unlifted = program.module(check_guards=False)
-    assert isinstance(unlifted, fx.GraphModule)
+    unlifted = module_of(program)
     captured = CapturedModule(unlifted, unlifted.graph)
     is_here = device_of(captured) == CPU
     if not share or not is_here:  # moving a module moves its parameters in place
@@ -217,9 +233,22 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
 
 
 def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _silence():
         warnings.simplefilter("ignore")
         return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep to the error what torch has to say of a model that it cannot capture: it prints the graph as well."""
+    noisy = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = noisy.level
+    noisy.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        noisy.setLevel(level)
 
 
 def _has_variable_sizes(program: ExportedProgram) -> bool:
@@ -243,6 +272,11 @@ def _explain(error: Exception, model: nn.Module) -> str:
             frame = f"{name}:{trace.tb_lineno}"
         trace = trace.tb_next
     where = f" at {frame}" if frame else ""
+    if type(error).__name__ in _DATA_DEPENDENT:
+        text = (
+            "what is computed there depends on the numbers in a tensor, and a graph has one way only; take torch.where "
+            f"instead of a branch ({text})"
+        )
     return f"torch.export cannot capture {type(model).__name__}{where}: {text[:300]}"
 
 

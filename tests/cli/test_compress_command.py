@@ -201,6 +201,8 @@ def test_bad_input_is_one_line_and_writes_nothing(work, tmp_path):
         ([good, *arch, *data, "--channels", "3"], 1, "does not take images of 3x16x16"),
         ([good, *arch, *data, "--epochs", "0.1"], 2, "at least 10 are needed"),
         ([good, *arch, *data, "--resume"], 1, "no checkpoint"),
+        ([good, *arch, *data, "--min-agreement", "0.9"], 2, "give --quantize int8 as well"),
+        ([good, *arch, *data, "--search-images", "32"], 2, "is for policies that search, and --policy is auto"),
         ([good, *arch, "--macs", "0.5"], 2, "--data"),
     ]
     for arguments, code, reason in cases:

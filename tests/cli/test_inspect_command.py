@@ -36,7 +36,13 @@ def test_a_table_a_row_a_set(files, capsys):
     assert "with everything removed that may go" in out.lower()
 
 
-@pytest.mark.parametrize("arguments", [["net.pt2"], ["net.pt", *ARCH, "--shape", "1x1x16x16"], ["net.onnx"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["net.pt2"], ["net.pt2", "--image-size", "16"], ["net.pt", *ARCH, "--shape", "1x1x16x16"]),
+        *(["net.onnx"], ["net.onnx", "--shape", "4x1x16x16"]),
+    ],
+)
 def test_every_form_of_a_model_tells_the_same(files, capsys, arguments):
     assert main(["inspect", str(files / arguments[0]), *arguments[1:], "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -72,6 +78,11 @@ def test_bad_input_is_one_line(files, tmp_path, capsys):
         (["missing.pt2"], 1, "no such file"),
         (["missing.onnx"], 1, "no such file"),
         (["net.pt", *ARCH, "--shape", "1x3x16x16"], 3, "cannot capture"),
+        (["net.pt2", "--image-size", "32"], 2, "was exported on inputs of 2x1x16x16"),
+        (["net.pt2", "--shape", "1x3x16x16"], 2, "was exported on inputs of 2x1x16x16"),
+        (["net.onnx", "--image-size", "32"], 2, "x1x16x16, the shape given is ?x1x32x32"),
+        (["net.onnx", "--shape", "pixels:1x1x16x16"], 2, "no input is called 'pixels'"),
+        (["net.onnx", *ARCH], 2, "leave --arch"),
     ]
     for (name, *arguments), code, reason in cases:
         assert main(["inspect", str(files / name), *arguments]) == code, name

@@ -53,3 +53,21 @@ def test_a_mean_over_all_batches_is_measured_anew_and_frozen_statistics_are_not(
     reestimate_batch_norm(module, module, [5 + 2 * torch.randn(60, 2, 6, 6)])
     assert (module.get_buffer("0.running_mean") - 5).abs().max() < 0.5
     assert torch.equal(module.get_buffer("1.running_mean"), torch.zeros(2))
+
+
+def test_a_norm_that_is_used_several_times_gets_the_statistics_of_one_use():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2, momentum=0.3)
+
+        def forward(self, x):
+            return self.norm(x) + self.norm(x.flip(3)) + self.norm(x.flip(2))
+
+    module = capture(Twice().eval(), (torch.randn(2, 2, 6, 6),))
+    images = 5 + 2 * torch.randn(60, 2, 6, 6)
+    reestimate_batch_norm(module, module, [images])
+    torch.testing.assert_close(module.get_buffer("norm.running_mean"), images.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        module.get_buffer("norm.running_var"), images.transpose(0, 1).flatten(1).var(1), rtol=1e-4, atol=1e-4
+    )

@@ -10,7 +10,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.data import ImageSource, Preprocess
-from graphprune.passes.errors import BudgetError, DataError, UsageError, VerificationError
+from graphprune.passes.errors import BudgetError, DataError, UnsupportedModelError, UsageError, VerificationError
 
 SETTINGS = gp.CompressConfig(
     epochs=2, batch_size=32, flip=False, crop=False, precision="float32", threads=1, holdout=20, eval_every=1000
@@ -130,6 +130,9 @@ def test_failures_before_the_training_leave_nothing(model, tmp_path):
         UsageError: ("no budget", lambda: gp.compress(model, digits(), config=SETTINGS, output=out)),
         DataError: ("does not take", lambda: gp.compress(nn.Linear(3, 4), digits(), macs=0.5, output=out)),
     }
+    large = np.zeros((4, 1, 9, 9), np.float32)
+    with pytest.raises(DataError, match=r"to measure on \(the array given\) are 1x9x9, those to learn from 1x8x8"):
+        gp.compress(model, digits(), macs=0.5, config=SETTINGS, output=out, eval_images=large)
     for kind, (reason, call) in cases.items():
         with pytest.raises(kind, match=reason) as caught:
             call()
@@ -140,6 +143,21 @@ def test_failures_before_the_training_leave_nothing(model, tmp_path):
     with pytest.raises(UsageError, match="--params gives 2 budgets for 3 students"):
         gp.compress(model, small, macs=(0.6, 0.5, 0.4), params=[0.5, 0.4], config=SETTINGS)
     assert not out.exists()
+
+
+def test_a_forced_run_that_fails_in_its_rehearsal_replaces_nothing(model, tmp_path, monkeypatch):
+    from graphprune import delivery
+
+    def refuse(*_arguments, **_options):
+        raise UnsupportedModelError("no such operator in ONNX")
+
+    monkeypatch.setattr(delivery, "export_onnx", refuse)
+    earlier = ("checkpoint.pt", "compress.log", "latency.json", "metrics.json", "settings.json", "slim.onnx")
+    for name in earlier:
+        (tmp_path / name).write_text("earlier")
+    with pytest.raises(UnsupportedModelError, match="no such operator"):
+        gp.compress(model, digits(), macs=0.5, config=SETTINGS, output=tmp_path, force=True)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(earlier, "earlier")
 
 
 def test_a_result_that_fails_verification_is_not_written(model, tmp_path, monkeypatch):

@@ -59,6 +59,7 @@ def test_images_and_labels_are_found_by_name(tmp_path):
     [
         ({"images": np.zeros((3, 4), np.uint8)}, r"shape \(3, 4\): images are \(N, H, W, C\)"),
         ({"images": np.zeros((2, 5, 5, 5), np.uint8)}, r"shape \(2, 5, 5, 5\): images are"),
+        ({"images": np.zeros((5, 6, 3), np.uint8)}, r"shape \(5, 6, 3\), that of one image"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, "there is no image in it"),
         ({"images": np.zeros((2, 4, 4, 3), np.int32)}, "is int32: images are uint8"),
         ({"images": np.full((2, 4, 4, 3), np.nan)}, "not finite"),

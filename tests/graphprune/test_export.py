@@ -1,3 +1,4 @@
+import copy
 import logging
 
 import numpy as np
@@ -136,8 +137,20 @@ class TwoUses(nn.Module):
         return self.one(y) * self.two(y)
 
 
-def test_normalization_that_cannot_be_folded_stays_and_is_right(tmp_path, caplog):
-    path = export_onnx(with_statistics(TwoUses()), (image(),), tmp_path / "m.onnx")
+class Recurrent(nn.Module):
+    """One convolution that is used twice, with another normalization after each: its weight is that of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.two(self.conv(torch.relu(self.one(self.conv(x)))))
+
+
+@pytest.mark.parametrize("kind", [TwoUses, Recurrent])
+def test_normalization_that_cannot_be_folded_stays_and_is_right(tmp_path, caplog, kind):
+    path = export_onnx(with_statistics(kind()), (image(),), tmp_path / "m.onnx")
     assert [node.op_type for node in onnx.load(path).graph.node].count("BatchNormalization") == 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -146,9 +159,11 @@ def test_captured_modules_and_exported_programs_give_the_same_file(tmp_path, res
     from graphprune.passes.fx.capture import capture
 
     x = image()
-    program = torch.export.export(residual.eval(), (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    free = ({0: torch.export.Dim.AUTO},)
+    learning = torch.export.export(copy.deepcopy(residual).train(), (x,), dynamic_shapes=free)
+    program = torch.export.export(residual.eval(), (x,), dynamic_shapes=free)
     captured = capture(residual, (x,)).train()
-    for name, model in (("captured", captured), ("program", program)):
+    for name, model in (("captured", captured), ("program", program), ("learning", learning)):
         path = export_onnx(model, (x[:1],), tmp_path / f"{name}.onnx")
         assert dims(onnx.load(path).graph.input[0]) == ["batch", 3, 8, 8]
         assert compare(residual, path, image(5, 3, 8, 8), rtol=1e-5).equal

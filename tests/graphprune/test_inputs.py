@@ -41,6 +41,30 @@ def test_what_a_model_takes_is_read_from_it():
     assert expected_images(nn.Linear(3, 4)) == (None, None)
 
 
+def test_the_order_in_which_layers_were_made_does_not_matter():
+    class HeadFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.stem = nn.Conv2d(8, 4, 1), nn.Conv2d(1, 8, 3)
+
+    assert expected_images(HeadFirst()) == (1, None)
+
+
+def test_what_a_module_calls_its_graph_is_its_own_affair():
+    model = Net()
+    model.graph = "a skeleton"
+    assert expected_images(model) == (3, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_another_precision_is_refused_as_such(dtype):
+    model = Net().to(dtype).eval()
+    exported = torch.export.export(model, (torch.zeros(2, 3, 8, 8, dtype=dtype),))
+    for given in (model, exported):
+        with pytest.raises(UnsupportedModelError, match=rf"computes in {str(dtype)[6:]} \(conv.weight\).*model.float"):
+            capture_on(given, source())
+
+
 def test_a_gray_model_gets_gray_images(tmp_path):
     images = read_images(write(tmp_path / "images", [8, 8]), DataOptions(), Net(1))
     assert images.preprocess.input_shape == (1, 8, 8)
@@ -61,6 +85,11 @@ def test_an_array_is_taken_as_it_is():
     array = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
     for given in (array, torch.from_numpy(array)):
         np.testing.assert_array_equal(read_images(given, DataOptions()).batch(slice(None)), array)
+    learned = torch.from_numpy(array).requires_grad_()
+    np.testing.assert_array_equal(read_images(learned, DataOptions()).batch(slice(None)), array)
+    for bad, problem in ((array[:0], "is empty"), (np.full_like(array, np.nan), "not finite")):
+        with pytest.raises(DataError, match=problem):
+            read_images(bad, DataOptions())
     for bad in (array.transpose(0, 2, 3, 1), array[0], (array * 100).astype(np.uint8)):
         with pytest.raises(DataError, match="floating point of shape"):
             read_images(bad, DataOptions())
@@ -108,6 +137,13 @@ def test_a_model_for_one_batch_size_is_refused_with_the_way_out():
 def test_a_program_exported_for_one_batch_that_works_for_all_is_taken():
     captured = capture_on(program(free=False), source())
     assert captured(torch.zeros(7, 3, 8, 8)).shape == (7, 4)
+
+
+def test_an_input_that_is_no_image_is_shown_with_its_free_sizes():
+    free = ({0: torch.export.Dim("batch")},)
+    flat = torch.export.export(nn.Conv1d(3, 4, 3), (torch.zeros(2, 3, 9),), dynamic_shapes=free)
+    with pytest.raises(UnsupportedModelError, match=r"the model takes \?x3x9;"):
+        expected_images(flat)
 
 
 def test_several_inputs_are_refused():

@@ -1,6 +1,8 @@
 """int8 files: what they compute, what is left in float32, and what is said where that is not enough."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ import graphprune as gp
 from graphprune import int8, int8_search
 from graphprune.data import ImageSource, Preprocess
 from graphprune.errors import DataError, ModelLoadError, OutputExistsError, UnsupportedModelError, UsageError
+from graphprune.int8_delivery import quantize_members
 from graphprune.int8_search import Judge, Trial, choose_layers
 from graphprune.model_runner import open_runner
 from graphprune.quantize import QuantizeOptions, quantize_onnx
@@ -192,6 +195,31 @@ def test_the_judge_sees_the_classes_of_the_float_model(source):
     same = judge(source.read_bytes())
     assert (same.agreement, same.distance) == (1.0, 0.0)
     assert Trial("", 0, None, 0.25).fidelity == 0.75
+
+
+def test_numbers_are_compared_by_their_distance(tmp_path):
+    source = exported(tmp_path, "slim")
+    same = Judge(source.read_bytes(), pictures(70), classes=False)(source.read_bytes())
+    assert (same.agreement, same.distance, same.fidelity) == (None, 0.0, 1.0)
+    report = quantize_onnx(
+        source, tmp_path / "int8.onnx", pictures(), options=dataclasses.replace(QUICK, output_loss="mse")
+    )
+    assert report.agreement is None
+    assert report.distance > 0
+    with pytest.raises(UsageError, match="output_loss is auto, kl or mse"):
+        QuantizeOptions(output_loss="l1")
+
+
+@pytest.mark.parametrize(("setting", "has_classes"), [("mse", False), ("auto", True)])
+def test_outputs_are_to_int8_what_they_are_to_the_training(tmp_path, setting, has_classes):
+    run = SimpleNamespace(
+        members=[SimpleNamespace(name="slim", file=exported(tmp_path, "slim"))],
+        files={},
+        engine=SimpleNamespace(config=gp.CompressConfig(output_loss=setting)),
+    )
+    (fact,) = quantize_members(run, pictures(), QUICK)
+    assert (fact["agreement"] is not None) == has_classes
+    assert fact["options"]["output_loss"] == setting
 
 
 def test_an_agreement_out_of_reach_is_said_and_the_best_is_written(tmp_path, caplog):

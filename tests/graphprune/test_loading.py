@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from graphprune.errors import ModelLoadError, UsageError
-from graphprune.loading import load_model
+from graphprune.loading import load_model, load_weights
 from graphprune.models import resnet20
 
 ARCH = "graphprune.models:resnet20"
@@ -51,6 +51,13 @@ def test_checkpoints_of_training_scripts_are_unwrapped_and_said_so(model, tmp_pa
         assert same(load_model(tmp_path / "c.pt", arch=ARCH), model)
     assert f"took the entry '{key}'" in caplog.text
     assert ("off the names of the parameters" in caplog.text) == bool(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+def test_what_wrappers_put_before_names_goes_from_every_kind_of_file(model, tmp_path, prefix):
+    save_file({prefix + name: value for name, value in model.state_dict().items()}, tmp_path / "m.safetensors")
+    assert same(load_model(tmp_path / "m.safetensors", arch=ARCH), model)
+    assert load_weights(tmp_path / "m.safetensors").keys() == model.state_dict().keys()
 
 
 def test_shared_parameter_may_be_stored_once_and_counters_may_lack(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@ import logging
 
 import pytest
 
+import graphprune as gp
+from graphprune.delivery import member_names
 from graphprune.output_folder import CHECKPOINT, LOG, RESULTS, SETTINGS, STAGING, OutputFolder
 from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
@@ -28,6 +30,15 @@ def fail(folder, *, begin=False):
         if begin:
             folder.begin({})
         raise KeyError("the run fails")
+
+
+def stop(folder, begun):
+    """A run that is stopped by Ctrl-C, before its training or in it."""
+    with folder.open():
+        if begun:
+            folder.begin({"mean": 0.5})
+            folder.checkpoint.write_text("state")
+        raise KeyboardInterrupt
 
 
 def names(path):
@@ -67,6 +78,14 @@ def test_a_later_failure_keeps_checkpoint_and_log_and_no_result(tmp_path, monkey
     with pytest.raises(KeyError):
         fail(folder, begin=True)
     assert names(tmp_path / "out") == sorted([CHECKPOINT, LOG, SETTINGS])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_whoever_stops_a_run_is_told_how_to_go_on_with_it(tmp_path, caplog, begun):
+    finish(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        stop(OutputFolder(tmp_path, force=True), begun)
+    assert ("the same command with --resume" in caplog.text) == begun
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
@@ -112,6 +131,16 @@ def test_force_replaces_everything_and_only_once_the_training_begins(tmp_path):
     assert names(tmp_path) == []
     finish(tmp_path, "second", force=True)
     assert {(tmp_path / name).read_text() for name in (*RESULTS, CHECKPOINT)} == {"second"}
+
+
+def test_force_removes_families_and_int8_versions_and_nothing_of_others(tmp_path):
+    finish(tmp_path)
+    config = gp.CompressConfig(n_students=3, macs=(0.5, 0.5, 0.66), params=(0.25, 0.25, 0.00001))
+    members = [name + end for name in member_names(config) for end in (".onnx", ".pt2", ".plan.json", "-int8.onnx")]
+    for name in (*members, "slim-int8.onnx", "slim-mine.onnx", "slim.onnx.bak"):
+        (tmp_path / name).write_text("earlier")
+    finish(tmp_path, "second", force=True)
+    assert names(tmp_path) == sorted([*RESULTS, CHECKPOINT, LOG, SETTINGS, "slim-mine.onnx", "slim.onnx.bak"])
 
 
 def test_resume_needs_a_checkpoint_and_the_same_settings(tmp_path):

@@ -68,6 +68,15 @@ def test_a_loop_of_ones_own_ends_with_a_slim_model_that_computes_the_same(kind):
     assert (slim(images).argmax(1) == labels).float().mean() > 0.6  # it has learned meanwhile
 
 
+def test_norms_that_are_frozen_stay_so():
+    model, pruner, optimizer = made()
+    model.norm.eval()
+    train(model, pruner, optimizer, batches(40))
+    slim = pruner.finish()
+    assert [part.training for part in (model, model.norm, model.head)] == [True, False, True]
+    assert [part.training for part in (slim, slim.norm, slim.head)] == [True, False, True]
+
+
 def test_what_is_gone_stays_at_zero_in_further_steps():
     model, pruner, optimizer = made()
     train(model, pruner, optimizer, batches(40))

@@ -215,6 +215,11 @@ def test_torch_graphs_are_searched_node_by_node():
         require_equal(one, other, samples())
 
 
+def test_a_program_that_was_exported_in_training_is_compared_in_evaluation_mode():
+    program = torch.export.export(Torch().train(), (torch.from_numpy(samples(2)),))
+    assert compare(program, net(), samples(7)).equal
+
+
 def test_exported_programs_can_be_compared_and_keep_to_their_batch():
     program = torch.export.export(Torch().eval(), (torch.from_numpy(samples(2)),))
     assert compare(program, net(), samples(7)).equal

@@ -81,6 +81,18 @@ def test_what_was_measured_is_not_measured_again_after_a_stop(make, tmp_path):
     assert json.loads(journal.read_text())["model"]["structure"] == "made up"
 
 
+def test_measurements_are_noted_from_the_time_on_that_a_file_is_given(make, tmp_path):
+    journal = tmp_path / "latency.json"
+    watch = make()
+    watch.reach(0.7, lambda budget: shrink(watch, budget))
+    assert not journal.exists()
+    watch.note_in(journal)
+    assert json.loads(journal.read_text())["measured"] == watch.measured
+    before = len(watch.measured)
+    watch.reach(0.5, lambda budget: shrink(watch, budget))
+    assert len(json.loads(journal.read_text())["measured"]) == len(watch.measured) > before
+
+
 def test_resuming_asks_for_the_same_way_of_running(make, tmp_path):
     journal = tmp_path / "latency.json"
     make(journal=journal)

@@ -300,6 +300,18 @@ def test_a_model_that_cannot_be_captured_is_an_error_with_its_source_line():
     assert caught.value.exit_code == 3
 
 
+def test_a_branch_on_numbers_is_said_to_be_one_and_nothing_else_is_printed(capfd):
+    with pytest.raises(CaptureError, match=r"depends on the numbers in a tensor, .* torch\.where instead of a branch"):
+        capture(Data(), (torch.randn(2, 3),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_programs_that_take_inputs_by_name_are_refused_with_the_way_out():
+    program = torch.export.export(nn.Linear(3, 2), (), {"input": torch.zeros(2, 3)})
+    with pytest.raises(CaptureError, match=r"takes input by name: .*torch\.export\.export\(model, \(images,\)\)"):
+        capture(program)
+
+
 def test_inputs_are_a_tuple():
     with pytest.raises(CaptureError, match="must be a tuple of inputs, got Tensor"):
         capture(Data(), torch.randn(2, 3))
