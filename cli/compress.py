@@ -1,6 +1,6 @@
 """`graphprune compress MODEL --data DIR --macs 0.5 -o OUT/`: the main job."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from graphprune.cli.options import (
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.progress import progress
 from graphprune.config import CompressConfig
-from graphprune.passes.errors import MissedBudgetError
+from graphprune.passes.errors import MissedBudgetError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.compress import CompressResult
@@ -232,6 +232,7 @@ def command(
     file turned out slower than was asked for. It is written and described all the same.
     """
     config = CompressConfig(**{name: value for name, value in settings.items() if value is not None})
+    _refuse_idle(settings, config.policy)
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.loading import load_model
@@ -277,6 +278,18 @@ def command(
         say_files(output, list(result.family), int8=quantize is not None)
     if missed is not None:
         raise missed
+
+
+def _refuse_idle(settings: Mapping[str, Any], policy: str) -> None:
+    """Raises: UsageError: an option says how to search, and nothing is searched."""
+    from graphprune.allocation import SEARCHES
+
+    given = next((name for name in ("search_evaluations", "search_images") if settings[name] is not None), None)
+    if given is not None and policy not in SEARCHES:
+        raise UsageError(
+            f"--{given.replace('_', '-')} is for policies that try allocations out: give --policy "
+            f"{', '.join(SEARCHES)} with it"
+        )
 
 
 def _with_missed(

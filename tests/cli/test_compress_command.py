@@ -274,6 +274,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_plan(finished, work, tmp_pa
         torch.testing.assert_close(resumed[name], tensor)
 
 
+@pytest.mark.parametrize("option", ["--search-evaluations", "--search-images"])
+def test_how_to_search_is_refused_where_nothing_is(work, tmp_path, option):
+    code, _, stderr = run(command(work, tmp_path / "out", option, "8", "--policy", "knapsack"))
+    assert code == 2
+    assert f"{option} is for policies that try allocations out: give --policy ddpg, bee-colony, random" in stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_search_says_how_far_it_is_and_leaves_its_course(work, tmp_path):
     out = tmp_path / "out"
     options = ["--recipe", "combined", "--policy", "random", "--search-evaluations", "4", "--search-images", "32"]
