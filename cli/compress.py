@@ -290,8 +290,8 @@ def _refuse_idle(ctx: click.Context, config: CompressConfig, given: Mapping[str,
     for name in ("search_evaluations", "search_images"):
         if name in given and config.policy not in SEARCHES:
             raise UsageError(
-                f"--{name.replace('_', '-')} is for policies that search, and --policy is {config.policy}: give one "
-                f"of {', '.join(SEARCHES)}"
+                f"--{name.replace('_', '-')} is for policies that try allocations out: give --policy "
+                f"{', '.join(SEARCHES)} with it"
             )
 
 

@@ -129,7 +129,7 @@ def plan(
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     _check_targets(ratio, budgets, speedup, latency_ms, align)
     if ratio is not None and policy != "auto":
-        raise UsageError(f"policy {policy} is for budgets; ratio= takes the same share of every set")
+        raise UsageError(f"ratio takes the same share from every set: policy {policy} is for budgets, leave it out")
     require_policy(policy, latency=speedup is not None or latency_ms is not None or align == "auto")
     scores = _scores(graph, importance, images, seed, output_loss)
     removable = removable_groups(graph.sets, graph.exact, allow_inexact) & ~frozen_groups(graph, freeze)

@@ -35,7 +35,7 @@ from graphprune.latency.stopwatch import Stopwatch
 from graphprune.linear_sparsity import LinearSparsity
 from graphprune.memory import freed_memory_kept
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
-from graphprune.precision import Precision, choose_precision
+from graphprune.precision import Precision, choose_precision, number_format
 from graphprune.processes import Processes
 from graphprune.run_records import Observer, Progress, StudentResult
 from graphprune.schedule import Schedule
@@ -67,7 +67,7 @@ class Engine:
         processes: this process among those of the run. Each takes `batch_size` images of a step.
 
     Raises:
-        UsageError: no budget (and no `sigma`), or a run too short to reach it.
+        UsageError: no budget (and no `sigma`), a run too short for it, or a sensitivity that has nothing to look at.
         BudgetError: the budget cannot be reached on this model.
         UnsupportedModelError: the model takes one batch size only.
     """
@@ -105,7 +105,7 @@ class Engine:
         _refuse_fixed_batch(teacher, self.batches.batch_size)
         self.teacher = copy.deepcopy(teacher).eval()  # its memory layout changes
         self.precision = Precision()
-        self._dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+        self._dtype = number_format(teacher)
         self._teacher_tapped = self.teacher.with_taps(self.taps)
         self._teacher_tapped.eval()
         self.sparsity = LinearSparsity(graph, teacher, config.sigma, config.freeze) if config.sigma else None

@@ -199,7 +199,7 @@ CRITERIA: dict[str, Criterion] = {
 def criterion(name: str) -> Criterion:
     """The criterion of that name. Raises: UsageError: there is none."""
     if name not in CRITERIA:
-        raise UsageError(f"--sensitivity must be one of {', '.join(CRITERIA)}, not {name!r}")
+        raise UsageError(f"importance must be one of {', '.join(CRITERIA)}, not {name!r}")
     return CRITERIA[name]
 
 

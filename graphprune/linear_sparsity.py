@@ -89,14 +89,13 @@ class LinearSparsity:
         Args:
             without_dead: the count is for networks whose `dead` channels are gone, else for ones that have them.
         """
-        densities = {}
+        present = ~self.dead if without_dead else self._graph.all_kept()
+        counted = {}
         for name, mask in self.masks.items():
-            if without_dead:
-                mask = cut_tensor(self._graph, name, mask, self._graph.all_kept(), ~self.dead)
-            left, weights = int(mask.sum()), mask.numel()
-            if left and is_smaller_sparse(left, weights):
-                densities[name] = left / weights
-        return self._graph.thinned(densities)
+            left = cut_tensor(self._graph, name, mask, self._graph.all_kept(), present)
+            if is_smaller_sparse(int(left.sum()), left.numel()):
+                counted[name] = mask.numpy()
+        return self._graph.thinned(counted, present)
 
     def _rows_that_stay(self, name: str, weight: Tensor) -> Tensor:
         ids = self._graph.axes.get((name, 0))

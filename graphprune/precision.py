@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from graphprune.device import wait_for
 from graphprune.passes.fx.device import device_of, to_device
@@ -113,3 +113,8 @@ def _seconds(
             wait_for(device)
             times[str(candidate)].append(clock() - start)
     return {name: min(values[1:]) for name, values in times.items()}
+
+
+def number_format(module: nn.Module) -> torch.dtype:
+    """The format that a model computes in: that of its first parameter of floating point."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

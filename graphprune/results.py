@@ -98,7 +98,11 @@ def measure(
         # The budget is one of the model's parameters; the files hold fewer, with normalization folded in.
         entry["stored_weights"] = entry["params"]
         entry["params"] = count_parameters(models[entry["name"]]) - _not_stored(delivery, entry["name"])
-    members = [_about(member, qualities[member.name], timing) for member in delivery.members]
+    params = {entry["name"]: entry["params"] for entry in metrics["models"]}
+    members = [
+        _about(member, qualities[member.name], timing, params[member.name] / params["dense"])
+        for member in delivery.members
+    ]
     return {
         **metrics,
         "graphprune": __version__,
@@ -164,11 +168,12 @@ def missed(metrics: dict[str, Any]) -> str:
     return "; ".join(found)
 
 
-def _about(member: Member, quality: Quality, timing: BenchmarkReport | None) -> dict[str, Any]:
-    """What a slim model has reached, and how."""
+def _about(member: Member, quality: Quality, timing: BenchmarkReport | None, params: float) -> dict[str, Any]:
+    """What a slim model has reached, and how; `params` is the share of the parameters that its file holds."""
     result, delivery = member.result, member.delivery
     limits = delivery.engine.config.budget(result.number).limits()
-    reached = dict(result.cost)
+    # Weights that were to be stored sparse may not be: what the file holds counts, not what was planned.
+    reached = {**result.cost, "params": params}
     if timing is not None:
         reached |= {"speedup": timing[member.name].speedup, "latency_ms": timing[member.name].median_ms}
     return {

@@ -17,6 +17,7 @@ from graphprune.data.batches import evaluation_batches
 from graphprune.distill import OutputLoss, flatten_outputs, output_kind
 from graphprune.importance import Evidence, criterion, scale_parameters
 from graphprune.passes.errors import UsageError
+from graphprune.precision import number_format
 from graphprune.sparsity import GroupIndex
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def _batches(images: "Images", module: "CapturedModule", seed: int) -> Iterator[
     from graphprune.inputs import DataOptions, read_images
 
     source = read_images(images, DataOptions(), module)
-    return evaluation_batches(source.sample(_MOST_IMAGES, seed), _BATCH)
+    for batch in evaluation_batches(source.sample(_MOST_IMAGES, seed), _BATCH):
+        yield batch.to(number_format(module))
 
 
 def _own_loss(outputs: list[Tensor], setting: str) -> Tensor:

@@ -73,6 +73,7 @@ class SparseSet:
         self.limits = budget.shares()
         self.stopwatch: Stopwatch | None = None
         self.widths: np.ndarray | None = None
+        self._aim: np.ndarray | None = None
         self.lost = np.zeros(graph.n_groups, dtype=bool)
         self._first = first
         self.keeps = Limits.of(config.min_channels, config.align)
@@ -103,11 +104,11 @@ class SparseSet:
 
     def aim(self, removed: np.ndarray) -> None:
         """Come to the widths of an allocation, (n_groups,) mask of what it removes, and no further than it costs."""
+        self._aim = removed
         self.widths = set_widths(self.graph, ~removed)
         cost = count(self.graph, ~removed)
-        for unit in self.limits:
-            if unit in cost:
-                self.limits[unit] = min(self.limits[unit], cost[unit] / self.dense[unit])
+        for unit, share in self.budget.shares().items():
+            self.limits[unit] = min(share, cost[unit] / self.dense[unit])
 
     def take_over(self, kept: np.ndarray, lost: np.ndarray) -> None:
         """Let groups be, (n_groups,) mask, or have them go in any case, likewise."""
@@ -225,9 +226,14 @@ class SparseSet:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs."""
         names = ("sensitivity", "expected", "_line", "_left")
-        return {name.strip("_"): getattr(self, name) for name in names}
+        aim = None if self._aim is None else torch.from_numpy(self._aim)
+        return {**{name.strip("_"): getattr(self, name) for name in names}, "aim": aim}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.sensitivity, self.expected = state["sensitivity"], state["expected"]
         self._line, self._left = state["line"], state["left"]
+        # A search that is gone through again, with other threads say, may come to something else than this run began
+        # with. Processes that were told no widths go on being told what was chosen.
+        if self._aim is not None and state.get("aim") is not None:
+            self.aim(state["aim"].numpy())

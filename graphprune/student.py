@@ -17,6 +17,7 @@ from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.linear_sparsity import LinearSparsity, clear_
+from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
@@ -64,6 +65,9 @@ class Student:
             look: gives images, for a sensitivity that looks at activations.
             processes: this process among those of the run.
             sparsity: weights of linear layers that are zero from the start and stay so.
+
+        Raises:
+            UsageError: the sensitivity looks at what the network does not have.
         """
         self.graph = graph
         self.config = config
@@ -88,11 +92,14 @@ class Student:
         self._adopt(copy.deepcopy(teacher))
         clear_(self._thinned)
         self._sizes = self.index.sizes
+        if self.set.criterion.needs == "weights":
+            self.set.criterion(self._evidence())  # one that these layers do not have is refused now
 
     def _adopt(self, module: "CapturedModule") -> None:
         """Make `module`, which has the groups in `present`, the network."""
         self.module = module
-        _drop_dropout(module)
+        # The teacher says on every image what is right, so there is no label noise to guard against.
+        bypass_dropout(module)
         self.precision.convert_(module)
         self._tapped_at = self._removal.taps_left(self.present)
         self.tapped = module.with_taps([name for name in self._tapped_at if name is not None])
@@ -198,15 +205,6 @@ class Student:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.features.keep(~self.set.expected)
-
-
-def _drop_dropout(module: "CapturedModule") -> None:
-    """Bypass dropout: the teacher says on every image what is right, so there is no label noise to guard against."""
-    for node in list(module.graph.nodes):
-        if node.op == "call_function" and "dropout" in str(node.target):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            module.graph.erase_node(node)
-    module.recompile()
 
 
 def _optimizer(module: nn.Module, config: CompressConfig) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ Of a set the groups with the lowest scores go first, so a width says which group
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +53,10 @@ class Choice:
         """The next narrower width, or the same where there is none."""
         at = bisect_left(self.widths, width)
         return self.widths[at - 1] if at > 0 else width
+
+    def without_empty(self) -> "Choice":
+        """The same without width 0, where there is another."""
+        return replace(self, widths=tuple(width for width in self.widths if width > 0) or self.widths)
 
     @property
     def losses(self) -> np.ndarray:

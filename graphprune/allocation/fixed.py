@@ -3,7 +3,8 @@
     w_s(part) = d_s + part (w_s - d_s)         d_s the dense width of set s, w_s the one that was chosen
 
 As long as a budget leaves more than the chosen widths cost, all sets are the same part of the way there; a budget that
-is tighter, as that of a latency which was measured and missed, goes on along the same line.
+is tighter, as that of a latency which was measured and missed, goes on along the same line. No set is emptied that was
+to keep something.
 """
 
 import numpy as np
@@ -28,7 +29,10 @@ def fixed(problem: Problem) -> np.ndarray:
     """
     if problem.widths is None:
         raise UsageError("policy fixed keeps to widths that were chosen before, and there are none")
-    choices = open_choices(problem)
+    choices = [
+        choice.without_empty() if width else choice
+        for choice, width in zip(open_choices(problem), problem.widths, strict=True)
+    ]
     dense = np.array([len(group_set.groups) for group_set in problem.graph.sets])
 
     def removed(part: float) -> np.ndarray:

@@ -4,6 +4,7 @@ Those that search run the model, and are imported when they are called.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
@@ -45,6 +46,8 @@ POLICIES: Mapping[str, Policy] = {
     **SEARCHES,
 }
 
+_PACKAGES: Mapping[str, tuple[str, ...]] = {"ddpg": ("gymnasium", "stable_baselines3")}
+
 
 def allocator(policy: str) -> Policy:
     """`allocate` with a policy, for budgets that are corrected: one that searches does so once.
@@ -73,12 +76,16 @@ def require_policy(policy: str, *, latency: bool) -> None:
         latency: whether widths are to be chosen by latency.
 
     Raises:
-        UsageError: there is no such policy, or a single channel has no price in latency for it.
+        UsageError: there is no such policy, a single channel has no price in latency for it, or a package that it is
+            made of is not installed.
     """
     if policy != "auto" and policy not in POLICIES:
         raise UsageError(f"policy must be auto or one of {', '.join(POLICIES)}, not {policy!r}")
     if policy == "threshold" and latency:
         raise UsageError("policy threshold counts channels one by one and knows nothing of latency: use knapsack")
+    for package in _PACKAGES.get(policy, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"policy {policy} needs {package}: pip install 'graphprune[search]'")
 
 
 def allocate(problem: Problem, policy: str = "auto") -> np.ndarray:

@@ -1,7 +1,5 @@
 """Policy "uniform": the same share of channels from every set, as small as the budgets allow; a baseline."""
 
-import dataclasses
-
 import numpy as np
 
 from graphprune.allocation.choices import removed_at
@@ -22,10 +20,7 @@ def uniform(problem: Problem) -> np.ndarray:
     Raises:
         BudgetError: a budget cannot be reached.
     """
-    choices = [
-        dataclasses.replace(choice, widths=tuple(w for w in choice.widths if w) or choice.widths)
-        for choice in open_choices(problem)
-    ]
+    choices = [choice.without_empty() for choice in open_choices(problem)]
     dense = np.array([len(group_set.groups) for group_set in problem.graph.sets])
 
     def removed(ratio: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A food source is an allocation. Employed bees try a neighbor of each source,
 
-    v_j = x_j + r_j (x_j - y_j),   r_j uniform in [-1, 1],  y another source,  for a few sets j
+    v_j = x_j + r_j (x_j - y_j),   r_j uniform in [-1, 1],  y another source,  for a few sets j that have a choice
 
 onlookers do the same at sources drawn by their rewards, and a source that was not improved for a while is given up for
 a random one. A neighbor replaces its source where it is better.
@@ -23,7 +23,7 @@ __all__ = ["bee_colony"]
 
 _SOURCES = 10
 _PATIENCE = 10  # trials without improvement after which a source is given up
-_CHANGED = 0.15  # share of the sets that a neighbor differs in
+_CHANGED = 0.15  # share of the sets with a choice that a neighbor differs in
 
 
 @dataclass
@@ -95,7 +95,8 @@ class _Colony:
         source = self._sources[index]
         other = self._sources[(index + 1 + int(self._rng.integers(len(self._sources) - 1))) % len(self._sources)]
         shares = source.shares.copy()
-        changed = self._rng.choice(len(shares), max(1, round(_CHANGED * len(shares))), replace=False)
+        candidates = self._space.open if len(self._space.open) else np.arange(len(shares))
+        changed = self._rng.choice(candidates, max(1, round(_CHANGED * len(candidates))), replace=False)
         factors = self._rng.uniform(-1.0, 1.0, len(changed))
         shares[changed] += factors * (source.shares[changed] - other.shares[changed])
         found = self._look(np.clip(shares, max(self._space.floor, 0.01), 1.0))

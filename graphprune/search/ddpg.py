@@ -8,13 +8,14 @@ Source: Lillicrap et al. 2016, "Continuous control with deep reinforcement learn
 and 4; Xu, Li, Yuan 2023. The agent is stable-baselines3's.
 """
 
-import importlib.util
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphprune.allocation.problem import Problem
-from graphprune.passes.errors import UsageError
 from graphprune.search.trials import Trials
 
 if TYPE_CHECKING:
@@ -35,27 +36,30 @@ def ddpg(problem: Problem) -> np.ndarray:
     """Mask of the groups to remove, (n_groups,).
 
     Raises:
-        UsageError: nothing tries allocations out, or stable-baselines3 is missing.
+        UsageError: nothing tries allocations out.
         BudgetError: a budget cannot be reached.
     """
-    require()
-    import torch
-
-    from graphprune.search.environment import PruningEnvironment
+    from graphprune.search.environment import PruningEnvironment  # needs gymnasium
 
     trials = Trials(problem, "ddpg")
     if trials.left > 0:
-        # The agent seeds torch's generator, which is the caller's.
-        with torch.random.fork_rng(devices=[]):
+        with _callers_randomness_kept():
             _learn(PruningEnvironment(trials))
     return trials.result()
 
 
-def require() -> None:
-    """Raises: UsageError: what the agent is made of is not installed."""
-    for name in ("gymnasium", "stable_baselines3"):
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"policy ddpg needs {name}: pip install 'graphprune[search]'")
+@contextmanager
+def _callers_randomness_kept() -> Iterator[None]:
+    """The agent seeds the generators that all of a process share; the caller's numbers go on as if it had not."""
+    import torch
+
+    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _learn(environment: "PruningEnvironment") -> None:

@@ -60,18 +60,20 @@ def _layers_of_sets(graph: "ChannelGraph") -> list[list["Step"]]:
 
 def _sizes(step: "Step") -> tuple[float, ...]:
     """Grouped or not, linear or not, inputs, side of the kernel, side of the input map over that of the output, map."""
-    weight, source, result = step.op.inputs.get("weight"), step.op.inputs.get("input"), step.results[0].shape
+    weight, source = step.op.inputs.get("weight", step.op.inputs.get("other")), step.op.inputs.get("input")
     assert step.rule is not None
-    shape = weight.shape if isinstance(weight, Value) else (1, 1)
-    before = source.shape[2:] if isinstance(source, Value) else ()
-    after = result[2:]
-    stride = before[-1] / after[-1] if len(before) and len(after) and after[-1] else 1.0
-    grouped = float(step.op.attrs.get("groups", 1) > 1)
+    assert step.rule.sums is not None
+    assert isinstance(weight, Value)
+    result = step.results[0].shape
+    outputs, kernel = result[step.rule.sums(step.op)], weight.shape[2:]
+    # A transposed convolution has its dimensions the other way round, so the inputs are what is left of all elements.
+    inputs = np.prod(weight.shape) / (outputs * np.prod(kernel))
+    has_map = len(kernel) > 0 and isinstance(source, Value)
     return (
-        grouped,
-        float(len(shape) == 2),
-        float(shape[1]),
-        float(shape[-1]) if len(shape) > 2 else 1.0,
-        float(stride),
-        float(np.prod(after)) if after else 1.0,
+        float(step.op.attrs.get("groups", 1) > 1),
+        float(not kernel),
+        float(inputs),
+        float(kernel[-1]) if kernel else 1.0,
+        source.shape[-1] / result[-1] if has_map else 1.0,
+        float(np.prod(result[1:]) / outputs),
     )

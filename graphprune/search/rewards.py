@@ -23,7 +23,8 @@ from graphprune.data.batches import evaluation_batches
 from graphprune.distill import flatten_outputs, output_kind
 from graphprune.inputs import DataOptions, Images, read_images
 from graphprune.passes.errors import UsageError
-from graphprune.precision import Precision
+from graphprune.passes.fx.dropout import bypass_dropout
+from graphprune.precision import Precision, number_format
 from graphprune.removal import Removal
 from graphprune.search.options import Trial
 
@@ -82,13 +83,15 @@ class OneShot:
         self.fingerprint = hashlib.sha256(seen.encode()).hexdigest()
 
     def _in_own_format(self, source: ImageSource) -> list[Tensor]:
-        dtype = next((p.dtype for p in self._dense.parameters() if p.is_floating_point()), torch.float32)
+        dtype = number_format(self._dense)
         return [_LAYOUT.images(batch.to(dtype)) for batch in evaluation_batches(source, _BATCH)]
 
     @torch.no_grad()
     def __call__(self, kept: np.ndarray) -> Trial:
         """Cut, re-estimate, compare."""
         module = self._removal.cut(kept)
+        # Statistics under dropout are not those of inference, and others each time, where a search must be repeatable.
+        bypass_dropout(module)
         _LAYOUT.convert_(module)
         reestimate_batch_norm(module, module, self._calibration)
         module.eval()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphprune.allocation.choices import Choice, filled, removed_at
+from graphprune.allocation.choices import filled, removed_at
 from graphprune.allocation.problem import Problem
 from graphprune.allocation.steps import open_choices
 from graphprune.passes.errors import BudgetError
@@ -33,6 +33,7 @@ class Space:
         dense: (n_sets,) widths of the dense network.
         low: (n_sets,) the narrowest widths.
         floor: share of the dense width that `low` is, as nearly as the steps allow.
+        open: (k,) the sets that have a choice: those that may get narrower at all.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -43,9 +44,11 @@ class Space:
         """
         self.problem = problem
         self.dense = np.array([len(group_set.groups) for group_set in problem.graph.sets])
-        self._choices = [_without_empty(choice) for choice in open_choices(problem)]
+        self._choices = [choice.without_empty() for choice in open_choices(problem)]
         self._sorted = [np.array(choice.widths) for choice in self._choices]
         self.floor, self.low = self._floor()
+        widest = np.array([widths[-1] for widths in self._sorted])
+        self.open = np.flatnonzero(self.low < widest)
 
     def __len__(self) -> int:
         """Number of sets."""
@@ -122,11 +125,6 @@ class Space:
             else:
                 high = middle - 1
         return int(allowed[low])
-
-
-def _without_empty(choice: Choice) -> Choice:
-    widths = tuple(width for width in choice.widths if width > 0)
-    return Choice(choice.order, choice.lost, widths or choice.widths)
 
 
 def _at_least(widths: np.ndarray, least: float) -> int:

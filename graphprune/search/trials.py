@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.allocation.policies import allocate
+from graphprune.allocation.policies import SEARCHES, allocate
 from graphprune.allocation.problem import Problem
 from graphprune.files import atomic_write_json, atomic_write_text
 from graphprune.passes.errors import UsageError
@@ -46,7 +46,7 @@ class Trials:
             policy: name of the policy.
 
         Raises:
-            UsageError: there is nothing that tries allocations out.
+            UsageError: there is nothing that tries allocations out, or the policy to start from is a search, too.
             BudgetError: a budget cannot be reached.
         """
         if problem.search is None:
@@ -65,6 +65,8 @@ class Trials:
     def _starts(self, problem: Problem) -> list[np.ndarray]:
         """Equal shares, and what a policy without a search gives, brought into the space."""
         found, start = [self.space.project(np.ones(len(self.space)))], self._search.options.start
+        if start in SEARCHES:
+            raise UsageError(f"a search cannot start from policy {start}, which searches itself: take auto, or none")
         if start and self.total > 1:
             widths = set_widths(problem.graph, ~allocate(problem, start))
             found.append(self.space.project(self.space.shares(widths)))

@@ -10,7 +10,7 @@ without positions. With all n_a in one sparse matrix, a count takes microseconds
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,10 +122,11 @@ class CostModel:
         every = np.ones(n_groups, dtype=np.bool_)
         self.dense = dense or {"macs": self.macs(every), "params": float(self.params(every))}
 
-    def thinned(self, densities: Mapping[str, float]) -> "CostModel":
-        """The costs where of some parameters only a share of the elements counts; `dense` stays what it is."""
-        params = [replace(term, factor=term.factor * densities.get(term.name, 1.0)) for term in self._params.terms]
-        return CostModel(self._macs.terms, params, self._n_groups, self.dense)
+    def thinned(self, terms: Mapping[str, Sequence[Term]]) -> "CostModel":
+        """The costs where the elements of some parameters are counted by other terms; `dense` stays what it is."""
+        every = [term for term in self._params.terms if term.name not in terms]
+        every += [term for found in terms.values() for term in found]
+        return CostModel(self._macs.terms, every, self._n_groups, self.dense)
 
     def macs(self, kept: NDArray[np.bool_]) -> float:
         """Multiply-accumulates of convolutions, linear layers and matrix products, for one sample."""

@@ -214,11 +214,32 @@ class ChannelGraph:
                 params.append(Term(name, float(fixed), tuple(axes)))
         return CostModel(macs, params, self.n_groups)
 
-    def thinned(self, densities: Mapping[str, float]) -> "ChannelGraph":
-        """The same graph, in whose cost only a share of the elements of some parameters counts."""
+    def thinned(self, masks: Mapping[str, Mask], present: Mask) -> "ChannelGraph":
+        """The same graph, in whose cost only some elements of some matrices count.
+
+        Each input channel brings its own number of elements, so the count is exact as long as no row goes; of rows
+        that go, each takes the same share of them.
+
+        Args:
+            masks: parameter (out, in) -> which elements count.
+            present: (G,) groups that are there when they do.
+        """
         thin = copy(self)
-        thin.__dict__["cost"] = self.cost.thinned(densities)
+        terms = {name: self._left(name, mask, present) for name, mask in masks.items()}
+        thin.__dict__["cost"] = self.cost.thinned(terms)
         return thin
+
+    def _left(self, name: str, mask: Mask, present: Mask) -> list[Term]:
+        """The elements of a matrix that count, by the group of their column."""
+        rows, columns = (self.axes.get((name, dim), np.full(size, -1)) for dim, size in enumerate(mask.shape))
+        here = [(ids < 0) | present[ids] for ids in (rows, columns)]
+        by_group = np.bincount(columns + 1, weights=(mask & np.outer(*here)).sum(0))
+        share = 1.0 / max(1, int(here[0].sum()))
+        return [
+            Term(name, share * float(left), (rows, np.array([group])) if group >= 0 else (rows,))
+            for group, left in enumerate(by_group, start=-1)
+            if left
+        ]
 
     # -- for users -----------------------------------------------------------------------------------
 

@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_writes_nothing(work, tmp_path):
         ([good, *arch, *data, "--epochs", "0.1"], 2, "at least 10 are needed"),
         ([good, *arch, *data, "--resume"], 1, "no checkpoint"),
         ([good, *arch, *data, "--min-agreement", "0.9"], 2, "give --quantize int8 as well"),
-        ([good, *arch, *data, "--search-images", "32"], 2, "is for policies that search, and --policy is auto"),
+        ([good, *arch, *data, "--search-images", "32"], 2, "is for policies that try allocations out"),
         ([good, *arch, "--macs", "0.5"], 2, "--data"),
     ]
     for arguments, code, reason in cases:
@@ -274,6 +274,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_plan(finished, work, tmp_pa
     resumed, uninterrupted = (gp.load(folder / "slim.pt2").state_dict() for folder in (out, whole))
     for name, tensor in uninterrupted.items():
         torch.testing.assert_close(resumed[name], tensor)
+
+
+@pytest.mark.parametrize("option", ["--search-evaluations", "--search-images"])
+def test_how_to_search_is_refused_where_nothing_is(work, tmp_path, option):
+    code, _, stderr = run(command(work, tmp_path / "out", option, "8", "--policy", "knapsack"))
+    assert code == 2
+    assert f"{option} is for policies that try allocations out: give --policy ddpg, bee-colony, random" in stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_search_says_how_far_it_is_and_leaves_its_course(work, tmp_path):

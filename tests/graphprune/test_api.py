@@ -105,11 +105,11 @@ def test_random_plans_follow_their_seed(graph):
     ("arguments", "reason"),
     [
         ({}, "either ratio=, or macs="),
+        ({"ratio": 0.5, "policy": "knapsack"}, "policy knapsack is for budgets, leave it out"),
         ({"ratio": 0.5, "macs": 0.5}, "either ratio=, or macs="),
         ({"ratio": 1.0}, "ratio must be between 0 and 1"),
         ({"macs": float("nan")}, "macs must be between 0 and 1"),
         ({"ratio": 0.5, "align": 0}, "align must be at least 1"),
-        ({"ratio": 0.5, "policy": "knapsack"}, "policy knapsack is for budgets"),
         ({"ratio": 0.5, "importance": "taylor"}, "needs images"),
         ({"ratio": 0.5, "importance": "best"}, "must be one of"),
     ],

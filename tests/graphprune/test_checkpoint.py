@@ -91,6 +91,26 @@ def test_the_memory_layout_that_was_chosen_once_is_kept(tmp_path, monkeypatch):
     assert_same(make_engine(tmp_path / "checkpoint.pt").run(resume=True), whole)
 
 
+def test_a_run_keeps_to_the_widths_it_began_with_whatever_a_second_search_finds(tmp_path):
+    def aimed(kept, progress=None):
+        config = dataclasses.replace(CONFIG, n_students=1, policy="random")
+        engine = make_engine(tmp_path / "checkpoint.pt", config, progress=progress)
+        removed = ~engine.graph.all_kept()
+        for group_set, width in zip(engine.graph.sets, kept, strict=True):
+            removed[group_set.groups[width:]] = True
+        engine.students[0].set.aim(removed)
+        return engine
+
+    def fail(step, total, loss, cost, phase):
+        if step == 14:
+            raise StopError
+
+    whole = aimed((4, 6)).run()
+    with pytest.raises(StopError):
+        aimed((4, 6), fail).run()
+    assert_same(aimed((2, 12)).run(resume=True), whole)
+
+
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path, uninterrupted):
     path = tmp_path / "checkpoint.pt"
     process = subprocess.Popen([sys.executable, __file__, str(path)], stdout=subprocess.PIPE, text=True)

@@ -132,5 +132,5 @@ def test_random_is_determined_by_its_generator(evidence):
 
 
 def test_an_unknown_criterion_is_refused():
-    with pytest.raises(UsageError, match=r"--sensitivity must be one of random, l1, l2, taylor, .*, not 'magic'"):
+    with pytest.raises(UsageError, match=r"^importance must be one of random, l1, l2, taylor, .*, not 'magic'"):
         criterion("magic")

@@ -6,6 +6,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.linear_sparsity import LinearSparsity, linear_weights, outliers
 from graphprune.passes.errors import PlanError
+from graphprune.removal import cut_tensor
 
 
 def network():
@@ -128,3 +129,19 @@ def test_a_model_without_a_linear_layer_is_said(caplog):
     look(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 6)).eval(), 2.0)
     said = [record.message for record in caplog.records if record.name == "graphprune"]
     assert said == ["sigma 2 makes nothing sparse: the model has no linear layer"]
+
+
+def test_what_is_counted_is_what_is_left_whichever_channels_go():
+    model = network()
+    with torch.no_grad():
+        model[4].weight.normal_()
+        model[4].weight[:, :16] *= 0.7  # most outliers are in the columns of the last four channels
+    graph, sparsity = look(model, 1.5)
+    counted = sparsity.thinned(without_dead=True).cost
+    (first,) = (group_set.groups for group_set in graph.sets if group_set.name == "0")
+    for gone in (first[:4], first[4:], first[:0]):
+        kept = ~sparsity.dead
+        kept[gone] = False
+        masks = [cut_tensor(graph, name, mask, graph.all_kept(), kept) for name, mask in sparsity.masks.items()]
+        assert counted.params(kept) == graph.cost.params(kept) - sum(int((~mask).sum()) for mask in masks)
+        assert counted.macs(kept) == graph.cost.macs(kept)

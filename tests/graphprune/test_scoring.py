@@ -116,3 +116,9 @@ def test_images_that_come_class_by_class_are_all_looked_at(graph):
     both = score_groups(graph, "apoz", np.concatenate([dark, noise]))
     assert not np.allclose(both, score_groups(graph, "apoz", dark), rtol=0.02)
     assert not np.allclose(both, score_groups(graph, "apoz", noise), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["taylor", "apoz"])
+def test_images_are_given_in_the_number_format_of_the_model(graph, name):
+    double = gp.trace(Net().double().eval(), (torch.randn(2, 1, 8, 8).double(),))
+    np.testing.assert_allclose(score_groups(double, name, IMAGES), score_groups(graph, name, IMAGES), rtol=0.01)

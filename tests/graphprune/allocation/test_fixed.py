@@ -2,9 +2,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from allocations import problem
+from torch import nn
 
-from graphprune.allocation import Limits, allocate, count
+import graphprune as gp
+from graphprune.allocation import Limits, Problem, allocate, count, removable_groups
 from graphprune.passes.errors import BudgetError, UsageError
 from graphprune.widths import set_widths
 
@@ -42,6 +45,37 @@ def test_the_importance_says_which_channels_stay():
     for group_set in asked.graph.sets:
         scores, gone = asked.scores[group_set.groups], removed[group_set.groups]
         assert scores[gone].max() < scores[~gone].min()
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+        self.inner, self.outer = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((x + self.outer(self.inner(x).relu())).relu().mean((2, 3)))
+
+
+def test_a_branch_that_was_to_keep_something_is_not_emptied_for_a_tighter_budget():
+    graph = gp.trace(Branch().eval(), (torch.zeros(1, 3, 6, 6),))
+    inner = next(group_set.index for group_set in graph.sets if group_set.bypassed)
+    widths = np.where(np.arange(len(graph.sets)) == inner, 2, 8)
+
+    def asked(share):
+        budgets = {"macs": share * graph.cost.dense["macs"]}
+        removable = removable_groups(graph.sets, graph.exact)
+        return Problem(graph, np.arange(graph.n_groups, dtype=float), budgets, removable, widths=widths)
+
+    least = graph.all_kept()
+    least[graph.sets[inner].groups[1:]] = False
+    share = graph.cost.macs(least) / graph.cost.dense["macs"]
+    assert set_widths(graph, ~allocate(asked(share), "fixed"))[inner] == 1
+    with pytest.raises(BudgetError, match="as was chosen"):
+        allocate(asked(0.99 * share), "fixed")
+    emptied = dataclasses.replace(asked(0.99 * share), widths=np.where(widths == 2, 0, widths))
+    assert set_widths(graph, ~allocate(emptied, "fixed"))[inner] == 0
 
 
 def test_steps_are_kept_to():

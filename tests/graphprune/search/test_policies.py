@@ -3,12 +3,16 @@
 import dataclasses
 import itertools
 import json
+import random
 
 import numpy as np
 import pytest
+import torch
 from allocations import problem
 
+import graphprune as gp
 from graphprune.allocation import SEARCHES, allocate, allocator
+from graphprune.config import CompressConfig
 from graphprune.passes.errors import UsageError
 from graphprune.search import Search, SearchOptions, Trial
 from graphprune.widths import set_widths
@@ -121,13 +125,51 @@ def test_a_budget_that_is_corrected_is_searched_for_once():
     assert (after <= before).all()
 
 
+def test_bees_change_only_sets_that_have_a_choice():
+    asked = problem(0.8, widths=(16,) * 12)
+    removable = np.zeros_like(asked.removable)
+    for index in (2, 5, 8):
+        removable[asked.graph.sets[index].groups] = True
+    tried = []
+
+    def evaluate(kept):
+        tried.append(set_widths(asked.graph, kept))
+        return Trial(None, float(np.random.default_rng(len(tried)).random()))
+
+    search = Search(evaluate, "known", SearchOptions(evaluations=60, start=""), 0)
+    allocate(dataclasses.replace(asked, removable=removable, search=search), "bee-colony")
+    assert len(tried) > 40
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_random_numbers_of_the_caller_go_on_as_without_a_search(policy):
+    def drawn(between):
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+        between()
+        return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    assert drawn(lambda: allocate(searching(4)[0], policy)) == drawn(lambda: None)
+
+
+def test_a_search_does_not_start_from_a_search():
+    with pytest.raises(UsageError, match="cannot start from policy random, which searches itself"):
+        allocate(searching(4, start="random")[0], "bee-colony")
+
+
 def test_what_an_agent_lacks_is_named(monkeypatch):
     import importlib.util
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gymnasium" else find(name))
-    with pytest.raises(UsageError, match=r"needs gymnasium: pip install 'graphprune\[search\]'"):
+    missing = r"policy ddpg needs gymnasium: pip install 'graphprune\[search\]'"
+    with pytest.raises(UsageError, match=missing):
         allocate(searching(2)[0], "ddpg")
+    with pytest.raises(UsageError, match=missing):  # before a model is read, or a latency measured
+        CompressConfig(recipe="combined", speedup=2.0)
+    with pytest.raises(UsageError, match=missing):
+        gp.plan(problem().graph, macs=0.5, policy="ddpg")
 
 
 def test_the_reward_prefers_agreement_and_then_nearness():

@@ -67,6 +67,16 @@ def test_the_cut_model_answers_as_the_masked_one_would():
     assert evaluate(kept).agreement == pytest.approx(agreement)
 
 
+def test_dropout_before_a_norm_neither_disturbs_a_trial_nor_makes_it_another_each_time():
+    plain = classifier()
+    noisy = nn.Sequential(*plain[:3], nn.Dropout(0.5), *plain[3:]).eval()
+    graphs = [gp.trace(net, (torch.zeros(1, 3, 8, 8),)) for net in (plain, noisy)]
+    without, with_dropout = (OneShot(graph, IMAGES, 64)(graph.all_kept()) for graph in graphs)
+    before = torch.get_rng_state()
+    assert OneShot(graphs[1], IMAGES, 64)(graphs[1].all_kept()) == with_dropout == without
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_network_stays_as_it_was():
     graph, evaluate = judge()
     before = {name: tensor.clone() for name, tensor in graph.front_end.module.state_dict().items()}
