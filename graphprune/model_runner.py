@@ -90,7 +90,7 @@ def describe_inputs(model: Model) -> tuple[InputSpec, ...] | None:
     """
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         return input_specs(open_session(model), label_of(model))
-    graph = getattr(model, "graph", None)
+    graph: Any = getattr(model, "graph", None)
     if not isinstance(graph, _graph_type()):  # a network of one's own may call something else so
         return None
     signature = getattr(model, "graph_signature", None)
@@ -105,7 +105,7 @@ def describe_inputs(model: Model) -> tuple[InputSpec, ...] | None:
     return tuple(specs) or None
 
 
-def _graph_type() -> type | tuple[()]:
+def _graph_type() -> Any:
     """What the graph of a captured model is; nothing is one where torch has not been imported."""
     torch = sys.modules.get("torch")
     return () if torch is None else torch.fx.Graph

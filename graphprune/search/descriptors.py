@@ -68,12 +68,11 @@ def _sizes(step: "Step") -> tuple[float, ...]:
     outputs, kernel = result[step.rule.sums(step.op)], weight.shape[2:]
     # A transposed convolution has its dimensions the other way round, so the inputs are what is left of all elements.
     inputs = np.prod(weight.shape) / (outputs * np.prod(kernel))
-    has_map = len(kernel) > 0 and isinstance(source, Value)
     return (
         float(step.op.attrs.get("groups", 1) > 1),
         float(not kernel),
         float(inputs),
         float(kernel[-1]) if kernel else 1.0,
-        source.shape[-1] / result[-1] if has_map else 1.0,
+        source.shape[-1] / result[-1] if kernel and isinstance(source, Value) else 1.0,
         float(np.prod(result[1:]) / outputs),
     )
