@@ -15,6 +15,8 @@ from graphprune.allocation import SEARCHES, allocate, allocator
 from graphprune.config import CompressConfig
 from graphprune.passes.errors import UsageError
 from graphprune.search import Search, SearchOptions, Trial
+from graphprune.search.bee_colony import _Colony
+from graphprune.search.trials import Trials
 from graphprune.widths import set_widths
 
 BEST = np.array([4, 23, 12])
@@ -125,24 +127,28 @@ def test_a_budget_that_is_corrected_is_searched_for_once():
     assert (after <= before).all()
 
 
-def test_bees_change_only_sets_that_have_a_choice():
+def test_bees_change_only_sets_that_have_a_choice(monkeypatch):
     asked = problem(0.8, widths=(16,) * 12)
     removable = np.zeros_like(asked.removable)
     for index in (2, 5, 8):
         removable[asked.graph.sets[index].groups] = True
-    tried = []
-
-    def evaluate(kept):
-        tried.append(set_widths(asked.graph, kept))
-        return Trial(None, float(np.random.default_rng(len(tried)).random()))
-
-    search = Search(evaluate, "known", SearchOptions(evaluations=60, start=""), 0)
-    allocate(dataclasses.replace(asked, removable=removable, search=search), "bee-colony")
-    assert len(tried) > 40
+    search = Search(lambda kept: Trial(None, 1.0), "known", SearchOptions(evaluations=60, start=""), 0)
+    colony = _Colony(Trials(dataclasses.replace(asked, removable=removable, search=search), "bee-colony"))
+    space, changed = colony.trials.space, []
+    assert space.open.tolist() == [2, 5, 8]
+    project = space.project
+    monkeypatch.setattr(space, "project", lambda shares: changed.append(shares != source) or project(shares))
+    source = colony._sources[0].shares
+    for _ in range(40):
+        colony._improve(0)
+    assert not np.delete(np.array(changed), space.open, axis=1).any()
+    assert np.array(changed).any(axis=1).sum() >= 28  # two sources may have the same width there
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_random_numbers_of_the_caller_go_on_as_without_a_search(policy):
+    asked, _ = searching(4)  # what builds its network draws numbers, too
+
     def drawn(between):
         random.seed(1)
         np.random.seed(1)  # noqa: NPY002
@@ -150,7 +156,7 @@ def test_the_random_numbers_of_the_caller_go_on_as_without_a_search(policy):
         between()
         return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
 
-    assert drawn(lambda: allocate(searching(4)[0], policy)) == drawn(lambda: None)
+    assert drawn(lambda: allocate(asked, policy)) == drawn(lambda: None)
 
 
 def test_a_search_does_not_start_from_a_search():
