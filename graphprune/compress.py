@@ -176,7 +176,7 @@ def compress(
         search = SearchOptions(journal=folder.search, progress=None if reporter is None else reporter.evaluation)
         with clock("searching an allocation" if settings.policy in SEARCHES else "rehearsing"):
             delivery.rehearse(options.target, folder.journal if folder.resume else None, search)
-        folder.begin(shared)
+        folder.begin(shared, has_searched=settings.policy in SEARCHES)
         delivery.note_latencies(folder.journal)
         with clock("training"):
             results = engine.run(processes.first(folder.resume))

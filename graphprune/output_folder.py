@@ -3,8 +3,9 @@
     OUT/.staging/                                                    files of a run that is not done
     OUT/checkpoint.pt  compress.log  settings.json                   from the start of the training on
     OUT/latency.json                                                 likewise, where the budget is one in latency
-    OUT/search.json  search.svg                                      what a policy that searches has tried; for the next
+    OUT/search.json                                                  what a policy that searches has tried; for the next
                                                                      run, too, however this one ends
+    OUT/search.svg                                                   its course, where this run is one that has searched
     OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
     OUT/slim-macs0.5.onnx  .pt2  .plan.json  and so on               likewise, where several budgets make a family
 
@@ -124,13 +125,14 @@ class OutputFolder:
         if self.path is not None and self.resume:
             _check_settings(self.path / SETTINGS, settings)
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
+    def begin(self, settings: Mapping[str, Any], *, has_searched: bool = False) -> None:
         """Replace what an earlier run has left, and write the log into the folder from now on.
 
         Called when all that can fail without training has been done: until then the earlier results are the only ones.
 
         Args:
             settings: see `check`.
+            has_searched: the curve of a search that is in the folder is this run's.
 
         Raises:
             UsageError: the run to resume had other settings.
@@ -141,7 +143,8 @@ class OutputFolder:
         if not self.resume:
             # metrics.json goes first: it says that the others are whole and belong together.
             family = [file.name for file in sorted(self.path.iterdir()) if _FAMILY.fullmatch(file.name)]
-            for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG, JOURNAL):
+            curve = () if has_searched else (CURVE,)
+            for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG, JOURNAL, *curve):
                 (self.path / name).unlink(missing_ok=True)
             atomic_write_json(self.path / SETTINGS, settings)
         handler = logging.FileHandler(self.path / LOG, encoding="utf-8")

@@ -5,7 +5,7 @@ import pytest
 
 import graphprune as gp
 from graphprune.delivery import member_names
-from graphprune.output_folder import CHECKPOINT, LOG, RESULTS, SETTINGS, STAGING, OutputFolder
+from graphprune.output_folder import CHECKPOINT, CURVE, LOG, RESULTS, SEARCH, SETTINGS, STAGING, OutputFolder
 from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
 logger = logging.getLogger("graphprune")
@@ -141,6 +141,18 @@ def test_force_removes_families_and_int8_versions_and_nothing_of_others(tmp_path
         (tmp_path / name).write_text("earlier")
     finish(tmp_path, "second", force=True)
     assert names(tmp_path) == sorted([*RESULTS, CHECKPOINT, LOG, SETTINGS, "slim-mine.onnx", "slim.onnx.bak"])
+
+
+@pytest.mark.parametrize("has_searched", [False, True])
+def test_the_curve_of_an_earlier_search_is_no_result_of_a_run_without_one(tmp_path, has_searched):
+    finish(tmp_path)
+    for name in (SEARCH, CURVE):
+        (tmp_path / name).write_text("")
+    folder = OutputFolder(tmp_path, force=True)
+    with folder.open():
+        folder.begin({}, has_searched=has_searched)
+    assert (tmp_path / SEARCH).exists()
+    assert (tmp_path / CURVE).exists() == has_searched
 
 
 def test_resume_needs_a_checkpoint_and_the_same_settings(tmp_path):
