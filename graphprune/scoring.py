@@ -1,7 +1,7 @@
 """Scores of all groups of a model at once, for one-shot plans: by any criterion, on images where it needs some.
 
-Gradients are those of a loss without labels: how far the answers are from the model's own (its own classes for
-classifiers, its own outputs for other networks), which is what a student would learn from it.
+Gradients are those of a loss without labels: the cross-entropy with the model's own classes for classifiers. A distance
+from its own outputs would have no gradient, so for other networks it is their energy: what they would lose if they faded.
 """
 
 import copy
