@@ -1,7 +1,7 @@
 """Scores of all groups of a model at once, for one-shot plans: by any criterion, on images where it needs some.
 
 Gradients are those of a loss without labels: the cross-entropy with the model's own classes for classifiers. A distance
-from its own outputs would have no gradient, so for other networks it is their energy: what they would lose if they faded.
+from its own outputs would have no gradient, so for other networks it is their energy: what is lost when they fade.
 """
 
 import copy

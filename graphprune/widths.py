@@ -6,7 +6,7 @@ Groups of one set have the same members, so a set's width alone says how long ev
 what a layer costs (its time, its multiply-accumulates) is a function of such lengths.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,15 +43,18 @@ class Axis:
         return [self.fixed, [list(term) for term in self.terms]]
 
 
-def axis_of(ids: np.ndarray, set_of: np.ndarray, sizes: np.ndarray) -> Axis:
+def axis_of(ids: np.ndarray, set_of: np.ndarray, sizes: np.ndarray, counts: np.ndarray | None = None) -> Axis:
     """The axis along which index i belongs to group `ids[i]` (-1: stays in any case).
 
-    Shapes: set_of (n_groups,), sizes (n_sets,) number of groups.
+    Shapes: set_of (n_groups,), sizes (n_sets,) number of groups, counts (n_indices,) what each index counts, by
+        default 1. Where that differs, a group counts as much as they do in the mean of its set.
     """
-    inside = ids[ids >= 0]
-    found: Mapping[int, int] = dict(zip(*np.unique(set_of[inside], return_counts=True), strict=True))
-    terms = tuple((int(index), float(count) / float(sizes[index])) for index, count in sorted(found.items()))
-    return Axis(float(len(ids) - len(inside)), terms)
+    counts = np.ones(len(ids)) if counts is None else counts
+    moves = ids >= 0
+    sets = set_of[ids[moves]]
+    total = np.bincount(sets, weights=counts[moves], minlength=len(sizes))
+    terms = tuple((int(index), float(total[index]) / float(sizes[index])) for index in np.unique(sets))
+    return Axis(float(counts[~moves].sum()), terms)
 
 
 def set_widths(graph: "ChannelGraph", kept: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def _counted(graph: "ChannelGraph", unit: str) -> list[Layer]:
     for term in graph.cost.terms(unit):
         powers: Counter[Axis] = Counter()
         factor = term.factor
-        for axis in (axis_of(ids, graph.set_of, sizes) for ids in term.axes):
+        for axis in (axis_of(ids, graph.set_of, sizes, counts) for ids, counts in term.weighted_axes()):
             if axis.terms and (axis in powers or len(powers) < 2):
                 powers[axis] += 1
             else:

@@ -5,11 +5,13 @@ A cost is a sum of terms, each a factor times a product of channel counts:
     cost(kept) = sum over t of  factor_t * product over axes a of t of  n_a(kept)
     n_a(kept)  = channels along axis a that stay = frozen_a + sum over groups g of  members_ag * kept_g
 
+Where the channels of an axis count unequally, members_ag is the sum of what they count.
+
 Multiply-accumulates of a convolution are positions x kernel x n_out x n_in; its parameters the same
 without positions. With all n_a in one sparse matrix, a count takes microseconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +23,24 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: `factor` times the kept length of each of `axes` (group id per index, -1 frozen)."""
+    """One summand: `factor` times the kept length of each of `axes`.
+
+    Attributes:
+        name: operator or parameter that it is of.
+        factor: what is the same whatever is kept.
+        axes: group id per index, -1 frozen.
+        counts: per axis what each index counts; 1 for the axes beyond.
+    """
 
     name: str
     factor: float
     axes: tuple[NDArray[np.int64], ...]
+    counts: tuple[Floats, ...] = ()
+
+    def weighted_axes(self) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+        """The axes, each with what its indices count."""
+        for slot, ids in enumerate(self.axes):
+            yield ids, self.counts[slot] if slot < len(self.counts) else np.ones(len(ids))
 
 
 class Polynomial:
@@ -37,23 +52,25 @@ class Polynomial:
         self._factor = np.array([term.factor for term in terms], dtype=np.float64)
         rows: list[NDArray[np.int64]] = []
         columns: list[NDArray[np.int64]] = []
-        frozen: list[int] = []
+        members: list[Floats] = []
+        frozen: list[float] = []
         term_of: list[int] = []
         position: list[int] = []
         for index, term in enumerate(terms):
-            for slot, axis in enumerate(term.axes):
-                row = len(frozen)
-                ids = axis[axis >= 0]
+            for slot, (axis, counts) in enumerate(term.weighted_axes()):
+                row, moves = len(frozen), axis >= 0
+                ids = axis[moves]
                 rows.append(np.full(len(ids), row))
                 columns.append(ids)
-                frozen.append(len(axis) - len(ids))
+                members.append(counts[moves])
+                frozen.append(float(counts[~moves].sum()))
                 term_of.append(index)
                 position.append(slot)
         self._frozen: Floats = np.array(frozen, dtype=np.float64)
         shape = (len(frozen), n_groups)
         if frozen:
             row_index, column_index = np.concatenate(rows), np.concatenate(columns)
-            self._members = csr_matrix((np.ones(len(row_index)), (row_index, column_index)), shape=shape)
+            self._members = csr_matrix((np.concatenate(members), (row_index, column_index)), shape=shape)
         else:
             self._members = csr_matrix(shape)
         self._by_group = self._members.T.tocsr()
@@ -122,11 +139,10 @@ class CostModel:
         every = np.ones(n_groups, dtype=np.bool_)
         self.dense = dense or {"macs": self.macs(every), "params": float(self.params(every))}
 
-    def thinned(self, terms: Mapping[str, Sequence[Term]]) -> "CostModel":
+    def thinned(self, terms: Mapping[str, Term]) -> "CostModel":
         """The costs where the elements of some parameters are counted by other terms; `dense` stays what it is."""
-        every = [term for term in self._params.terms if term.name not in terms]
-        every += [term for found in terms.values() for term in found]
-        return CostModel(self._macs.terms, every, self._n_groups, self.dense)
+        params = [terms.get(term.name, term) for term in self._params.terms]
+        return CostModel(self._macs.terms, params, self._n_groups, self.dense)
 
     def macs(self, kept: NDArray[np.bool_]) -> float:
         """Multiply-accumulates of convolutions, linear layers and matrix products, for one sample."""

@@ -229,17 +229,13 @@ class ChannelGraph:
         thin.__dict__["cost"] = self.cost.thinned(terms)
         return thin
 
-    def _left(self, name: str, mask: Mask, present: Mask) -> list[Term]:
-        """The elements of a matrix that count, by the group of their column."""
+    def _left(self, name: str, mask: Mask, present: Mask) -> Term:
+        """The elements of a matrix that count, as many of each column as there are in it."""
         rows, columns = (self.axes.get((name, dim), np.full(size, -1)) for dim, size in enumerate(mask.shape))
         here = [(ids < 0) | present[ids] for ids in (rows, columns)]
-        by_group = np.bincount(columns + 1, weights=(mask & np.outer(*here)).sum(0))
+        each = (mask & np.outer(*here)).sum(0).astype(np.float64)
         share = 1.0 / max(1, int(here[0].sum()))
-        return [
-            Term(name, share * float(left), (rows, np.array([group])) if group >= 0 else (rows,))
-            for group, left in enumerate(by_group, start=-1)
-            if left
-        ]
+        return Term(name, share, (columns, rows), (each,))
 
     # -- for users -----------------------------------------------------------------------------------
 

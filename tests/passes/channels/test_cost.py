@@ -7,13 +7,14 @@ import pytest
 
 from graphprune.passes.channels.cost import CostModel, Polynomial, Term
 
-#: Terms over six groups: shared axes, frozen indices, repeated groups, and up to three axes.
+#: Terms over six groups: shared axes, frozen indices, repeated groups, unequal counts, and up to three axes.
 TERMS = [
     Term("stem", 9.0, (np.array([0, 1, 2]), np.array([-1, -1, -1]))),
     Term("conv", 4.0, (np.array([3, 3, 4, 4]), np.array([0, 1, 2, -1]))),
     Term("square", 2.0, (np.array([0, 1, 2]), np.array([0, 1, 2]))),
     Term("bias", 1.0, (np.array([5, 5, -1]),)),
     Term("fixed", 7.0, ()),
+    Term("thinned", 0.5, (np.array([0, 1, 1, -1]), np.array([3, 4])), (np.array([2.0, 0.0, 5.0, 3.0]),)),
     Term("attention", 3.0, (np.array([0, 1]), np.array([3, 4]), np.array([5, -1]))),
 ]
 
@@ -22,7 +23,11 @@ def count(terms, kept) -> float:
     """The definition, written out."""
     total = 0.0
     for term in terms:
-        lengths = [sum(1 for g in axis if g < 0 or kept[g]) for axis in term.axes]
+        counts = [*term.counts, *([1.0] * len(axis) for axis in term.axes[len(term.counts) :])]
+        lengths = [
+            sum(each for g, each in zip(axis, counted, strict=True) if g < 0 or kept[g])
+            for axis, counted in zip(term.axes, counts, strict=True)
+        ]
         total += term.factor * np.prod(lengths, dtype=float)
     return total
 
@@ -46,11 +51,12 @@ def test_terms_by_name():
         "square": 18.0,
         "bias": 3.0,
         "fixed": 7.0,
+        "thinned": 10.0,
         "attention": 24.0,
     }
 
 
-@pytest.mark.parametrize("terms", [TERMS[:5], TERMS[:1], TERMS[4:5], []])
+@pytest.mark.parametrize("terms", [TERMS[:6], TERMS[:1], TERMS[4:5], TERMS[5:6], []])
 def test_marginal_is_the_difference_that_one_group_makes(terms):
     cost = Polynomial(terms, 6)
     for kept in masks():
@@ -63,7 +69,7 @@ def test_marginal_is_the_difference_that_one_group_makes(terms):
 
 
 def test_marginal_of_three_axes_is_exact_where_a_group_is_in_one_of_them():
-    cost = Polynomial(TERMS[5:], 6)
+    cost = Polynomial(TERMS[6:], 6)
     kept = np.ones(6, dtype=bool)
     assert cost.marginal(kept).tolist() == [12.0, 12.0, 0.0, 12.0, 12.0, 12.0]
 
