@@ -108,7 +108,6 @@ class Stopwatch:
         self._reference: Reference | None = None
         self.target = target
         self.measured: dict[str, float] = {}
-        self._first: tuple[np.ndarray, float] | None = None  # allocation and share, watched while others are measured
         if journal is not None and resume:
             self.model = self._recall(journal)
         else:
@@ -121,11 +120,7 @@ class Stopwatch:
             data = json.loads(journal.read_text(encoding="utf-8"))
             measured = {str(key): float(share) for key, share in data["measured"].items()}
             model = LatencyModel.from_dict(data["model"])
-            if (first := data.get("first")) is not None:
-                kept = self.graph.all_kept()
-                kept[first["removed"]] = False
-                self._first = (kept, float(first["share"]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelLoadError(f"{journal}: not readable, so the run cannot be resumed; start afresh") from error
         if model.target != self.target:
             raise UsageError(
@@ -148,20 +143,13 @@ class Stopwatch:
 
     def _note(self) -> None:
         if self._journal is not None:
-            first = None
-            if self._first is not None:
-                kept, share = self._first
-                first = {"removed": np.flatnonzero(~kept).tolist(), "share": share}
-            atomic_write_json(self._journal, {"measured": self.measured, "first": first, "model": self.model.to_dict()})
+            atomic_write_json(self._journal, {"measured": self.measured, "model": self.model.to_dict()})
 
     @property
     def reference(self) -> Reference:
         """The dense file, open."""
         if self._reference is None:
             self._reference = Reference(self._dense, self.target, self._shapes, self._seed)
-            if self._first is not None:
-                kept, share = self._first
-                self._reference.watch(cut_file(self.graph, self._dense, kept), share)
         return self._reference
 
     def share_of(self, speedup: float | None, latency_ms: float | None) -> float:
@@ -189,9 +177,6 @@ class Stopwatch:
         if key not in self.measured:
             file = cut_file(self.graph, self._dense, kept)
             self.measured[key] = self.reference.share(file, _SECONDS)[0]
-            if self._first is None and not kept.all():
-                self._first = (kept.copy(), self.measured[key])
-                self.reference.watch(file, self.measured[key])
             self._note()
         return self.measured[key]
 

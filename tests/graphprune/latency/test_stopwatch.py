@@ -138,24 +138,3 @@ def test_a_real_cut_is_measured(tmp_path, monkeypatch):
     assert share > 0
     assert watch.share(~removed) == share
     assert watch.dense_ms() > 0
-
-
-def test_the_first_allocation_is_watched_while_others_are_measured_also_after_a_stop(tmp_path, monkeypatch):
-    graph, dense = staircase.graph(), staircase.export(tmp_path)
-    model = staircase.staircase_model(graph, dense)
-    monkeypatch.setattr(module, "latency_model", lambda *_, **__: model)
-    monkeypatch.setattr(module, "_SECONDS", 0.02)
-    watched = []
-    monkeypatch.setattr(module.Reference, "watch", lambda self, source, share: watched.append((source, share)))
-    narrow, narrower, narrowest = (graph.all_kept() for _ in range(3))
-    for kept, width in ((narrow, 16), (narrower, 8), (narrowest, 4)):
-        kept[graph.sets[1].groups[width:]] = False
-    journal = tmp_path / "latency.json"
-    first = Stopwatch(graph, dense, LatencyTarget(), journal=journal)
-    first.share(graph.all_kept())
-    assert watched == []
-    share = first.share(narrow)
-    first.share(narrower)
-    again = Stopwatch(graph, dense, LatencyTarget(), journal=journal, resume=True)
-    again.share(narrowest)
-    assert watched == [(module.cut_file(graph, dense, narrow), share)] * 2
