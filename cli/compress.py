@@ -14,6 +14,7 @@ from graphprune.cli.options import (
     data_options,
     force_option,
     json_option,
+    output_loss_option,
     provider_option,
     seed_option,
 )
@@ -25,7 +26,7 @@ from graphprune.passes.errors import MissedBudgetError, UsageError
 if TYPE_CHECKING:
     from graphprune.compress import CompressResult
 
-__all__ = ["command", "say_files"]
+__all__ = ["command", "say_files", "with_missed"]
 
 _DEFAULT = CompressConfig()
 _SHARES = Numbers("share", "0.5", "0.66,0.5,0.33")
@@ -135,12 +136,7 @@ _SOMETIMES = ("latency.json", "search.svg")
     type=float,
     help=f"Weight of the loss on features; 0 leaves it out. Default: {_DEFAULT.lambda_feature:g}.",
 )
-@click.option(
-    "--output-loss",
-    type=click.Choice(["auto", "kl", "mse"]),
-    help="What the outputs are: kl for class logits, mse for numbers. Default: auto, classes where there is one output "
-    "of several elements an image.",
-)
+@output_loss_option
 @click.option(
     "--shrink/--no-shrink",
     default=None,
@@ -247,7 +243,7 @@ def command(
         ctx.ensure_object(RunState).set_up_log()
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle)
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
-        result, missed = _with_missed(
+        result, missed = with_missed(
             compress,
             loaded,
             data,
@@ -295,7 +291,7 @@ def _refuse_idle(ctx: click.Context, config: CompressConfig, given: Mapping[str,
             )
 
 
-def _with_missed(
+def with_missed(
     compress: Callable[..., "CompressResult"], *arguments: Any, **options: Any
 ) -> tuple["CompressResult", MissedBudgetError | None]:
     """What was made, and the error that says that it is too slow, if it is."""

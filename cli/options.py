@@ -27,6 +27,7 @@ __all__ = [
     "data_options",
     "force_option",
     "json_option",
+    "output_loss_option",
     "provider_option",
     "quantize_options",
     "run_options",
@@ -256,7 +257,7 @@ output_loss_option = click.option(
     type=click.Choice(["auto", "kl", "mse"]),
     default="auto",
     show_default=True,
-    help="What the outputs are: kl for class logits, mse for numbers; auto: classes where there are several elements.",
+    help="What the outputs are: kl for class logits, mse for numbers; auto: classes where one has several elements.",
 )
 arch_options = _all(
     click.option(

@@ -7,12 +7,9 @@ makes a convolution 22 times slower), and nothing that takes a residual Add out 
 its name it is run in onnxruntime at several batch sizes and compared with the model.
 """
 
-import contextlib
-import io
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from graphprune.passes.errors import CaptureError, UnsupportedModelError, Verifi
 from graphprune.passes.fx.capture import module_of
 from graphprune.passes.fx.device import CPU, device_of
 from graphprune.passes.fx.plain import copy_on_cpu
+from graphprune.passes.fx.quiet import kept_quiet
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass, ShiftPass
 from graphprune.torch_mode import evaluation
@@ -47,7 +45,6 @@ OPSET = 20
 # Deep networks in float32 differ by 1e-6 or so between torch and onnxruntime.
 EXPORT_RTOL = 1e-4
 BATCHES = (1, 2, 5)
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 def export_onnx(
@@ -103,7 +100,7 @@ def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[to
     The batch is dimension 0 of the first input; every input with as many entries there is taken to carry it.
     """
     try:
-        with _quiet():
+        with kept_quiet():
             module(*inputs)
     except Exception as error:  # The model's own code may raise anything.
         raise CaptureError(f"the model does not run on the example inputs: {_reason(error)}") from error
@@ -115,7 +112,7 @@ def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[to
         for batch in BATCHES
     ]
     try:
-        with _quiet():
+        with kept_quiet():
             for case in others:
                 module(*case)
     except Exception as error:  # As above; here it only says that the batch is fixed.
@@ -133,7 +130,7 @@ def _export(
         # A batch of 1 would be taken for a constant, hence the second of the others.
         dims = tuple({0: Dim("batch")} if a.shape != b.shape else None for a, b in zip(*others[:2], strict=True))
         try:
-            with _quiet():
+            with kept_quiet():
                 return _to_onnx(
                     torch.export.export(module, others[1], dynamic_shapes=dims, strict=False), opset
                 ), others
@@ -142,7 +139,7 @@ def _export(
         except Exception as error:  # The capture runs the model's code, and fails in many types.
             logger.warning("the ONNX file has a fixed batch, a free one is not possible: %s", _reason(error))
     try:
-        with _quiet():
+        with kept_quiet():
             return _to_onnx(torch.export.export(module, example, strict=False), opset), [example]
     except UnsupportedModelError:
         raise
@@ -251,7 +248,7 @@ def _check(module: nn.Module, path: Path, cases: list[tuple[torch.Tensor, ...]],
         onnx.checker.check_model(os.fspath(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"{name}: the exported file is no valid ONNX: {one_line(error)}") from error
-    with _quiet():
+    with kept_quiet():
         for case in cases:
             require_equal(module, path, case, rtol=EXPORT_RTOL, labels=("the torch model", name))
 
@@ -262,22 +259,3 @@ def _reason(error: BaseException) -> str:
     places = [p for p in re.findall(r'File "([^"]+)", line (\d+)', text) if "site-packages" not in p[0]]
     where = f" ({places[-1][0]}:{places[-1][1]})" if places else ""
     return f"{one_line(ValueError(text.splitlines()[0]))[:200]}{where}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log lines away from the terminal; stdout belongs to results."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
-    printed = io.StringIO()
-    redirected = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
-    try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirected[0], redirected[1]:
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if printed.getvalue().strip():
-            logger.debug("printed during the export: %s", printed.getvalue().strip())

@@ -52,6 +52,12 @@ def written(model: ir.Model, final: Path, force: bool = True) -> Iterator[Path]:
             (folder / part.name).replace(name)
 
 
+def write(model: ir.Model, final: Path) -> None:
+    """Write a model; see `written`."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(written(model, final))
+
+
 @contextlib.contextmanager
 def folder_beside(final: Path) -> Iterator[Path]:
     """A temporary folder on the disk that the file will be on; the system's own is often memory.

@@ -133,13 +133,9 @@ class OutputFolder:
         Args:
             settings: see `check`.
             has_searched: the curve of a search that is in the folder is this run's.
-
-        Raises:
-            UsageError: the run to resume had other settings.
         """
         if self.path is None:
             return
-        self.check(settings)
         if not self.resume:
             # metrics.json goes first: it says that the others are whole and belong together.
             family = [file.name for file in sorted(self.path.iterdir()) if _FAMILY.fullmatch(file.name)]

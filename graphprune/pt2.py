@@ -17,7 +17,6 @@ the same bytes through the same reader.
 import ast
 import io
 import json
-import logging
 import os
 import pickle
 import re
@@ -36,6 +35,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2
 
 from graphprune.passes.errors import ModelLoadError
+from graphprune.passes.fx.quiet import kept_quiet
 
 # What a damaged or foreign file makes torch raise.
 BROKEN_FILE = (
@@ -99,7 +99,7 @@ def load_archive(path: Path, *, trust: bool) -> ExportedProgram:
     if not zipfile.is_zipfile(path):
         raise ModelLoadError(f"{path} is no torch.export archive, or is cut short")
     data = path.read_bytes()
-    with _quiet():
+    with kept_quiet():
         try:
             if not trust:
                 _check_archive(PT2ArchiveReader(io.BytesIO(data)))
@@ -233,17 +233,3 @@ def _weights_only(active: bool) -> Iterator[None]:
             os.environ[name] = before
         elif active:
             del os.environ[name]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's warnings and tracebacks about broken archives off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -6,7 +6,6 @@ holds graph and weights, is read without running code, and what comes back can b
 
 import logging
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,16 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from graphprune.files import atomic_write_through_memory, refuse_overwrite
+from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, ModelLoadError
 from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.quiet import kept_quiet
 from graphprune.pt2 import load_archive
 from graphprune.torch_mode import evaluation
 
 __all__ = ["load", "save"]
+
+logger = logging.getLogger("graphprune")
 
 SUFFIX = ".pt2"
 
@@ -49,7 +52,7 @@ def save(
         raise CaptureError(f"{final}: a saved model is a torch.export archive, so the name must end in {SUFFIX}")
     refuse_overwrite(final, force)
     program = model if isinstance(model, ExportedProgram) else _export(capture(model, example_inputs))
-    with _quiet():
+    with kept_quiet():
         atomic_write_through_memory(final, lambda file: torch.export.save(program, file))
     return final
 
@@ -70,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> CapturedModule:
         )
     program = load_archive(source, trust=False)
     try:
-        with _quiet():
+        with kept_quiet():
             return capture(program)
     except CaptureError as error:
         raise ModelLoadError(f"{source}: {error}") from error
@@ -79,14 +82,9 @@ def load(path: str | os.PathLike[str]) -> CapturedModule:
 def _export(model: CapturedModule) -> ExportedProgram:
     inputs = model.example_inputs
     free = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim > 1 else None for x in inputs)
-    with evaluation(model), torch.no_grad(), _quiet():
+    with evaluation(model), torch.no_grad(), kept_quiet():
         try:
             return torch.export.export(model, inputs, dynamic_shapes=free, strict=False)
         except Exception as error:  # torch.export raises in many types; here it says that the batch is not free
-            logging.getLogger("graphprune").debug("saving with a free batch failed: %s", error)
+            logger.warning("the saved model has a fixed batch, a free one is not possible: %s", one_line(error)[:200])
         return torch.export.export(model, inputs, strict=False)
-
-
-def _quiet() -> warnings.catch_warnings:
-    """Keep torch's warnings about its own formats off the terminal."""
-    return warnings.catch_warnings(action="ignore")

@@ -20,7 +20,7 @@ from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
 from graphprune.onnx_cost import onnx_cost
-from graphprune.onnx_files import folder_beside, written
+from graphprune.onnx_files import folder_beside, write, written
 from graphprune.onnx_session import (
     RUNTIME_ERRORS,
     input_shapes,
@@ -225,8 +225,7 @@ def _masked(
     graph = trace_onnx(model, whole_heads=heads, sizes=free_sizes(model, shapes))
     mask_groups(graph, planned_groups(graph, plan))
     path = folder / "masked.onnx"
-    with written(graph.front_end.model, path):
-        pass
+    write(graph.front_end.model, path)
     return path
 
 

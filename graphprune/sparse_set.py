@@ -72,7 +72,6 @@ class SparseSet:
         self.budget = budget
         self.limits = budget.shares()
         self.stopwatch: Stopwatch | None = None
-        self.widths: np.ndarray | None = None
         self._aim: np.ndarray | None = None
         self.lost = np.zeros(graph.n_groups, dtype=bool)
         self._first = first
@@ -102,10 +101,14 @@ class SparseSet:
             if share < 1:
                 self.limits[LATENCY] = share
 
+    @property
+    def widths(self) -> np.ndarray | None:
+        """(n_sets,) the widths to come to, where an allocation says."""
+        return None if self._aim is None else set_widths(self.graph, ~self._aim)
+
     def aim(self, removed: np.ndarray) -> None:
         """Come to the widths of an allocation, (n_groups,) mask of what it removes, and no further than it costs."""
         self._aim = removed
-        self.widths = set_widths(self.graph, ~removed)
         cost = count(self.graph, ~removed)
         for unit, share in self.budget.shares().items():
             self.limits[unit] = min(share, cost[unit] / self.dense[unit])

@@ -32,10 +32,10 @@ from experiments import EXPERIMENTS, Experiment, find  # noqa: E402
 from record import without_folders  # noqa: E402
 
 import graphprune as gp  # noqa: E402
+from graphprune.cli.compress import with_missed  # noqa: E402
 from graphprune.cli.options import RunState  # noqa: E402
 from graphprune.cli.progress import progress  # noqa: E402
 from graphprune.data.batches import evaluation_batches  # noqa: E402
-from graphprune.errors import MissedBudgetError  # noqa: E402
 from graphprune.files import atomic_write_json, atomic_write_text  # noqa: E402
 
 HELD_OUT = 2000  # images of train/
@@ -102,34 +102,33 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> None:
     model = gp.load_model(find(arguments.models, experiment.model), arch=experiment.arch)
     is_begun = (work / "checkpoint.pt").exists()
     with progress() as reporter:
-        try:
-            result = gp.compress(
-                model,
-                train,
-                output=work,
-                config=config,
-                eval_images=val,
-                benchmark=gp.BenchmarkOptions(seconds=2.0),
-                quantize=gp.QuantizeOptions() if arguments.int8 else None,
-                resume=is_begun and not (work / "metrics.json").exists(),
-                force=(work / "metrics.json").exists(),
-                reporter=reporter,
-                observer=observer({"held_out": held_out, **({} if val is None else {"val": val})}),
-                record={
-                    "experiment": name,
-                    "about": experiment.about,
-                    "seed": seed,
-                    "command": command(),
-                    "revision": revision(),
-                    "judged_on": "2,000 images held out of train/" if val is None else "val/",
-                },
-            )
-        except MissedBudgetError as error:  # a result like others: what was reached is in it
-            print(f"{label}: {error}", file=sys.stderr)
-            result = error.result
+        result, missed = with_missed(
+            gp.compress,
+            model,
+            train,
+            output=work,
+            config=config,
+            eval_images=val,
+            benchmark=gp.BenchmarkOptions(seconds=2.0),
+            quantize=gp.QuantizeOptions() if arguments.int8 else None,
+            resume=is_begun and not (work / "metrics.json").exists(),
+            force=(work / "metrics.json").exists(),
+            reporter=reporter,
+            observer=observer({"held_out": held_out, **({} if val is None else {"val": val})}),
+            record={
+                "experiment": name,
+                "about": experiment.about,
+                "seed": seed,
+                "command": command(),
+                "revision": revision(),
+                "judged_on": "2,000 images held out of train/" if val is None else "val/",
+            },
+        )
     atomic_write_text(target / "compress.log", without_folders((work / "compress.log").read_text()))
     atomic_write_json(target / "result.json", json.loads(without_folders(json.dumps(result.metrics))))
     print(f"{label}\n{result}")
+    if missed is not None:
+        print(f"{label}: {missed}", file=sys.stderr)
 
 
 def settings(experiment: Experiment, seed: int, changes: Mapping[str, str]) -> gp.CompressConfig:

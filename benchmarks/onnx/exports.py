@@ -67,7 +67,7 @@ def export(stages: Stages, arguments: argparse.Namespace) -> None:
 
 def attempt(exporter: str, model: torch.nn.Module, inputs: tuple[Any, ...], path: Path) -> Row:
     """Export with a free batch, or with a fixed one where that is not possible."""
-    problem: Row = {}
+    problems: list[Row] = []
     for free in (True, False):
         temporary = path.with_suffix(".part")
         try:
@@ -75,13 +75,13 @@ def attempt(exporter: str, model: torch.nn.Module, inputs: tuple[Any, ...], path
                 warnings.simplefilter("ignore")
                 call(exporter, model, inputs, temporary, free)
         except Exception as error:  # exporters raise anything
-            problem = describe(error)
+            problems.append(describe(error))
             temporary.unlink(missing_ok=True)
             continue
         temporary.replace(path)
-        why = {} if free else {"why_fixed": problem}
+        why = {} if free else {"why_fixed": problems[0]}
         return {"batch": "free" if free else "fixed", "bytes": path.stat().st_size, **why}
-    return {"error": problem}
+    return {"error": problems[-1], "why_not_free": problems[0]}
 
 
 def call(exporter: str, model: torch.nn.Module, inputs: tuple[Any, ...], path: Path, free: bool) -> None:

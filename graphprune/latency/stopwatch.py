@@ -249,7 +249,6 @@ def _write(graph: "ChannelGraph", path: str | os.PathLike[str]) -> None:
 
         export_onnx(front.module, front.module.example_inputs, path)
         return
-    from graphprune.onnx_files import written
+    from graphprune.onnx_files import write
 
-    with written(front.model, Path(path)):
-        pass
+    write(front.model, Path(path))

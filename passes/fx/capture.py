@@ -1,10 +1,8 @@
 """Capture a model as a graph of ATen operators that can be analyzed, cut and trained."""
 
-import contextlib
-import io
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from graphprune.passes.fx.decompose import decompose
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
 from graphprune.passes.fx.operators import find_rule
 from graphprune.passes.fx.plain import is_plain, plain_copy
+from graphprune.passes.fx.quiet import kept_quiet
 
 logger = logging.getLogger("graphprune")
 
@@ -139,8 +138,7 @@ def set_training(module: fx.GraphModule, mode: bool) -> None:
 
 def module_of(program: ExportedProgram) -> fx.GraphModule:
     """The program as a module in inference mode, whatever mode it was exported in; it shares the program's weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with kept_quiet():
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     set_training(module, False)
@@ -233,22 +231,8 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgra
 
 
 def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), _silence():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), kept_quiet():
         return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep to the error what torch has to say of a model that it cannot capture: it prints the graph as well."""
-    noisy = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = noisy.level
-    noisy.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        noisy.setLevel(level)
 
 
 def _has_variable_sizes(program: ExportedProgram) -> bool:

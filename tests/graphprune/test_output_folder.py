@@ -165,7 +165,7 @@ def test_resume_needs_a_checkpoint_and_the_same_settings(tmp_path):
     finish(tmp_path)
     folder = OutputFolder(tmp_path, resume=True)
     with pytest.raises(UsageError, match=r"the mean was 0\.5 and is now 0\.4"), folder.open():
-        folder.begin({"mean": 0.4})
+        folder.check({"mean": 0.4})
     assert (tmp_path / "slim.onnx").read_text() == "first"
     finish(tmp_path, "again", resume=True)
     assert (tmp_path / "slim.onnx").read_text() == "again"
@@ -176,7 +176,7 @@ def test_broken_settings_are_one_line(tmp_path):
     (tmp_path / SETTINGS).write_text("{")
     folder = OutputFolder(tmp_path, resume=True)
     with pytest.raises(ModelLoadError, match="cannot be resumed"), folder.open():
-        folder.begin({"mean": 0.5})
+        folder.check({"mean": 0.5})
 
 
 def test_the_log_holds_what_was_said_before_the_folder_was(tmp_path):
