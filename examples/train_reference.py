@@ -11,6 +11,9 @@ section 4). --start takes over from a file whatever fits by name and shape; with
 
     python examples/train_reference.py --arch graphprune.models:vgg16_bn_linear --start vgg_small.safetensors \
         --freeze "features.*" --data cifar10-jpeg.zip::train --epochs 3 -o vgg16_bn_linear.safetensors
+
+What a compression decides on images that its teacher learned from says little about others: the teacher is surer there.
+--leave-out keeps some from both; they are those that `split` of the source draws with the same seed and share.
 """
 
 import argparse
@@ -45,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help="side that images are brought to; default: their own")
     parser.add_argument("--sizes", help="sides of the images in equal parts of the training, as in 16,24,32")
     parser.add_argument("--limit", type=int, help="learn from so many images only")
+    parser.add_argument("--leave-out", type=int, default=0, metavar="N", help="images not to learn from, drawn by --seed")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
@@ -182,6 +186,13 @@ def labelled(path: str, image_size: int | tuple[int, int] | None, limit: int | N
     return source
 
 
+def without(source: gp.ImageSource, number: int, seed: int) -> gp.ImageSource:
+    """All but so many images, or an error."""
+    if not 0 < number < len(source):
+        raise UsageError(f"--leave-out {number}: give a number between 0 and {len(source)}, that of the images")
+    return source.split(number / len(source), seed)[0]
+
+
 def judges(path: str, source: gp.ImageSource) -> gp.ImageSource:
     """Images for the accuracy, of the size and the classes of those learned from, or an error."""
     found = labelled(path, source.preprocess.image_size)
@@ -211,6 +222,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     source = labelled(arguments.data, arguments.image_size, arguments.limit)
     judged_on = judges(arguments.eval_data, source) if arguments.eval_data else None
+    if arguments.leave_out:
+        source = without(source, arguments.leave_out, arguments.seed)
     model = resolve_arch(arguments.arch)
     if arguments.start is not None:
         take_over(model, arguments.start)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 import graphprune as gp
+from graphprune.data.batches import TrainingBatches
 from graphprune.loading import load_model
 from graphprune.models import resnet20
 
@@ -48,6 +49,24 @@ def test_it_trains_on_images_that_grow_and_measures_at_the_end(folder, tmp_path,
     assert facts["images"] == 120
     resnet20().load_state_dict(load_file(output))
     assert not list(tmp_path.glob("*.checkpoint.pt"))
+
+
+def test_images_that_a_run_holds_out_can_be_left_out_of_its_teachers_training(folder, tmp_path, monkeypatch):
+    seen: set[int] = set()
+    chosen = TrainingBatches.chosen
+
+    def noted(self, epoch, step):
+        positions = chosen(self, epoch, step)
+        seen.update(positions.tolist())
+        return positions
+
+    monkeypatch.setattr(TrainingBatches, "chosen", noted)
+    output = tmp_path / "net.safetensors"
+    train(folder, output, monkeypatch, "--leave-out", "20", "--seed", "3", "--epochs", "1")
+    assert json.loads(output.with_suffix(".json").read_text())["images"] == 100
+    rest, held_out = gp.load_images(folder).split(20 / 120, 3)
+    assert seen == set(rest.indices.tolist())
+    assert not seen & set(held_out.indices.tolist())
 
 
 def test_what_is_frozen_stays_as_it_was_taken_over(folder, tmp_path, monkeypatch, capsys):
@@ -106,6 +125,7 @@ def test_other_classes_are_refused_before_the_training(folder, tmp_path, monkeyp
         (("--freeze", "*"), "--freeze leaves nothing to learn"),
         (("--start", "missing.safetensors"), "no such file: missing"),
         (("--sizes", "8,12,14,16", "--epochs", "3"), "are more than the 3 epochs"),
+        (("--leave-out", "120"), "--leave-out 120: give a number between 0 and 120"),
     ],
 )
 def test_a_mistake_is_one_line(folder, tmp_path, monkeypatch, options, message):
