@@ -48,7 +48,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help="side that images are brought to; default: their own")
     parser.add_argument("--sizes", help="sides of the images in equal parts of the training, as in 16,24,32")
     parser.add_argument("--limit", type=int, help="learn from so many images only")
-    parser.add_argument("--leave-out", type=int, default=0, metavar="N", help="images not to learn from, drawn by --seed")
+    parser.add_argument(
+        "--leave-out", type=int, default=0, metavar="N", help="images not to learn from, drawn by --seed"
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")

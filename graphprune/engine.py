@@ -41,6 +41,7 @@ from graphprune.run_records import Observer, Progress, StudentResult
 from graphprune.schedule import Schedule
 from graphprune.student import Student
 from graphprune.taps import find_taps
+from graphprune.teacher import Teacher
 from graphprune.torch_mode import torch_threads
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Engine:
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
-        augmentation = Augmentation(crop=config.crop, flip=config.flip, mix=config.mix)
+        augmentation = Augmentation(crop=config.crop, flip=config.flip, mix=config.mix, views=config.views)
         whole_batch = config.batch_size * self.processes.world
         if self.processes.world > 1 and len(rest) < whole_batch:
             raise UsageError(
@@ -103,11 +104,9 @@ class Engine:
         self.digest = model_digest(teacher)
         self.taps = find_taps(teacher.graph) if config.lambda_feature else []
         _refuse_fixed_batch(teacher, self.batches.batch_size)
-        self.teacher = copy.deepcopy(teacher).eval()  # its memory layout changes
+        self.teacher = Teacher(teacher, self.taps, config.views)
         self.precision = Precision()
         self._dtype = number_format(teacher)
-        self._teacher_tapped = self.teacher.with_taps(self.taps)
-        self._teacher_tapped.eval()
         self.sparsity = LinearSparsity(graph, teacher, config.sigma, config.freeze) if config.sigma else None
         self.students = [
             Student(teacher, graph, config, n, self.taps, self._look, self.processes, self.sparsity)
@@ -118,7 +117,7 @@ class Engine:
         self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
-        self.judge = HeldOut(self.held_out, lambda batch: self._teacher_tapped(batch), self.loss, self._prepared)
+        self.judge = HeldOut(self.held_out, self.teacher.answers, self.loss, self._prepared)
         self._losses: list[dict[str, float]] = []
 
     @property
@@ -146,7 +145,7 @@ class Engine:
 
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
-        outputs = flatten_outputs(self.teacher(self._whole_batch(0, 0)))
+        outputs = self.teacher.targets(self._whole_batch(0, 0))[0]
         if not outputs:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
         kind = output_kind(outputs, self.config.output_loss)
@@ -223,11 +222,10 @@ class Engine:
                 raise KeyboardInterrupt
 
     def _train_step(self, step: int, batch: Tensor) -> float:
-        with torch.no_grad(), self.precision.autocast():
-            target, target_features = self._teacher_tapped(batch)
+        target, target_features = self.teacher.targets(batch)
         with self.precision.autocast():
             answers = [student(batch) for student in self.students]
-        total, self._losses = self._loss(flatten_outputs(target), target_features, answers)
+        total, self._losses = self._loss(target, target_features, answers)
         (value,) = self.processes.mean(float(total.detach()) / len(self.students))
         (worst,) = self.processes.mean(max(losses["out"] for losses in self._losses))
         self.divergence.refuse(step, value, worst)
@@ -343,9 +341,7 @@ class Engine:
 
     def _use(self, precision: Precision) -> None:
         self.precision = replace(precision, device=str(self.device))
-        self.precision.convert_(self.teacher)
-        self._teacher_tapped = self.teacher.with_taps(self.taps)
-        self._teacher_tapped.eval()
+        self.teacher.use(self.precision)
         for student in self.students:
             student.use(self.precision)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class HeldOut:
 
     Args:
         images: what no step learns from.
-        teacher: outputs and features of a batch.
+        teacher: outputs for a batch.
         loss: how outputs are compared.
         prepare: a batch in the number format and memory layout of the run.
     """
@@ -33,7 +33,7 @@ class HeldOut:
     def __init__(
         self,
         images: ImageSource,
-        teacher: Callable[[Tensor], tuple[Any, Any]],
+        teacher: Callable[[Tensor], list[Tensor]],
         loss: OutputLoss,
         prepare: Callable[[Tensor], Tensor],
     ) -> None:
@@ -60,7 +60,7 @@ class HeldOut:
         """What the teacher says to a batch; class outputs are small and asked for only once."""
         if number in self._targets:
             return self._targets[number]
-        target = flatten_outputs(self._teacher(batch)[0])
+        target = self._teacher(batch)
         if self._loss.kind != "values":
             self._targets[number] = target
         return target

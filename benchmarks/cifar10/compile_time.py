@@ -85,7 +85,7 @@ def parts(engine: Engine, precision: Precision) -> dict[str, Callable[..., Calla
     """Makers of the teacher's and the student's part of a step, for a function that may compile a module."""
     engine._use(precision)
     batch = engine._batch(0, 0)
-    teacher, student = engine._teacher_tapped.inner, engine.students[0].tapped.inner
+    teacher, student = engine.teacher.tapped.inner, engine.students[0].tapped.inner
 
     def teach(prepare: Callable[[torch.nn.Module], torch.nn.Module]) -> Callable[[], None]:
         module = prepare(copy.deepcopy(teacher))

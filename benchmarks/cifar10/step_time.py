@@ -115,14 +115,11 @@ def step(engine: Engine) -> dict[str, float]:
         return found
 
     def learn() -> None:
-        from graphprune.distill import flatten_outputs
-
-        total, _ = engine._loss(flatten_outputs(target[0]), target[1], [student(batch)])
+        total, _ = engine._loss(*target, [student(batch)])
         student.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
 
-    with torch.no_grad():
-        target = timed("teacher", lambda: engine._teacher_tapped(batch))
+    target = timed("teacher", lambda: engine.teacher.targets(batch))
     timed("student", learn)
     timed("sensitivity", lambda: student.set.observe(student._evidence()))
     timed("optimizer", student.optimizer.step)

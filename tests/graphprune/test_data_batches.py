@@ -154,3 +154,51 @@ def test_blending_is_drawn_from_the_seed_alone():
     assert torch.equal(again.batch(1, 1), first)
     with pytest.raises(UsageError, match="mix is 2"):
         Augmentation(mix=2)
+
+
+def test_views_of_an_image_are_next_to_one_another_and_an_epoch_is_as_long():
+    augmentation = Augmentation(crop=False, flip=True, views=2)
+    batches = TrainingBatches(numbered(24), 8, seed=1, augmentation=augmentation)
+    assert (batches.batch_size, batches.steps_per_epoch) == (8, 3)
+    seen = [numbers(batches.batch(epoch, step)) for epoch in (0, 1) for step in range(3)]
+    assert all(batch[0::2] == batch[1::2] for batch in seen)
+    assert sorted(number for batch in seen for number in batch[::2]) == list(range(24))  # two epochs, each image once
+    torch.testing.assert_close(torch.tensor(batches.chosen(1, 2)), torch.tensor(seen[-1]))
+
+
+def test_every_other_view_is_the_mirrored_one():
+    pixels = np.random.default_rng(0).integers(1, 256, (6, 16, 16, 3), dtype=np.uint8)
+    augmentation = Augmentation(crop=False, flip=True, views=3)
+    batch = TrainingBatches(ImageSource(pixels, IDENTITY), 12, seed=0, augmentation=augmentation).batch(0, 0)
+    first, second, third = batch.unflatten(0, (4, 3)).unbind(1)
+    assert torch.equal(first, second.flip(-1))
+    assert torch.equal(first, third)
+    shifted = Augmentation(crop=True, flip=False, views=2)
+    batch = TrainingBatches(ImageSource(pixels, IDENTITY), 12, seed=0, augmentation=shifted).batch(0, 0)
+    assert not torch.equal(batch[0::2], batch[1::2])
+
+
+def test_all_views_of_a_blended_image_are_blended_alike():
+    augmentation = Augmentation(crop=False, flip=True, mix=1.0, views=2)
+    batch = TrainingBatches(source(), 10, seed=3, augmentation=augmentation).batch(0, 0)
+    torch.testing.assert_close(batch[0::2], batch[1::2].flip(-1))
+
+
+def test_few_images_of_several_views_are_all_in_every_batch():
+    batches = TrainingBatches(numbered(3), 64, seed=0, augmentation=Augmentation(crop=False, views=2))
+    assert (batches.batch_size, batches.steps_per_epoch) == (6, 1)
+    for epoch in range(3):
+        assert sorted(numbers(batches.batch(epoch, 0))) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Augmentation(views=0), "views is 0"),
+        (lambda: Augmentation(crop=False, flip=False, views=2), "2 views of an image are all the same without"),
+        (lambda: TrainingBatches(source(), 5, seed=0, augmentation=Augmentation(views=2)), "a batch of 5 does not"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()

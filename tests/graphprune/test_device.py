@@ -40,7 +40,7 @@ def at_home():
 def test_another_device_gives_the_same_result(at_home):
     engine, (away,) = run(NAME)
     (home,) = at_home[1]
-    assert device_of(engine.students[0].module).type == device_of(engine.teacher).type == NAME
+    assert device_of(engine.students[0].module).type == device_of(engine.teacher.module).type == NAME
     assert away.plan.removed.keys() == home.plan.removed.keys()
     assert (away.removed == home.removed).all()
     assert away.agreement == home.agreement
@@ -60,13 +60,13 @@ def test_a_run_is_resumed_there(at_home, tmp_path, start):
 
     with pytest.raises(KeyboardInterrupt):
         run(start, config, checkpoint=path, progress=stop)
-    teacher = capture(at_home[0].teacher)
+    teacher = capture(at_home[0].teacher.module)
     with other_device():
         engine = Engine(
             teacher, at_home[0].graph, images(320), dataclasses.replace(config, device=NAME), checkpoint=path
         )
         (resumed,) = engine.run(resume=True)
-    assert device_of(engine.students[0].module).type == device_of(engine.teacher).type == NAME
+    assert device_of(engine.students[0].module).type == device_of(engine.teacher.module).type == NAME
     (home,) = at_home[1]
     assert (resumed.removed == home.removed).all()
     for name, tensor in resumed.state_dict.items():

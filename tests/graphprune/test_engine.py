@@ -231,7 +231,7 @@ def test_all_students_learn_from_one_pass_of_the_teacher(monkeypatch):
 
     def use_and_watch(precision):
         use(precision)
-        run._teacher_tapped.inner.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+        run.teacher.tapped.inner.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
 
     monkeypatch.setattr(run, "_use", use_and_watch)
     run.run()
@@ -239,6 +239,19 @@ def test_all_students_learn_from_one_pass_of_the_teacher(monkeypatch):
     looks = len(shapes) - steps  # at the images held out, once for the whole run
     assert steps == run.schedule.total
     assert looks == len(list(evaluation_batches(run.held_out, 256)))
+
+
+def test_students_learn_from_the_mean_answer_to_several_views():
+    config = dataclasses.replace(SETTINGS, crop=True, views=2, epochs=3)
+    run = engine(config)
+    (result,) = run.run()
+    assert run.schedule.total == engine(dataclasses.replace(config, views=1)).schedule.total  # as long
+    assert 0.45 < result.cost["macs"] <= 0.5
+    assert result.agreement > 0.8
+    with pytest.raises(UsageError, match="--views 3 does not divide a batch of 32"):
+        dataclasses.replace(config, views=3)
+    with pytest.raises(UsageError, match="--views takes the mean"):
+        engine(config, kind=TwoOutputs)
 
 
 def test_students_of_one_budget_try_different_sets():
