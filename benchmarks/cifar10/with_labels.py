@@ -113,7 +113,7 @@ class Run:
                 group["lr"] = 0.5 * self.options.lr * (1 + math.cos(math.pi * step / self.total))
             if step < self.sparse and step % self.batches.steps_per_epoch == 0:
                 self.pruner.update_regularizer()
-            loss = self._step(optimizer, step < self.sparse)
+            loss = self._step(optimizer, step)
             if step % 100 == 0:
                 print(f"{step} of {self.total}, loss {loss:.3f}", flush=True)
         answers = self._answers()
@@ -140,14 +140,15 @@ class Run:
             self.model.parameters(), lr=self.options.lr, momentum=0.9, nesterov=True, weight_decay=self.options.decay
         )
 
-    def _step(self, optimizer: torch.optim.Optimizer, is_sparse: bool) -> float:
+    def _step(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         self.model.train()
-        chosen = self.batches.chosen(self.batches.epoch, self.batches.step)
-        images = next(self.batches).to(memory_format=torch.channels_last)
+        at = divmod(step, self.batches.steps_per_epoch)
+        images = self.batches.batch(*at).to(memory_format=torch.channels_last)
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(images), self.labels[torch.from_numpy(chosen)])
+        labels = self.labels[torch.from_numpy(self.batches.chosen(*at))]
+        loss = nn.functional.cross_entropy(self.model(images), labels)
         loss.backward()
-        if is_sparse:
+        if step < self.sparse:
             self.pruner.regularize(self.model)
         optimizer.step()
         return float(loss.detach())
