@@ -37,6 +37,12 @@ _TRAINED = """## Criteria after the same training
 `python benchmarks/search/run.py trained`. The criterion says once which channels go and how many from where
 (threshold); then the network learns from its dense self, without labels, on 10,000 images of `train/`.
 """
+_SIGMA = """## The 3σ pass before any training
+
+`python benchmarks/search/run.py sigma --networks vgg16_bn_linear`. A weight of a linear layer stays if it is at least k
+standard deviations from the mean of its layer. *Of a normal layer*: what would stay if the weights were normally
+distributed. *Dead neurons*: those that nothing reaches, or that reach nothing.
+"""
 _SECONDS = """## How long a search takes
 
 `python benchmarks/search/run.py seconds`.
@@ -51,6 +57,7 @@ def main() -> None:
         ("policies", _POLICIES, policies),
         ("criteria", _CRITERIA, criteria),
         ("trained", _TRAINED, trained),
+        ("sigma", _SIGMA, sigma),
         ("seconds", _SECONDS, seconds),
     )
     write_page(HERE, _HEAD, sections, machine)
@@ -131,6 +138,19 @@ def trained(rows: Sequence[Row]) -> str:
             found = [row for row in own if row["criterion"] == criterion]
             cells = [network, f"`{criterion}`", str(found[0]["steps"]), spread([row["agreement"] for row in found])]
             lines.append(f"| {' | '.join(cells)} | {percent(mean(row['accuracy'] for row in found))} |")
+    return "\n".join(lines)
+
+
+def sigma(rows: Sequence[Row]) -> str:
+    """A line for each k."""
+    lines = [
+        "| network | k | weights left | of a normal layer | dead neurons | agreement | accuracy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shares = [f"{100 * row[name]:.2f} %" for name in ("left", "left_of_normal")]
+        cells = [row["network"], f"{row['sigma']:g}", *shares, str(row["dead"])]
+        lines.append(f"| {' | '.join([*cells, percent(row['agreement']), percent(row['accuracy'])])} |")
     return "\n".join(lines)
 
 

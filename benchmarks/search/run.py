@@ -1,8 +1,9 @@
-"""Policies and criteria compared on trained networks: before any training, and criteria after the same training.
+"""Policies, criteria and the 3-sigma pass on trained networks, before any training; criteria after the same training.
 
     python benchmarks/search/run.py policies --data cifar10-jpeg.zip --models MODELS
     python benchmarks/search/run.py criteria --data cifar10-jpeg.zip --models MODELS
     python benchmarks/search/run.py trained --data cifar10-jpeg.zip --models MODELS --epochs 1
+    python benchmarks/search/run.py sigma --networks vgg16_bn_linear --data cifar10-jpeg.zip --models MODELS
     python benchmarks/search/run.py seconds --data cifar10-jpeg.zip --models MODELS --threads 2
 
 Half of the multiply-accumulates are removed in one shot. What searches try is judged on images of `train/`; the result,
@@ -12,6 +13,7 @@ and are not repeated. `python benchmarks/search/report.py` makes the page.
 
 import argparse
 import copy
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +34,11 @@ from graphprune.closeness import Agreement  # noqa: E402
 from graphprune.data.batches import evaluation_batches  # noqa: E402
 from graphprune.engine import Engine  # noqa: E402
 from graphprune.importance import CRITERIA  # noqa: E402
+from graphprune.linear_sparsity import LinearSparsity  # noqa: E402
 from graphprune.removal import Removal  # noqa: E402
 from graphprune.search import SearchOptions, Trial  # noqa: E402
 
+SIGMAS = (1.0, 1.5, 2.0, 2.5, 3.0)
 SEARCHES = ("random", "bee-colony", "ddpg")
 PLAIN = ("uniform", "threshold")
 MACS = 0.5
@@ -64,7 +68,7 @@ class Bench:
         removed = self.graph.removed_by(plan)
         module = self._removal.cut(~removed)
         reestimate_batch_norm(module, module, self._statistics)
-        return self._judged(module, removed)
+        return self.judge_module(module, ~removed)
 
     def judge_trained(self, config: gp.CompressConfig) -> dict[str, float]:
         """The same of the network after a training that learns from itself."""
@@ -72,14 +76,15 @@ class Bench:
         (result,) = engine.run()
         module = copy.deepcopy(self.graph.front_end.module)
         module.load_state_dict(result.state_dict)
-        return {**self._judged(module, result.removed), "steps": engine.done}
+        return {**self.judge_module(module, ~result.removed), "steps": engine.done}
 
-    def _judged(self, module: torch.nn.Module, removed: np.ndarray) -> dict[str, float]:
+    def judge_module(self, module: torch.nn.Module, kept: np.ndarray) -> dict[str, float]:
+        """The same of a network that was changed, and has or uses these groups."""
         answers, agreement = self._answers(module.eval()), Agreement()
         for dense, found in zip(self._dense, answers, strict=True):
             agreement.see([dense], [found], len(found))
         right = np.concatenate(answers).argmax(1) == self.val.labels
-        macs = self.graph.cost.macs(~removed) / self.graph.cost.macs(self.graph.all_kept())
+        macs = self.graph.cost.macs(kept) / self.graph.cost.macs(self.graph.all_kept())
         return {"agreement": agreement.share, "accuracy": float(right.mean()), "macs": float(macs)}
 
 
@@ -168,6 +173,26 @@ def trained(options: argparse.Namespace) -> None:
         show(rows, {**key, **bench.judge_trained(config)})
 
 
+def sigma(options: argparse.Namespace) -> None:
+    """The 3-sigma pass alone, for several k."""
+    rows = Rows(options.results / "sigma.json", ("network", "sigma", "seed"))
+    for bench, key in missing(options, rows, [{"sigma": k} for k in SIGMAS]):
+        module = copy.deepcopy(bench.graph.front_end.module)
+        sparsity = LinearSparsity(bench.graph, module, key["sigma"])
+        sparsity.apply_(module, bench.graph.all_kept())
+        masks = sparsity.masks.values()
+        show(
+            rows,
+            {
+                **key,
+                **bench.judge_module(module, bench.graph.all_kept()),
+                "left": sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
+                "left_of_normal": math.erfc(key["sigma"] / math.sqrt(2)),
+                "dead": int(sparsity.dead.sum()),
+            },
+        )
+
+
 def seconds(options: argparse.Namespace) -> None:
     """How long a search of 300 evaluations takes."""
     rows = Rows(options.results / "seconds.json", ("network", "policy", "evaluations", "threads"))
@@ -184,7 +209,8 @@ def show(rows: Rows, row: dict[str, object]) -> None:
 def main() -> None:
     """Measure what has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("policies", "criteria", "trained", "seconds"))
+    modes = {"policies": policies, "criteria": criteria, "trained": trained, "sigma": sigma, "seconds": seconds}
+    parser.add_argument("what", choices=tuple(modes))
     parser.add_argument("--data", type=Path, required=True, help="the zip with train/ and val/")
     parser.add_argument("--models", type=Path, required=True, help="folder with the reference networks")
     parser.add_argument("--networks", default="resnet56")
@@ -195,7 +221,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    {"policies": policies, "criteria": criteria, "trained": trained, "seconds": seconds}[options.what](options)
+    modes[options.what](options)
 
 
 if __name__ == "__main__":
