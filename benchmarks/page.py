@@ -14,7 +14,11 @@ Section = tuple[str, str, Callable[[Sequence[Row]], str]]
 
 
 def write_page(
-    folder: Path, head: str, sections: Iterable[Section], machine: Callable[[Mapping[str, Any]], str]
+    folder: Path,
+    head: str,
+    sections: Iterable[Section],
+    machine: Callable[[Mapping[str, Any]], str],
+    tail: Iterable[str] = (),
 ) -> None:
     """Write `README.md` of a folder: of each section whose results/NAME.json there is, its text, machine and table.
 
@@ -23,6 +27,7 @@ def write_page(
         head: what comes first.
         sections: name of the file, what is said of it, and what makes a table of its rows.
         machine: says in a line where it was measured, from the facts in the file.
+        tail: what comes last.
     """
     parts = [head]
     for name, text, table in sections:
@@ -32,4 +37,4 @@ def write_page(
             others = {row["cpu"] for row in document["rows"] if "cpu" in row} - {document["machine"]["cpu"]}
             also = f" Some rows are of another machine: {', '.join(sorted(others))}." if others else ""
             parts += [text, machine(document["machine"]) + also, table(document["rows"])]
-    atomic_write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
+    atomic_write_text(folder / "README.md", "\n\n".join(part.strip() for part in [*parts, *tail]) + "\n")

@@ -1,5 +1,6 @@
 """README.md of this folder, written by `python benchmarks/search/report.py` from results/*.json alone."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -47,6 +48,22 @@ _SECONDS = """## How long a search takes
 
 `python benchmarks/search/run.py seconds`.
 """
+_METHOD = """## Policy, 3σ and label-free training together
+
+`python benchmarks/cifar10/run.py NAME ...`; command, log and course of each run are in
+[cifar10/RESULTS.md](../cifar10/RESULTS.md). *Combined*: DDPG for the convolutions, 3σ for the linear layers of a
+VGG16-BN (512-4096-4096-10), then the training on the allocation that was found. The others are its halves alone, and
+ResNet56 with a searched allocation. Parameters are those of the ONNX file; of a matrix that is stored sparse, those
+that are stored. On `val/`, on which nothing was decided; published: Xu, Li, Yuan 2023, who retrain with labels on the
+lossless images.
+"""
+#: Experiment -> what it is called, and what was published for it: parameters removed, change of accuracy in points.
+_PUBLISHED = {
+    "vgg16-combined": ("combined", "-83.33 % at -1.55"),
+    "vgg16-search": ("search alone", "-28.08 % at -0.75"),
+    "vgg16-sigma": ("3σ alone", "-99.05 % at -6.11"),
+    "resnet56-search": ("search alone", "-70.1 % at -1.98"),
+}
 _NAMES = {"uniform": "equal shares", "bee-colony": "bee colony", "ddpg": "DDPG"}
 _ORDER = ("ddpg", "bee-colony", "random", "uniform")
 
@@ -60,7 +77,8 @@ def main() -> None:
         ("sigma", _SIGMA, sigma),
         ("seconds", _SECONDS, seconds),
     )
-    write_page(HERE, _HEAD, sections, machine)
+    found = method(sorted((HERE.parent / "cifar10" / "results").glob("*/result.json")))
+    write_page(HERE, _HEAD, sections, machine, [_METHOD, found] if found else [])
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -161,6 +179,36 @@ def seconds(rows: Sequence[Row]) -> str:
         cells = [row["network"], _NAMES.get(row["policy"], row["policy"]), row["evaluations"], row["threads"]]
         lines.append(f"| {' | '.join(map(str, cells))} | {row['seconds'] / 60:.1f} | {percent(row['agreement'])} |")
     return "\n".join(lines)
+
+
+def method(paths: Sequence[Path]) -> str:
+    """A line for each run of the whole method, or of a part of it; nothing if there is none."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    lines = []
+    for name, (what, published) in _PUBLISHED.items():
+        for run in (run for run in runs if run["record"]["experiment"] == name):
+            dense, slim = run["models"][:2]
+            config = run["config"]
+            cells = [
+                f"{name.split('-')[0]}, {what}",
+                f"{config['epochs']:g}",
+                *(f"{100 * (slim[cost] / dense[cost] - 1):.1f} %" for cost in ("params", "macs")),
+                f"{dense['size_bytes'] / 1e6:.1f} to {slim['size_bytes'] / 1e6:.1f} MB",
+                f"{slim['speedup']:.2f}x",
+                *(f"{100 * slim[share]:.2f} %" for share in ("agreement", "accuracy")),
+                f"{100 * (slim['accuracy'] - dense['accuracy']):+.2f}",
+                published,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return ""
+    return "\n".join(
+        [
+            "| run | epochs | parameters | MACs | file | speed-up | agreement | accuracy | change | published |",
+            "|---" * 10 + "|",
+            *lines,
+        ]
+    )
 
 
 def unique(values: Any) -> list[Any]:
