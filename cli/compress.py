@@ -122,6 +122,11 @@ _SOMETIMES = ("latency.json", "search.svg")
     help="Students that learn side by side for one budget; the best on images held out is delivered. Default: 1.",
 )
 @click.option(
+    "--students-per-step",
+    type=click.IntRange(min=0),
+    help="So many of the students, or of the members of a family, learn in each step, in turns. Default: all.",
+)
+@click.option(
     "--sensitivity",
     type=click.Choice(["taylor", "l2", "l1", "bn_scale", "fpgm", "apoz", "entropy", "hrank", "random"]),
     help=f"What tells which channels matter least. Default: {_DEFAULT.sensitivity}.",

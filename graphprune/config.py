@@ -64,6 +64,7 @@ class CompressConfig:
         speedup: how many times faster than the dense model, measured in onnxruntime; one number, or one per student.
         latency_ms: budget in milliseconds of one run in onnxruntime; one number, or one per student.
         n_students: how many students learn side by side.
+        students_per_step: how many of them learn in each step, in turns, which makes a run of several cheaper; 0 = all.
         epochs: length of the run in passes over the images; may be a fraction.
         batch_size: images per step.
         lr: peak learning rate of SGD with Nesterov momentum.
@@ -128,6 +129,7 @@ class CompressConfig:
     speedup: float | tuple[float, ...] | None = None
     latency_ms: float | tuple[float, ...] | None = None
     n_students: int = 1
+    students_per_step: int = 0
     epochs: float = 10.0
     batch_size: int = 64
     lr: float = 0.02
@@ -196,9 +198,16 @@ class CompressConfig:
             require_policy(self.policy, latency=self.needs_latency)
 
     def require_goal(self) -> None:
-        """Raises: UsageError: a student has nothing to reach, and no single weights go either; or there is a search."""
+        """Is there something to do for each student?
+
+        Raises:
+            UsageError: a student has nothing to reach, and no single weights go either, or there is a search; or fewer
+                students than are to learn in a step.
+        """
         from graphprune.allocation import SEARCHES
 
+        if self.students_per_step > self.n_students:
+            raise UsageError(f"--students-per-step {self.students_per_step}: there is no such number of students")
         if all(self.budget(number).limits() for number in range(self.n_students)):
             return
         if self.policy in SEARCHES or not self.sigma:
@@ -263,6 +272,7 @@ _SIGMA = 3.0  # standard deviations, of the method's name
 # name: (low, high, low allowed, high allowed)
 _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "n_students": (1, math.inf, True, False),
+    "students_per_step": (0, math.inf, True, False),
     "epochs": (0, math.inf, False, False),
     "batch_size": (2, math.inf, True, False),
     "lr": (0, math.inf, False, False),

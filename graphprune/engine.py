@@ -27,13 +27,14 @@ from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.device import resolve_device
-from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, mutual_loss, output_kind
+from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, output_kind
 from graphprune.divergence import Divergence
 from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.linear_sparsity import LinearSparsity
 from graphprune.memory import freed_memory_kept
+from graphprune.objective import Objective, learning_at
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.precision import Precision, choose_precision, number_format
 from graphprune.processes import Processes
@@ -117,8 +118,9 @@ class Engine:
         self.step_seconds = 0.0  # of processor time that they took
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
+        self.objective = Objective(config, self.loss)
         self.judge = HeldOut(self.held_out, self.teacher.answers, self.loss, self._prepared)
-        self._losses: list[dict[str, float]] = []
+        self._losses: list[dict[str, float]] = [{} for _ in self.students]
 
     @property
     def device(self) -> torch.device:
@@ -222,40 +224,24 @@ class Engine:
                 raise KeyboardInterrupt
 
     def _train_step(self, step: int, batch: Tensor) -> float:
+        learning = learning_at(step, self.students, self.config.students_per_step)
         target, target_features = self.teacher.targets(batch)
         with self.precision.autocast():
-            answers = [student(batch) for student in self.students]
-        total, self._losses = self._loss(target, target_features, answers)
-        (value,) = self.processes.mean(float(total.detach()) / len(self.students))
-        (worst,) = self.processes.mean(max(losses["out"] for losses in self._losses))
+            answers = [student(batch) for student in learning]
+        total, terms = self.objective(target, target_features, learning, answers)
+        (value,) = self.processes.mean(float(total.detach()) / len(learning))
+        (worst,) = self.processes.mean(max(term["out"] for term in terms))
         self.divergence.refuse(step, value, worst)
-        for student in self.students:
+        for student, term in zip(learning, terms, strict=True):
+            self._losses[student.number] = term
             student.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
-        for student in self.students:
+        for student in learning:
             self.processes.mean_gradients_(student.module.parameters())
-            student.step(step, self.schedule)
+            student.learn(step, self.schedule)
+        for student in self.students:
+            student.advance(step, self.schedule)
         return value
-
-    def _loss(
-        self, target: list[Tensor], target_features: list[Tensor], answers: list[tuple[Any, list[Tensor | None]]]
-    ) -> tuple[Tensor, list[dict[str, float]]]:
-        """The sum of the students' losses, and the terms of each."""
-        config = self.config
-        outputs = [flatten_outputs(output) for output, _ in answers]
-        totals, records = [], []
-        for student, (_, features) in zip(self.students, answers, strict=True):
-            terms = {
-                "out": config.lambda_out * self.loss(target, outputs[student.number]),
-            }
-            if config.lambda_feature:
-                terms["feature"] = config.lambda_feature * student.features(target_features, features)
-            if len(self.students) > 1:
-                terms["mutual"] = config.lambda_mutual * mutual_loss(self.loss, outputs, student.number)
-            totals.append(torch.stack(list(terms.values())).sum())
-            records.append({name: float(term.detach()) for name, term in terms.items()})
-        # A mean would make each student's gradient, and so its learning rate, depend on how many there are.
-        return torch.stack(totals).sum(), records
 
     def _choose_precision(self) -> None:
         precision, seconds = choose_precision(self.config.precision, self._trial_step, self.device)
@@ -363,6 +349,7 @@ class Engine:
                 "step": self.done,
                 "step_seconds": self.step_seconds,
                 "worst": self.divergence.worst,
+                "losses": self._losses,
                 "images": self.batches.origin(),
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
@@ -381,6 +368,7 @@ class Engine:
         self.done = state["step"]
         self.step_seconds = state["step_seconds"]
         self.divergence.worst = state["worst"]
+        self._losses = state["losses"]
         self.history = state["history"]
         torch.set_rng_state(state["random"])
 

@@ -129,11 +129,10 @@ class Student:
         """Cost without the expected-sparse set, as shares of the dense cost."""
         return self.set.shares()
 
-    def step(self, step: int, schedule: Schedule) -> None:
-        """Everything between the backward pass and the next forward pass."""
-        rate = self.config.lr * schedule.lr_factor(step)
+    def learn(self, step: int, schedule: Schedule) -> None:
+        """What follows the backward pass: the gradient is looked at, and used."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.config.lr * schedule.lr_factor(step)
         if not self._is_cut_clean():
             self.set.silence_(self.index)
         if self.config.grad_clip:
@@ -142,10 +141,14 @@ class Student:
         if step <= schedule.final_draw:
             self.set.observe(self._evidence())
         self.optimizer.step()
+
+    def advance(self, step: int, schedule: Schedule) -> None:
+        """What the course of the run asks for at a step, whether this student has learned in it or not."""
         if schedule.is_draw(step):
             self.set.draw(step, schedule, self._evidence())
             self.features.keep(~self.set.expected)
-        self.set.shrink(self.index, rate * self.config.lambda_sparsity * schedule.ramp(step), self.optimizer)
+        strength = self.config.lr * schedule.lr_factor(step) * self.config.lambda_sparsity * schedule.ramp(step)
+        self.set.shrink(self.index, strength, self.optimizer)
         clear_(self._thinned)
         if self.config.shrink and (schedule.is_draw(step) or step + 1 == schedule.settle_from):
             self._remove_dead(step + 1 == schedule.settle_from)

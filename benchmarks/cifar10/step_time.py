@@ -115,7 +115,7 @@ def step(engine: Engine) -> dict[str, float]:
         return found
 
     def learn() -> None:
-        total, _ = engine._loss(*target, [student(batch)])
+        total, _ = engine.objective(*target, [student], [student(batch)])
         student.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
 

@@ -24,6 +24,7 @@ from graphprune.passes.errors import (
 )
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
+from graphprune.student import Student
 
 SETTINGS = CompressConfig(macs=0.5, epochs=5, batch_size=32, flip=False, crop=False, precision="float32", threads=1)
 
@@ -252,6 +253,46 @@ def test_students_learn_from_the_mean_answer_to_several_views():
         dataclasses.replace(config, views=3)
     with pytest.raises(UsageError, match="--views takes the mean"):
         engine(config, kind=TwoOutputs)
+
+
+TURNS = dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, students_per_step=2, epochs=3)
+
+
+def test_students_that_take_turns_reach_their_budgets_in_fewer_steps_of_their_own(monkeypatch):
+    run = engine(TURNS)
+    learned = []
+    learn = Student.learn
+
+    def noted(self, step, schedule):
+        learned.append((step, self.number))
+        learn(self, step, schedule)
+
+    monkeypatch.setattr(Student, "learn", noted)
+    results = run.run()
+    by_step = [sorted(number for at, number in learned if at == step) for step in range(run.schedule.total)]
+    assert by_step[:4] == [[0, 1], [0, 2], [1, 2], [0, 1]]
+    assert {len(numbers) for numbers in by_step} == {2}
+    assert [round(result.cost["macs"], 1) for result in results] == [0.6, 0.5, 0.4]
+    assert all(result.agreement > 0.7 for result in results)
+    assert all("loss_out" in record for result in results for record in result.history)
+    with pytest.raises(UsageError, match="--students-per-step 2: there is no such number"):
+        engine(dataclasses.replace(TURNS, macs=0.5, n_students=1))
+
+
+def test_students_that_take_turns_are_resumed_where_they_were(tmp_path):
+    config = dataclasses.replace(TURNS, epochs=1.5, checkpoint_steps=7, eval_every=9)
+    straight = engine(config).run()
+
+    def stop(step, *_):
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine(config, checkpoint=tmp_path / "run.pt", progress=stop).run()
+    resumed = engine(config, checkpoint=tmp_path / "run.pt").run(resume=True)
+    for one, other in zip(straight, resumed, strict=True):
+        assert one.history == other.history
+        assert all(torch.equal(value, other.state_dict[name]) for name, value in one.state_dict.items())
 
 
 def test_students_of_one_budget_try_different_sets():
