@@ -112,6 +112,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     # a family in one run, and its members alone
     "resnet20-family": _resnet20("three budgets in one run", macs=(0.66, 0.5, 0.33), n_students=3),
+    "resnet20-family-turns": _resnet20(
+        "three budgets in one run, two students a step", macs=(0.66, 0.5, 0.33), n_students=3, students_per_step=2
+    ),
     "resnet20-macs66": _resnet20("member of the family alone", macs=0.66),
     "resnet20-macs33": _resnet20("member of the family alone", macs=0.33),
 }
