@@ -57,7 +57,7 @@ class _Colony:
         self._rng = np.random.default_rng(trials.seed)
         self._sources = [
             _Source(self._space.shares(widths), reward)
-            for widths, reward in zip(trials.starts, trials.rewards, strict=True)
+            for widths, reward in zip(trials.starts, trials.rewards, strict=False)
         ]
         while len(self._sources) < _SOURCES and trials.left > 0:
             self._sources.append(self._new())

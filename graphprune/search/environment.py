@@ -23,7 +23,9 @@ _COURSE = 3  # columns: cost so far, cost to come, previous action
 class PruningEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     """Episodes over the sets of one problem.
 
-    Actions are in [-1, 1], which agents with a tanh at their end are made for; -1 is the floor, 1 keeps all.
+    Actions are in [-1, 1], which agents with a tanh at their end are made for; -1 is the floor, 1 keeps all. 0, where
+    an agent that knows nothing begins, is what a policy without a search keeps, if the search starts from one, else
+    midway.
 
     Args:
         trials: evaluates allocations.
@@ -32,6 +34,11 @@ class PruningEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
         self._space = trials.space
+        floor = trials.space.floor
+        middle = np.full(len(trials.space), (floor + 1) / 2)
+        if len(trials.starts) > 1:
+            middle = np.clip(trials.space.shares(trials.starts[1]), floor, 1.0)
+        self._shares = np.stack([np.full_like(middle, floor), middle, np.ones_like(middle)])
         self._table = describe(trials.space.problem)
         self._dense = trials.space.problem.count(trials.space.problem.graph.all_kept())
         self._before: list[int] = []
@@ -47,8 +54,7 @@ class PruningEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Decide on the next set."""
-        floor = self._space.floor
-        share = floor + (1 - floor) * (float(np.clip(action[0], -1.0, 1.0)) + 1) / 2
+        share = float(np.interp(float(action[0]), (-1.0, 0.0, 1.0), self._shares[:, len(self._before)]))
         self._action = share
         self._before.append(self._space.clipped(len(self._before), share, self._before))
         if len(self._before) < len(self._space):

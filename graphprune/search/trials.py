@@ -33,13 +33,13 @@ class Trials:
 
     Attributes:
         space: the allocations that may be tried.
-        starts: (n_sets,) widths of what was looked at first.
-        rewards: of all evaluations so far, in order.
-        best: the best one so far, (n_sets,) widths.
+        starts: (n_sets,) widths that a search may begin from: equal shares, and those of a policy without a search,
+            brought into the space.
+        rewards: of all evaluations so far, in order; the first are those of `starts`.
     """
 
     def __init__(self, problem: Problem, policy: str) -> None:
-        """Try the allocations that need no search first: nothing that is worse will be the result.
+        """Try the allocations that need no search first, which the result will not be worse than.
 
         Args:
             problem: what is to be allocated, with what tries allocations out.
@@ -57,20 +57,18 @@ class Trials:
         self._known = self._recall()
         self.rewards: list[float] = []
         self._best: Trial | None = None
-        self.starts = self._starts(problem)
-        self.best = self.starts[0]
-        for widths in self.starts:
-            self.look(widths)
-
-    def _starts(self, problem: Problem) -> list[np.ndarray]:
-        """Equal shares, and what a policy without a search gives, brought into the space."""
-        found, start = [self.space.project(np.ones(len(self.space)))], self._search.options.start
+        self.starts = [self.space.project(np.ones(len(self.space)))]
+        self.look(self.starts[0])
+        start = self._search.options.start
         if start in SEARCHES:
             raise UsageError(f"a search cannot start from policy {start}, which searches itself: take auto, or none")
-        if start and self.total > 1:
-            widths = set_widths(problem.graph, ~allocate(problem, start))
-            found.append(self.space.project(self.space.shares(widths)))
-        return found
+        if start and self.left > 0:
+            removed = allocate(problem, start)
+            self.starts.append(self.space.project(self.space.shares(set_widths(problem.graph, ~removed))))
+            self.look(self.starts[1])
+            # What it gives may be narrower in places than searches go.
+            if self.left > 0 and not np.array_equal(removed, self.space.removed(self.starts[1])):
+                self._try(removed)
 
     @property
     def total(self) -> int:
@@ -89,14 +87,16 @@ class Trials:
 
     def look(self, widths: np.ndarray) -> float:
         """The reward of an allocation that fits; counts as an evaluation even if it was looked at before."""
-        removed = self.space.removed(widths)
+        return self._try(self.space.removed(widths))
+
+    def _try(self, removed: np.ndarray) -> float:
         key = hashlib.sha256(np.packbits(removed).tobytes()).hexdigest()[:24]
         if key not in self._known:
             self._known[key] = self._search.evaluate(~removed)
             self._note()
         trial = self._known[key]
         if self._best is None or trial.reward > self._best.reward:
-            self._best, self.best = trial, np.array(widths)
+            self._best, self._removed = trial, removed
         self.rewards.append(trial.reward)
         if self._search.options.progress is not None:
             self._search.options.progress(len(self.rewards), self.total, self._best)
@@ -114,7 +114,7 @@ class Trials:
         journal = self._search.options.journal
         if journal is not None:
             atomic_write_text(journal.with_suffix(".svg"), draw_curve(self.rewards, self.policy))
-        return self.space.removed(self.best)
+        return self._removed
 
     # -- the journal -------------------------------------------------------------------------------------------
 

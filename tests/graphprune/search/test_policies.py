@@ -186,11 +186,37 @@ def test_the_reward_prefers_agreement_and_then_nearness():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_what_needs_no_search_is_looked_at_as_well(policy):
-    asked, known = searching(2, start="auto")
+def test_nothing_is_worse_than_what_needs_no_search(policy, monkeypatch):
+    asked, known = searching(3, start="auto")
     plain = allocate(asked)
-    best = max(known(~plain).reward, known(~allocate(searching(1)[0], policy)).reward)
-    assert known(~allocate(asked, policy)).reward >= best - 0.02  # the space fills the budget up
+    equal = known(~allocate(searching(1)[0], policy)).reward
+    assert known(~allocate(asked, policy)).reward >= max(known(~plain).reward, equal)
+    # Narrower in one set than a search goes.
+    narrow, uneven = asked.graph.sets[1].groups, plain.copy()
+    uneven[narrow] = True
+    uneven[narrow[np.argmax(asked.scores[narrow])]] = False
+    monkeypatch.setattr("graphprune.search.trials.allocate", lambda problem, start: uneven)
+    reward = {uneven.tobytes(): 2.0}
+    seen = Search(lambda kept: Trial(reward.get((~kept).tobytes(), 0.5), 0.0), "known", asked.search.options, 0)
+    assert (allocate(dataclasses.replace(asked, search=seen), policy) == uneven).all()
+
+
+@pytest.mark.parametrize("start", ["", "auto"])
+def test_an_agent_that_knows_nothing_begins_where_the_search_does(start):
+    from graphprune.search.environment import PruningEnvironment
+
+    trials = Trials(searching(10, start=start)[0], "ddpg")
+    environment = PruningEnvironment(trials)
+    environment.reset()
+    for _ in range(len(trials.space)):
+        *_, facts = environment.step(np.zeros(1, np.float32))
+    assert len(trials.starts) == (2 if start else 1)
+    if start:
+        assert facts["widths"].tolist() == trials.starts[1].tolist()
+    for action, expected in ((-1.0, trials.space.low), (1.0, trials.space.dense)):
+        environment.reset()
+        environment.step(np.full(1, action, np.float32))
+        assert environment._before[0] == min(expected[0], environment._space.clipped(0, 1.0, []))
 
 
 def test_the_noise_of_the_agent_fades_after_its_random_episodes():
