@@ -152,11 +152,6 @@ _SOMETIMES = ("latency.json", "search.svg")
 )
 @click.option("--crop/--no-crop", default=None, help="Shift images at random. Default: on.")
 @click.option("--mix", type=float, help="Share of the training images that are blended with another one. Default: 0.")
-@click.option(
-    "--views",
-    type=click.IntRange(min=1),
-    help="Views of each image in a batch, shifted and mirrored; the model's mean answer is learned. Default: 1.",
-)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the training. Default: auto.")
 @click.option(
     "--device", help="To train on, as torch names it: cpu, cuda, cuda:1. Default: a CUDA device if there is one."

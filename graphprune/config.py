@@ -114,9 +114,6 @@ class CompressConfig:
         flip: mirror training images at random.
         crop: shift training images at random, by up to an eighth of their side.
         mix: share of the training images that are blended with another one, at random.
-        views: how often an image is in its batch, shifted anew and mirrored in turns; students learn the teacher's mean
-            answer, which is better than a single one where classes look the same in a mirror. A batch has so many times
-            fewer images: a step costs what it does with one view.
         holdout: images on which agreement is measured and that are never trained on; at most a tenth of all.
         eval_every: steps between two measurements of agreement; 0 = about 20 in a run.
         calibration_images: images for the final BatchNorm statistics.
@@ -169,7 +166,6 @@ class CompressConfig:
     flip: bool = True
     crop: bool = True
     mix: float = 0.0
-    views: int = 1
     holdout: int = 512
     eval_every: int = 0
     calibration_images: int = 2048
@@ -190,8 +186,6 @@ class CompressConfig:
                 f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
             )
-        if self.batch_size % self.views:
-            raise UsageError(f"--views {self.views} does not divide a batch of {self.batch_size}: change one of them")
         if self.policy != "auto":  # which always can
             from graphprune.allocation import require_policy  # brings SciPy, which --help does not need
 
@@ -300,7 +294,6 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "threads": (0, math.inf, True, False),
     "seed": (0, 2**63, True, False),
     "mix": (0, 1, True, True),
-    "views": (1, math.inf, True, False),
     "holdout": (1, math.inf, True, False),
     "eval_every": (0, math.inf, True, False),
     "calibration_images": (2, math.inf, True, False),

@@ -91,7 +91,7 @@ class Engine:
         self.config = config
         self.graph = graph
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
-        augmentation = Augmentation(crop=config.crop, flip=config.flip, mix=config.mix, views=config.views)
+        augmentation = Augmentation(crop=config.crop, flip=config.flip, mix=config.mix)
         whole_batch = config.batch_size * self.processes.world
         if self.processes.world > 1 and len(rest) < whole_batch:
             raise UsageError(
@@ -105,7 +105,7 @@ class Engine:
         self.digest = model_digest(teacher)
         self.taps = find_taps(teacher.graph) if config.lambda_feature else []
         _refuse_fixed_batch(teacher, self.batches.batch_size)
-        self.teacher = Teacher(teacher, self.taps, config.views)
+        self.teacher = Teacher(teacher, self.taps)
         self.precision = Precision()
         self._dtype = number_format(teacher)
         self.sparsity = LinearSparsity(graph, teacher, config.sigma, config.freeze) if config.sigma else None

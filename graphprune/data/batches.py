@@ -31,24 +31,18 @@ class Augmentation:
         mix: share of the images of a batch that are blended with another one of it, in any ratio. There are no labels
             to blend: the teacher says what it sees. (Beyer et al. 2022, "Knowledge distillation: a good teacher is
             patient and consistent", section 3.1; mixup, Zhang et al. 2018.)
-        views: how often an image is in its batch, shifted anew each time and mirrored every other time.
     """
 
     crop: bool = True
     flip: bool = True
     padding: Literal["reflect", "zero"] = "reflect"
     mix: float = 0.0
-    views: int = 1
 
     def __post_init__(self) -> None:
         if self.padding not in ("reflect", "zero"):
             raise UsageError(f'padding is {self.padding!r}: it is "reflect" or "zero"')
         if not 0 <= self.mix <= 1:
             raise UsageError(f"mix is {self.mix}: it is a share of the images, between 0 and 1")
-        if self.views < 1:
-            raise UsageError(f"views is {self.views}: it must be at least 1")
-        if self.views > 1 and not (self.crop or self.flip):
-            raise UsageError(f"{self.views} views of an image are all the same without --crop and --flip: take one")
 
 
 NO_AUGMENTATION = Augmentation(crop=False, flip=False)
@@ -58,11 +52,10 @@ class TrainingBatches:
     """Endless, shuffled, augmented and normalized batches by epoch and step.
 
     Every epoch is a new permutation of the images. A last, smaller batch is left out, unless there are
-    fewer images than a batch: then all of them are the batch. Where images have several views, they are next to one
-    another, and an epoch is as long as with one: it shows so many times fewer images.
+    fewer images than a batch: then all of them are the batch.
 
     Attributes:
-        batch_size: views a batch; never of more images than there are.
+        batch_size: images a batch; never more than there are.
         steps_per_epoch: batches an epoch.
     """
 
@@ -75,17 +68,13 @@ class TrainingBatches:
             raise UsageError(f"the seed is {seed}: it must be 0 or more")
         if len(source) == 0:
             raise DataError(f"there is no image in {source.name}")
-        self._augmentation = Augmentation() if augmentation is None else augmentation
-        views = self._augmentation.views
-        if batch_size % views:
-            raise UsageError(f"a batch of {batch_size} does not divide into images of {views} views each")
-        self._images = min(batch_size // views, len(source))  # a batch
-        self.batch_size = self._images * views
-        self.steps_per_epoch = max(1, len(source) // self.batch_size)
+        self.batch_size = min(batch_size, len(source))
+        self.steps_per_epoch = len(source) // self.batch_size
         self.source = source
         self._pixels = torch.from_numpy(source.pixels)
         self._seed = seed
-        self._order_pass = -1
+        self._augmentation = Augmentation() if augmentation is None else augmentation
+        self._order_epoch = -1
         self._order: NDArray[np.int64] = source.indices
 
     def batch(self, epoch: int, step: int) -> Tensor:
@@ -97,15 +86,12 @@ class TrainingBatches:
         chosen = torch.from_numpy(self.chosen(epoch, step))
         augmented = augment(self._pixels, chosen, self._augmentation, random)
         batch = torch.from_numpy(self.source.preprocess(augmented.numpy()))
-        if not self._augmentation.mix:
-            return batch
-        return blend(batch, self._augmentation.mix, random, self._augmentation.views)
+        return blend(batch, self._augmentation.mix, random) if self._augmentation.mix else batch
 
     def chosen(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Return which of the source's `pixels` a batch is made of."""
-        number, at = divmod(epoch * self.steps_per_epoch + step, len(self.source) // self._images)
-        images = self._order_of(number)[at * self._images : (at + 1) * self._images]
-        return np.repeat(images, self._augmentation.views)
+        start = step * self.batch_size
+        return self._order_of(epoch)[start : start + self.batch_size]
 
     def origin(self) -> dict[str, Any]:
         """Return what the batches are drawn from, for a checkpoint."""
@@ -135,12 +121,11 @@ class TrainingBatches:
             "augmentation": asdict(self._augmentation),
         }
 
-    def _order_of(self, number: int) -> NDArray[np.int64]:
-        """The order of the images in a pass over all of them."""
-        if number != self._order_pass:
-            random = np.random.default_rng((self._seed, _ORDER, number))
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._order_epoch:
+            random = np.random.default_rng((self._seed, _ORDER, epoch))
             self._order = random.permutation(self.source.indices)
-            self._order_pass = number
+            self._order_epoch = epoch
         return self._order
 
 
@@ -155,16 +140,15 @@ def augment(pixels: Tensor, chosen: Tensor, augmentation: Augmentation, random: 
     A crop of the padded image and a flip only say from which row and column each pixel comes, so both are
     one gather, which also selects the images.
 
-    Shapes: pixels: (images, height, width, channels); chosen: (batch,) indices into pixels, views of one image next to
-        one another; returns (batch, height, width, channels).
+    Shapes: pixels: (images, height, width, channels); chosen: (batch,) indices into pixels;
+        returns (batch, height, width, channels).
     """
     batch, height, width = len(chosen), pixels.shape[1], pixels.shape[2]
     rows = torch.arange(height).expand(batch, height)
     columns = torch.arange(width).expand(batch, width)
     if augmentation.flip:
-        first = np.repeat(random.random(batch // augmentation.views) < 0.5, augmentation.views)
-        flipped = first ^ (np.arange(batch) % augmentation.views % 2 == 1)
-        columns = torch.where(torch.from_numpy(flipped)[:, None], width - 1 - columns, columns)
+        flipped = torch.from_numpy(random.random(batch) < 0.5)[:, None]
+        columns = torch.where(flipped, width - 1 - columns, columns)
     if augmentation.crop:
         rows = rows + _shifts(height, batch, random)
         columns = columns + _shifts(width, batch, random)
@@ -176,16 +160,15 @@ def augment(pixels: Tensor, chosen: Tensor, augmentation: Augmentation, random: 
     return images
 
 
-def blend(batch: Tensor, share: float, random: np.random.Generator, views: int = 1) -> Tensor:
-    """Return the batch with about `share` of its images blended with another one of it, all views of both alike.
+def blend(batch: Tensor, share: float, random: np.random.Generator) -> Tensor:
+    """Return the batch with about `share` of its images blended with another one of it.
 
-    Shapes: batch: (images * views, ...), normalized; returns the same.
+    Shapes: batch: (images, ...), normalized; returns the same.
     """
-    images = batch.reshape(-1, views, *batch.shape[1:])
-    ratios = np.where(random.random(len(images)) < share, random.random(len(images)), 1.0)
-    own = torch.from_numpy(ratios).to(batch.dtype).view(-1, *[1] * batch.ndim)
-    partners = torch.from_numpy(random.permutation(len(images)))
-    return (images * own + images[partners] * (1 - own)).flatten(0, 1)
+    ratios = np.where(random.random(len(batch)) < share, random.random(len(batch)), 1.0)
+    own = torch.from_numpy(ratios).to(batch.dtype).view(-1, *[1] * (batch.ndim - 1))
+    partners = torch.from_numpy(random.permutation(len(batch)))
+    return batch * own + batch[partners] * (1 - own)
 
 
 def _shifts(size: int, batch: int, random: np.random.Generator) -> Tensor:

@@ -242,19 +242,6 @@ def test_all_students_learn_from_one_pass_of_the_teacher(monkeypatch):
     assert looks == len(list(evaluation_batches(run.held_out, 256)))
 
 
-def test_students_learn_from_the_mean_answer_to_several_views():
-    config = dataclasses.replace(SETTINGS, crop=True, views=2, epochs=3)
-    run = engine(config)
-    (result,) = run.run()
-    assert run.schedule.total == engine(dataclasses.replace(config, views=1)).schedule.total  # as long
-    assert 0.45 < result.cost["macs"] <= 0.5
-    assert result.agreement > 0.8
-    with pytest.raises(UsageError, match="--views 3 does not divide a batch of 32"):
-        dataclasses.replace(config, views=3)
-    with pytest.raises(UsageError, match="--views takes the mean"):
-        engine(config, kind=TwoOutputs)
-
-
 TURNS = dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, students_per_step=2, epochs=3)
 
 
