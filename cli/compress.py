@@ -40,7 +40,7 @@ _FILES = {
     "search.svg": "the course of the search: reward of every evaluation",
     "metrics.json": "everything measured, with settings and versions",
 }
-_SOMETIMES = ("latency.json", "search.svg")
+_SOMETIMES = ("latency", "search")  # how names of files begin that some runs do not write
 
 
 @click.command("compress")
@@ -316,12 +316,16 @@ def say_files(folder: Path, family: Sequence[str] = ("slim",), *, int8: bool = F
     """
     files = dict(_FILES)
     if list(family) != ["slim"]:
-        files = {name: text for name, text in files.items() if name in ("dense.onnx", "metrics.json")}
-        slim = [{f"{n}.onnx": _FILES["slim.onnx"], f"{n}.pt2": _FILES["slim.pt2"]} for n in family]
-        files = {name: text for found in [*slim, files] for name, text in found.items()}
+        shared = {name: text for name, text in files.items() if name in ("dense.onnx", "metrics.json")}
+        files = {}
+        for name in family:
+            curve = f"search{name.removeprefix('slim')}.svg"
+            own = {f"{name}.onnx": "slim.onnx", f"{name}.pt2": "slim.pt2", curve: "search.svg"}
+            files |= {file: _FILES[what] for file, what in own.items()}
+        files |= shared
     if int8:
         files = {**{f"{name}-int8.onnx": "the slim model in int8" for name in family}, **files}
-    files = {name: text for name, text in files.items() if name not in _SOMETIMES or (folder / name).exists()}
+    files = {name: text for name, text in files.items() if not name.startswith(_SOMETIMES) or (folder / name).exists()}
     width = max(len(str(folder / name)) for name in files)
     click.echo()
     for name, text in files.items():

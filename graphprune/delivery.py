@@ -115,8 +115,13 @@ class Delivery:
             )
             self.engine.use(self.stopwatch)
         budgets = dict.fromkeys(config.budget(number) for number in range(config.n_students))
+        search = search or SearchOptions()
         for budget in filter(Budget.limits, budgets):
-            trial = self._planned(budget, search or SearchOptions())
+            own = search
+            if search.journal is not None and len(budgets) > 1:
+                journal = search.journal.with_name(f"{_named(search.journal.stem, budget)}{search.journal.suffix}")
+                own = dataclasses.replace(search, journal=journal)
+            trial = self._planned(budget, own)
             slim(self.dense, trial, self._example, graph=self.graph)
             if config.policy in SEARCHES:
                 for student in self.engine.students:
@@ -255,10 +260,14 @@ def member_names(config: CompressConfig) -> list[str]:
     limits = [config.budget(number).limits() for number in range(config.n_students)]
     if len({tuple(found.items()) for found in limits}) == 1:
         return ["slim"] * len(limits)
-    names = ["-".join(["slim", *(f"{unit}{share:g}" for unit, share in found.items())]) for found in limits]
+    names = [_named("slim", config.budget(number)) for number in range(config.n_students)]
     return [
         name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
     ]
+
+
+def _named(what: str, budget: Budget) -> str:
+    return "-".join([what, *(f"{unit}{share:g}" for unit, share in budget.limits().items())])
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 Notation as in docs/algorithm.md: T the teacher, S_1..S_N the students, p = softmax(z / tau), F^l the features at tap l.
 
     L_out  = tau^2 KL(p_T || p_n)                                      classifiers
-             ||y_T - y_n||^2 / ||y_T - mean(y_T)||^2, mean over outputs   everything else
+             mean (y_T - y_n)^2 / spread of y_T, mean over outputs        everything else
     L_feat = mean over l and samples of || F_T/||F_T|| - F_n/||F_n|| ||^2 = 2 - 2 cos(F_T, F_n)
              over the channels the student still has
     L_mut  = mean over m != n of tau^2 KL(sg(p_m) || p_n)
@@ -12,7 +12,7 @@ All in float32 at least, whatever the precision of the networks.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,16 +82,22 @@ class OutputLoss:
     Args:
         kind: what the outputs are.
         temperature: tau, for classifiers.
+        spreads: of each of the teacher's outputs, for values; see `spreads_of`. Those of a batch would not do: one of
+            an output that is hardly ever another one than usual has none.
     """
 
-    def __init__(self, kind: OutputKind, temperature: float) -> None:
+    def __init__(self, kind: OutputKind, temperature: float, spreads: Sequence[float] = ()) -> None:
         self.kind = kind
         self.temperature = temperature
+        self.spreads = spreads
 
     def __call__(self, target: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """Distance of a student's outputs to a target's; no gradient flows into the target."""
-        distance = self._divergence if self.kind != "values" else _relative_error
-        losses = [distance(in_full(t.detach()), in_full(s)) for t, s in zip(target, outputs, strict=True)]
+        pairs = [(in_full(t.detach()), in_full(s)) for t, s in zip(target, outputs, strict=True)]
+        if self.kind == "values":
+            losses = [(t - s).square().mean() / spread for (t, s), spread in zip(pairs, self.spreads, strict=True)]
+        else:
+            losses = [self._divergence(t, s) for t, s in pairs]
         return torch.stack(losses).mean()
 
     def of_ignorance(self, target: Sequence[Tensor]) -> float:
@@ -115,7 +121,33 @@ class OutputLoss:
         """Share of samples with the same predicted class; for other networks 1 - relative squared error, at least 0."""
         if self.kind == "values":
             return max(0.0, 1.0 - float(self(target, outputs)))
-        return float((target[0].argmax(1) == outputs[0].argmax(1)).float().mean())
+        return agreement_of(classes_of(target), outputs)
+
+
+def classes_of(outputs: Sequence[Tensor]) -> Tensor:
+    """The predicted class of every sample (and position)."""
+    return outputs[0].argmax(1)
+
+
+def agreement_of(classes: Tensor, outputs: Sequence[Tensor]) -> float:
+    """Share of samples (and positions) for which these classes are predicted."""
+    return float((classes == classes_of(outputs)).float().mean())
+
+
+def spreads_of(answers: Iterable[Sequence[Tensor]]) -> list[float]:
+    """Mean squared distance of each output to its mean, over batches of them.
+
+    Args:
+        answers: the outputs for each batch.
+    """
+    sums: list[Tensor] = []
+    for outputs in answers:
+        found = [
+            torch.stack([o.new_tensor(o.numel()), o.sum(), o.square().sum()]) for o in (o.double() for o in outputs)
+        ]
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+    means = [(total / count, squares / count) for count, total, squares in sums]
+    return [max(float(squares - mean.square()), _EPS) for mean, squares in means]
 
 
 def mutual_loss(loss: OutputLoss, outputs: Sequence[Sequence[Tensor]], student: int) -> Tensor:
@@ -192,10 +224,3 @@ class FeatureLoss:
         cosine = product(teacher, student) / norm.clamp_min(_EPS).sqrt()
         # A sample without any activation to compare has nothing to learn from: it must not count as orthogonal.
         return torch.where(norm > _EPS, 2 - 2 * cosine, torch.zeros_like(cosine)).mean()
-
-
-def _relative_error(target: Tensor, output: Tensor) -> Tensor:
-    """Squared error relative to the target's own spread, which makes several outputs comparable."""
-    centered = target - target.mean()
-    scale = centered.square().mean()
-    return (target - output).square().mean() / scale.clamp_min(_EPS)

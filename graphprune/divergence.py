@@ -26,6 +26,11 @@ class Divergence:
         self.lr = lr
         self.worst = 0.0
 
+    @property
+    def is_far_off(self) -> bool:
+        """Whether nothing points to it: answers are better than one answer to everything."""
+        return self.worst <= self.ignorance
+
     def refuse(self, step: int, loss: float, worst: float) -> None:
         """Look at one more step.
 
@@ -38,10 +43,13 @@ class Divergence:
             TrainingError: there is no use in going on.
         """
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {step + 1}; lower --lr (now {self.lr:g})")
+            raise TrainingError(
+                f"the loss is {loss} at step {step + 1}; start afresh with a lower --lr (now {self.lr:g})"
+            )
         self.worst += _FORGETTING * (worst - self.worst)
         if self.worst > _DIVERGED * self.ignorance:
             raise TrainingError(
                 f"the training has diverged by step {step + 1}: the answers have come to be much further from "
-                f"the model's own than one answer to all images; lower --lr (now {self.lr:g})"
+                f"the model's own than one answer to all images; start afresh with a lower --lr "
+                f"(now {self.lr:g})"
             )

@@ -27,7 +27,7 @@ from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.device import resolve_device
-from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, output_kind
+from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, output_kind, spreads_of
 from graphprune.divergence import Divergence
 from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
@@ -119,7 +119,7 @@ class Engine:
         self.history: list[list[dict[str, Any]]] = [[] for _ in self.students]
         self.loss = self._output_loss()
         self.objective = Objective(config, self.loss)
-        self.judge = HeldOut(self.held_out, self.teacher.answers, self.loss, self._prepared)
+        self.judge = HeldOut(self.held_out, self.teacher.answers, self.loss, self._prepared, config.batch_size)
         self._losses: list[dict[str, float]] = [{} for _ in self.students]
 
     @property
@@ -152,7 +152,11 @@ class Engine:
             raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
         kind = output_kind(outputs, self.config.output_loss)
         _log.info("outputs: %s", describe_outputs(kind, self.config.output_loss))
-        loss = OutputLoss(kind, self.config.temperature)
+        spreads: list[float] = []
+        if kind == "values":
+            looked_at = map(torch.from_numpy, self.held_out.batches(self.batches.batch_size))
+            spreads = spreads_of([outputs, *(self.teacher.answers(self._prepared(batch)) for batch in looked_at)])
+        loss = OutputLoss(kind, self.config.temperature, spreads)
         self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.lr)
         return loss
 
@@ -217,7 +221,9 @@ class Engine:
             (asked,) = self.processes.mean(
                 float(interrupt.asked)
             )  # one that stops alone would leave the others waiting
-            if last or asked or self._is_save_due(time.monotonic() - saved_at):
+            # What a training leaves that is about to diverge is of no use to go on from.
+            due = self._is_save_due(time.monotonic() - saved_at) and self.divergence.is_far_off
+            if last or asked or due:
                 self._save()
                 saved_at = time.monotonic()
             if asked:
@@ -338,7 +344,8 @@ class Engine:
             for name, tensor in student.module.state_dict().items():
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     raise TrainingError(
-                        f"{name} is not finite after step {self.done}; lower --lr (now {self.config.lr:g})"
+                        f"{name} is not finite after step {self.done}; start afresh with a lower --lr (now "
+                        f"{self.config.lr:g})"
                     )
         save_checkpoint(
             self.checkpoint,

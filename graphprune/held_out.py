@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
-from graphprune.distill import OutputLoss, flatten_outputs
+from graphprune.distill import OutputLoss, agreement_of, classes_of, flatten_outputs
 
 if TYPE_CHECKING:
     from graphprune.student import Student
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["HeldOut"]
 
 _BATCH = 256
+_TIMES = 4  # the batch of a step, which keeps its activations for the backward pass
 
 
 class HeldOut:
@@ -28,6 +29,7 @@ class HeldOut:
         teacher: outputs for a batch.
         loss: how outputs are compared.
         prepare: a batch in the number format and memory layout of the run.
+        batch_size: of a training step.
     """
 
     def __init__(
@@ -36,31 +38,33 @@ class HeldOut:
         teacher: Callable[[Tensor], list[Tensor]],
         loss: OutputLoss,
         prepare: Callable[[Tensor], Tensor],
+        batch_size: int,
     ) -> None:
         self.images = images
         self._teacher = teacher
         self._loss = loss
         self._prepare = prepare
-        self._targets: dict[int, list[Tensor]] = {}
+        self._batch = min(_BATCH, _TIMES * batch_size)
+        self._classes: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def agreement(self, student: "Student") -> float:
         """See `OutputLoss.agreement`; NaN without images. The student is left in training mode."""
         student.tapped.eval()
         shares, sizes = [], []
-        for number, images in enumerate(evaluation_batches(self.images, _BATCH)):
+        for number, images in enumerate(evaluation_batches(self.images, self._batch)):
             batch = self._prepare(images)
             output = flatten_outputs(student.tapped(batch)[0])
-            shares.append(self._loss.agreement(self._target(number, batch), output))
+            if self._loss.kind == "values":
+                shares.append(self._loss.agreement(self._teacher(batch), output))
+            else:
+                shares.append(agreement_of(self._classes_of(number, batch), output))
             sizes.append(len(batch))
         student.tapped.train()
         return float(np.average(shares, weights=sizes)) if sizes else math.nan
 
-    def _target(self, number: int, batch: Tensor) -> list[Tensor]:
-        """What the teacher says to a batch; class outputs are small and asked for only once."""
-        if number in self._targets:
-            return self._targets[number]
-        target = self._teacher(batch)
-        if self._loss.kind != "values":
-            self._targets[number] = target
-        return target
+    def _classes_of(self, number: int, batch: Tensor) -> Tensor:
+        """The teacher's classes, which are small and asked for only once."""
+        if number not in self._classes:
+            self._classes[number] = classes_of(self._teacher(batch))
+        return self._classes[number]

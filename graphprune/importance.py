@@ -141,7 +141,10 @@ def bn_scale(evidence: Evidence) -> Tensor:
         scores, has_scale = index.sums(squares), index.sums(present) > 0
     if not bool(has_scale.any()):
         raise UsageError("importance bn_scale needs BatchNorm layers, and no channel that may go runs through one")
-    return torch.where(has_scale, scores, scores[has_scale].mean())
+    rest = torch.zeros_like(has_scale)
+    rest[torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *evidence.sets]))] = True
+    rest &= has_scale
+    return torch.where(has_scale, scores, scores[rest].mean() if bool(rest.any()) else scores.new_zeros(()))
 
 
 def fpgm(evidence: Evidence) -> Tensor:

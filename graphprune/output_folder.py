@@ -6,6 +6,7 @@
     OUT/search.json                                                  what a policy that searches has tried; for the next
                                                                      run, too, however this one ends
     OUT/search.svg                                                   its course, where this run is one that has searched
+    OUT/search-macs0.5.json  .svg  and so on                         both for each budget, where several make a family
     OUT/dense.onnx  slim.onnx  slim.pt2  plan.json  metrics.json     renamed at the end; metrics.json comes last
     OUT/slim-macs0.5.onnx  .pt2  .plan.json  and so on               likewise, where several budgets make a family
 
@@ -18,7 +19,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -36,8 +37,11 @@ _FAMILY = re.compile(rf"slim(-({'|'.join(BUDGETS)})[\d.e+-]+)*(-\d+)?(-int8)?\.(
 CHECKPOINT, LOG, SETTINGS, STAGING = "checkpoint.pt", "compress.log", "settings.json", ".staging"
 JOURNAL = "latency.json"
 SEARCH, CURVE = "search.json", "search.svg"
+_SEARCH = re.compile(rf"search(-({'|'.join(BUDGETS)})[\d.e+-]+)*\.(json|svg)")
 # What a run that was killed before its first checkpoint leaves behind; nothing is lost with it.
-_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING, JOURNAL, SEARCH, CURVE})
+_LEFTOVERS = frozenset({LOG, SETTINGS, STAGING, JOURNAL})
+# Files of ours that were being written when a run was killed.
+_HALVES = re.compile(r"\.(checkpoint|settings|latency|search)\b[^/]*\.[0-9a-f]{8}\.(pt|json|svg)")
 _ALL_RECORDS = 100_000
 
 _logger = logging.getLogger("graphprune")
@@ -63,6 +67,7 @@ class OutputFolder:
             resume = False
         self.path = path
         self.resume = resume
+        self._has_begun = False  # what the folder holds is that of this run
         self._log = MemoryHandler(_ALL_RECORDS, flushLevel=logging.CRITICAL + 1)
         if resume and force:
             raise UsageError("--resume goes on with a run and --force replaces it: give one of them")
@@ -98,6 +103,8 @@ class OutputFolder:
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
+            for half in (entry for entry in self.path.iterdir() if _HALVES.fullmatch(entry.name)):
+                half.unlink()
         except OSError as error:
             raise GraphPruneError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
         try:
@@ -110,8 +117,12 @@ class OutputFolder:
                     raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-            if not (self.path / CHECKPOINT).exists():
-                self._leave_nothing(missing)
+            if self._has_begun and not (self.path / CHECKPOINT).exists():
+                for name in (LOG, SETTINGS, JOURNAL):
+                    (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # there is something in it
+                for folder in missing:
+                    folder.rmdir()
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Do nothing unless a run is resumed with other settings.
@@ -136,14 +147,16 @@ class OutputFolder:
         """
         if self.path is None:
             return
+        self._has_begun = True
         if not self.resume:
             # metrics.json goes first: it says that the others are whole and belong together.
             family = [file.name for file in sorted(self.path.iterdir()) if _FAMILY.fullmatch(file.name)]
-            curve = () if has_searched else (CURVE,)
+            names = [entry.name for entry in self.path.iterdir() if _SEARCH.fullmatch(entry.name)]
+            curve = () if has_searched else [name for name in names if name.endswith(".svg")]
             for name in (*reversed(RESULTS), *family, CHECKPOINT, LOG, JOURNAL, *curve):
                 (self.path / name).unlink(missing_ok=True)
             atomic_write_json(self.path / SETTINGS, settings)
-        handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
+        handler = _LogFile(self.path / LOG, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.INFO)
         self._log.setTarget(handler)
@@ -159,11 +172,6 @@ class OutputFolder:
         for result in sorted(staging.iterdir(), key=lambda file: (file.name == last, file.name)):
             result.replace(self.path / result.name)
 
-    @property
-    def _has_begun(self) -> bool:
-        """Is what the folder holds that of this run?"""
-        return self._log.target is not None
-
     @contextmanager
     def _logging(self) -> Iterator[None]:
         self._log.setLevel(logging.INFO)
@@ -177,23 +185,27 @@ class OutputFolder:
             _logger.removeHandler(self._log)
             _logger.setLevel(level)
             target = self._log.target
-            self._log.close()
-            if target is not None:
-                target.close()
+            for handler in (self._log, target):
+                with suppress(OSError):  # a full disk: what the block has to say of it comes first
+                    if handler is not None:
+                        handler.close()
 
-    def _leave_nothing(self, created: Sequence[Path]) -> None:
-        assert self.path is not None
-        for name in (LOG, SETTINGS, JOURNAL):
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else has put something there
-            for folder in created:
-                folder.rmdir()
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is no reason to stop, nor to say so at every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing."""
 
 
 def _only_leftovers(path: Path) -> bool:
     """Is the folder what a run leaves that was killed before its first checkpoint?"""
-    held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    return bool(held) and held <= _LEFTOVERS
+    held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    return bool(held) and all(map(_is_leftover, held))
+
+
+def _is_leftover(name: str) -> bool:
+    return name in _LEFTOVERS or any(pattern.fullmatch(name) for pattern in (_SEARCH, _HALVES))
 
 
 def _check_path(path: Path, *, resume: bool, force: bool) -> None:
@@ -203,7 +215,7 @@ def _check_path(path: Path, *, resume: bool, force: bool) -> None:
         raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without --resume")
     if resume or force or not path.is_dir():
         return
-    held = sorted(entry.name for entry in path.iterdir() if entry.name not in _LEFTOVERS)
+    held = sorted(entry.name for entry in path.iterdir() if not _is_leftover(entry.name))
     if held:
         hint = "go on with --resume, " if CHECKPOINT in held else ""
         more = ", ..." if len(held) > 3 else ""

@@ -10,6 +10,7 @@ Source: Ioffe & Szegedy 2015, "Batch normalization"; synchronized as in Peng et 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from graphprune.passes.fx.device import CPU
 __all__ = ["Processes", "synchronize_batch_norm"]
 
 aten = torch.ops.aten
+
+# That the others wait for the first one, which alone measures latencies and searches; torch's default is half an hour.
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,9 @@ def _initialize(device: torch.device) -> None:
     try:
         from accelerate import PartialState
     except ImportError:  # torchrun
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
         return
-    PartialState(cpu=device.type == "cpu")
+    PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
 
 
 def synchronize_batch_norm(module: fx.GraphModule) -> None:

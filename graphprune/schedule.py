@@ -57,7 +57,9 @@ class Schedule:
         if total < _MIN_STEPS:
             raise UsageError(f"steps must be at least {_MIN_STEPS}, not {total}")
         # However the shares round, channels get a few steps to go, and one is left to settle.
-        start = min(round(config.warmup * total), total - _LEAST_SPARSIFY - 1)
+        # Nor is a set drawn before every student has learned once.
+        turns = -(-config.n_students // config.students_per_step) if config.students_per_step else 0
+        start = min(max(round(config.warmup * total), turns), total - _LEAST_SPARSIFY - 1)
         settle = min(total - 1, max(start + _LEAST_SPARSIFY, round((config.warmup + config.sparsify) * total)))
         if config.course == "one-shot":
             settle = start + 1

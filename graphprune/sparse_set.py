@@ -40,6 +40,7 @@ class SparseSet:
     Attributes:
         expected: (n_groups,) mask of the expected-sparse set.
         sensitivity: (n_groups,) running scores.
+        unseen: how many observations were not finite, since the last that was, and were left out.
         removable: (n_groups,) mask of the groups that may go.
         dense: cost of the dense model, by unit.
         limits: what must be reached, as shares of that.
@@ -81,6 +82,7 @@ class SparseSet:
         self.removable &= ~frozen_groups(graph, config.freeze)
         self.dense = count_dense(graph)
         self.sensitivity = torch.zeros(graph.n_groups)
+        self.unseen = 0
         self.expected = torch.zeros(graph.n_groups, dtype=torch.bool)
         self._seed = seed
         self._factors = np.exp(diversity * np.random.default_rng(seed).standard_normal(graph.n_groups))
@@ -128,6 +130,10 @@ class SparseSet:
         if self.criterion.needs != "gradients":
             return
         score = self.criterion(evidence).to(self.sensitivity.dtype)
+        if not bool(score.isfinite().all()):  # a step that a gradient scaler skips, or the end of the training
+            self.unseen += 1
+            return
+        self.unseen = 0
         rho = self.config.sensitivity_decay
         self.sensitivity.mul_(rho).add_(score, alpha=1 - rho)
 

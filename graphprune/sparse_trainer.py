@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SparseTrainer"]
 
+_MOST_SKIPPED = 3  # steps
+
 logger = logging.getLogger("graphprune")
 
 
@@ -116,6 +118,7 @@ class SparseTrainer:
         goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}
         check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, self.set.keeps)
         self._done = 0
+        self._drawn_at = -1
 
     @property
     def phase(self) -> Phase:
@@ -144,8 +147,11 @@ class SparseTrainer:
         rate = max((group["lr"] for group in self._optimizer.param_groups), default=0.0) if self._optimizer else 0.0
         self.set.shrink(self._index, rate * self.config.lambda_sparsity * self.schedule.ramp(step), self._optimizer)
         self._done += 1
-        if self.schedule.is_draw(step) and not bool(self.set.sensitivity.isfinite().all()):
-            raise TrainingError(f"the gradients are not finite at step {step + 1}: lower the learning rate")
+        if self.schedule.is_draw(step):
+            # A gradient scaler tries its factor, and skips steps; a draw must have something to go by.
+            unseen, since, self._drawn_at = self.set.unseen, step - self._drawn_at, step
+            if unseen and (unseen > step or unseen >= max(since, _MOST_SKIPPED)):
+                raise TrainingError(f"the gradients are not finite at step {step + 1}: lower the learning rate")
 
     def _evidence(self) -> Evidence:
         sets = [s.groups for s in self.graph.sets]

@@ -135,6 +135,7 @@ class Student:
             group["lr"] = self.config.lr * schedule.lr_factor(step)
         if not self._is_cut_clean():
             self.set.silence_(self.index)
+        clear_([(weight.grad, mask) for weight, mask in self._thinned if weight.grad is not None])
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
         # After clipping, so that one odd batch does not outweigh the others in the running mean.
@@ -154,10 +155,11 @@ class Student:
             self._remove_dead(step + 1 == schedule.settle_from)
 
     def _evidence(self) -> Evidence:
+        living = self.present & ~self.set.dead.numpy()  # the same, whether the others are removed already or not
         return Evidence(
             self.index,
             self.set.generator(),
-            sets=[s.groups[self.present[s.groups]] for s in self.graph.sets],
+            sets=[s.groups[living[s.groups]] for s in self.graph.sets],
             scales=self._scales,
             activations=ActivationStatistics(self.module, self.graph, self._look, self.present),
         )

@@ -84,8 +84,11 @@ def make_blocks(scores: np.ndarray, sets: Sequence[GroupSetLike], removable: np.
 
 
 def _split(groups: np.ndarray, width: int, limits: Limits, bypassed: bool) -> list[np.ndarray]:
-    """Cut `groups` (in the order they go) so that the kept width passes through multiples of `align` only."""
-    least = 0 if bypassed else max(1, limits.min_channels)
+    """Cut `groups` (in the order they go) so that the kept width passes through multiples of `align` only.
+
+    What a set keeps at least goes at once, where the set can go as a whole.
+    """
+    least = max(1, limits.min_channels)
     blocks: list[np.ndarray] = []
     start = 0
     # The first cut brings an odd width down to a multiple; each further one takes `align` groups.
@@ -94,4 +97,6 @@ def _split(groups: np.ndarray, width: int, limits: Limits, bypassed: bool) -> li
         blocks.append(groups[start : width - kept])
         start = width - kept
         kept -= limits.align
+    if bypassed and start < len(groups) == width:
+        blocks.append(groups[start:])
     return blocks

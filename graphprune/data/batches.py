@@ -6,6 +6,7 @@ therefore resumes bit for bit from two integers, and two runs of one seed see th
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -95,7 +96,7 @@ class TrainingBatches:
 
     def origin(self) -> dict[str, Any]:
         """Return what the batches are drawn from, for a checkpoint."""
-        return {"drawn_from": self._drawn_from()}
+        return {"drawn_from": self._drawn_from}
 
     def refuse_other(self, origin: dict[str, Any]) -> None:
         """Do nothing where `origin` is that of these batches.
@@ -103,7 +104,7 @@ class TrainingBatches:
         Raises:
             DataError: it is of other images, another seed, batch size or augmentation.
         """
-        drawn_from = self._drawn_from()
+        drawn_from = self._drawn_from
         for name, value in drawn_from.items():
             saved = origin["drawn_from"].get(name)
             if saved != value:
@@ -112,6 +113,7 @@ class TrainingBatches:
                     "resume with the same images and settings, or start anew"
                 )
 
+    @cached_property
     def _drawn_from(self) -> dict[str, Any]:
         return {
             "images": len(self.source),

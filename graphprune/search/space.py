@@ -6,7 +6,7 @@ Every proposal is brought to the budgets, so that all policies compare allocatio
 
 and what rounding leaves is given to the sets that were rounded down most. A walk through the sets one after another
 clips each width so that the budgets stay reachable with all later sets at their floor (He et al. 2018, AMC, algorithm
-1). No set is emptied: a share kept is above 0.
+1). No set is emptied: a share kept is above 0. (What a search starts from may do both; see `Trials`.)
 """
 
 from collections.abc import Sequence

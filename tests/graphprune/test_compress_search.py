@@ -133,3 +133,10 @@ def test_weights_that_the_file_holds_after_all_are_told_as_a_missed_budget(model
         gp.compress(model, digits(), config=config, benchmark=QUICK)
     dense, slim = caught.value.result.metrics["models"]
     assert caught.value.result.metrics["reached"]["params"] == slim["params"] / dense["params"] > 0.25
+
+
+def test_every_budget_of_a_family_has_its_own_search(model, tmp_path):
+    config = dataclasses.replace(SETTINGS, macs=(0.7, 0.5), n_students=2, policy="random")
+    gp.compress(model, digits(), config=config, output=tmp_path / "out", benchmark=QUICK)
+    found = sorted(path.name for path in (tmp_path / "out").glob("search*"))
+    assert found == [f"search-macs{share}.{kind}" for share in ("0.5", "0.7") for kind in ("json", "svg")]

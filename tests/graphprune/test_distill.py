@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from graphprune.distill import FeatureLoss, OutputLoss, describe_outputs, flatten_outputs, mutual_loss, output_kind
+from graphprune.distill import (
+    FeatureLoss,
+    OutputLoss,
+    describe_outputs,
+    flatten_outputs,
+    mutual_loss,
+    output_kind,
+    spreads_of,
+)
 from graphprune.passes.errors import UsageError
 
 
@@ -64,10 +72,11 @@ def test_probabilities_are_compared_like_the_logits_they_come_from():
 def test_other_outputs_are_compared_relative_to_their_own_spread():
     torch.manual_seed(0)
     small, large = torch.randn(8, 3), 1000 + 100 * torch.randn(8, 4)
-    loss = OutputLoss("values", 1.0)
+    loss = OutputLoss("values", 1.0, spreads_of([[small[:3], large[:3]], [small[3:], large[3:]]]))
+    assert loss.spreads == pytest.approx([float(t.double().var(correction=0)) for t in (small, large)], rel=1e-5)
     error_of_a_tenth = loss([small, large], [small + 0.1 * small.std(), large + 0.1 * large.std()])
     assert float(error_of_a_tenth) == pytest.approx(0.01, rel=0.1)
-    assert float(loss([small], [small])) == 0.0
+    assert float(loss([small, large], [small, large])) == 0.0
 
 
 def test_no_gradient_reaches_the_target():
@@ -83,8 +92,9 @@ def test_agreement_counts_equal_classes():
     teacher = torch.eye(4)
     student = torch.eye(4)[[0, 1, 3, 2]]
     assert loss.agreement([teacher], [student]) == 0.5
-    assert OutputLoss("values", 1.0).agreement([teacher], [teacher]) == 1.0
-    assert OutputLoss("values", 1.0).agreement([teacher], [teacher + 10]) == 0.0
+    values = OutputLoss("values", 1.0, spreads_of([[teacher]]))
+    assert values.agreement([teacher], [teacher]) == 1.0
+    assert values.agreement([teacher], [teacher + 10]) == 0.0
 
 
 def test_feature_loss_is_the_distance_of_the_normalized_features():
@@ -155,3 +165,15 @@ def test_students_teach_each_other_but_only_learn_from_their_own_loss():
     assert outputs[1][0].grad is not None
     assert outputs[0][0].grad is None
     assert outputs[2][0].grad is None
+
+
+def test_a_batch_without_rare_answers_is_compared_by_the_spread_of_all():
+    answers = torch.zeros(20, 16, 1)
+    answers[3, 5] = answers[11, 2] = 1.0  # of 320, two
+    loss = OutputLoss("values", 1.0, spreads_of([[batch] for batch in answers]))
+    wrong = torch.zeros(16, 1)
+    wrong[0] = 1.0
+    assert float(loss([answers[0]], [wrong])) == pytest.approx(1 / 16 / answers.var(correction=0).item(), rel=1e-5)
+    assert (
+        float(OutputLoss("values", 1.0, spreads_of([[torch.ones(4, 1)]]))([torch.ones(4, 1)], [torch.ones(4, 1)])) == 0
+    )

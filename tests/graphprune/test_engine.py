@@ -239,7 +239,7 @@ def test_all_students_learn_from_one_pass_of_the_teacher(monkeypatch):
     steps = sum(shape[0] == SETTINGS.batch_size for shape in shapes)
     looks = len(shapes) - steps  # at the images held out, once for the whole run
     assert steps == run.schedule.total
-    assert looks == len(list(evaluation_batches(run.held_out, 256)))
+    assert looks == len(list(evaluation_batches(run.held_out, 4 * SETTINGS.batch_size)))
 
 
 TURNS = dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, students_per_step=2, epochs=3)
@@ -318,7 +318,9 @@ def test_bfloat16_runs():
 
 def test_a_diverging_loss_is_an_error_that_names_the_step(tmp_path):
     config = dataclasses.replace(SETTINGS, lr=1e12, grad_clip=0.0, epochs=1, checkpoint_steps=1, lr_warmup=0.0)
-    with pytest.raises(TrainingError, match=r"diverged by step \d+|(at|not finite after) step \d+; lower --lr"):
+    with pytest.raises(
+        TrainingError, match=r"diverged by step \d+|(at|not finite after) step \d+; start afresh with a lower --lr"
+    ):
         engine(config, checkpoint=tmp_path / "checkpoint.pt").run()
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert all(v.isfinite().all() for v in state["students"][0]["module"].values())
@@ -436,3 +438,32 @@ def test_nothing_to_learn_from():
 
     with pytest.raises(TrainingError, match="no floating-point tensor"):
         engine(kind=Classes)
+
+
+def test_weights_that_are_held_at_zero_do_not_count_in_the_norm_that_is_clipped():
+    run = engine(dataclasses.replace(SETTINGS, sigma=1.0, grad_clip=0.5))
+    (student,) = run.students
+    for parameter in student.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ((weight, mask),) = student._thinned
+    assert 0 < mask.sum() < mask.numel()
+    weight.grad.fill_(1.0)
+    student.learn(0, run.schedule)
+    torch.testing.assert_close(weight.grad, 0.5 / mask.sum().sqrt() * mask)
+
+
+def test_values_are_measured_against_the_spread_of_the_teachers():
+    run = engine(SETTINGS, kind=TwoOutputs)
+    answers = run.teacher.answers(torch.from_numpy(images().batch(slice(0, 400))))
+    assert run.loss.spreads == pytest.approx([float(a.var(correction=0)) for a in answers], rel=0.2)
+
+
+@pytest.mark.parametrize("setting", ["kl", "mse"])
+def test_images_held_out_are_looked_at_a_few_at_a_time(monkeypatch, setting):
+    run = engine(dataclasses.replace(SETTINGS, batch_size=8, output_loss=setting))
+    seen = []
+    run.teacher.tapped.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    run.judge.agreement(run.students[0])
+    run.judge.agreement(run.students[0])
+    times = 1 if setting == "kl" else 2
+    assert seen == times * [len(batch) for batch in evaluation_batches(run.held_out, 32)]

@@ -212,3 +212,56 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     folder = OutputFolder(tmp_path / "file" / "out")
     with pytest.raises(GraphPruneError, match="cannot be written to"), folder.open():
         pass
+
+
+@pytest.mark.parametrize(
+    "name", [".checkpoint.0123abcd.pt", ".search-macs0.5.0123abcd.json", ".settings.0123abcd.json"]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_while_it_wrote_a_file_can_be_started_again(tmp_path, name, resume):
+    (tmp_path / name).write_text("half")
+    (tmp_path / LOG).write_text("")
+    finish(tmp_path, resume=resume)
+    assert names(tmp_path) == sorted([*RESULTS, CHECKPOINT, LOG, SETTINGS])
+
+
+def test_a_file_of_somebody_else_is_no_leftover(tmp_path):
+    (tmp_path / ".notes.0123abcd.json").write_text("")
+    with pytest.raises(OutputExistsError, match=r"it has \.notes\.0123abcd\.json"):
+        OutputFolder(tmp_path)
+
+
+def test_a_run_that_fails_before_it_begins_leaves_what_an_earlier_one_left(tmp_path):
+    finish(tmp_path)
+    (tmp_path / CHECKPOINT).unlink()  # the user needs the space
+    before = names(tmp_path)
+    with pytest.raises(KeyError):
+        fail(OutputFolder(tmp_path, force=True))
+    assert names(tmp_path) == before
+
+
+def test_a_full_disk_is_said_by_whoever_finds_out_and_not_by_the_log(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    folder = OutputFolder(tmp_path / "out")
+
+    def run():
+        with folder.open():
+            folder.begin({})
+            target = folder._log.target
+            monkeypatch.setattr(target, "flush", full)
+            monkeypatch.setattr(target, "close", full)
+            logger.info("one line")
+            raise GraphPruneError("checkpoint.pt: the disk is full")
+
+    with pytest.raises(GraphPruneError, match="the disk is full"):
+        run()
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_the_curves_of_a_familys_search_go_with_a_run_without_one(tmp_path):
+    for name in ("search-macs0.5.json", "search-macs0.5.svg", "search-macs0.33-params0.2.svg"):
+        (tmp_path / name).write_text("")
+    finish(tmp_path)
+    assert names(tmp_path) == sorted([*RESULTS, CHECKPOINT, LOG, SETTINGS, "search-macs0.5.json"])

@@ -104,6 +104,15 @@ def test_two_processes_come_to_what_one_does_with_the_doubled_batch(tmp_path):
             torch.testing.assert_close(first["state"][name], values, rtol=2e-3, atol=2e-4)
 
 
+def test_the_others_wait_as_long_as_the_first_one_searches(monkeypatch):
+    asked = {}
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda kind, **options: asked.update(options, kind=kind))
+    processes._initialize(torch.device("cpu"))
+    assert asked["kind"] == "gloo"
+    assert asked["timeout"].total_seconds() > 24 * 3600
+
+
 if __name__ == "__main__":
     joined = Processes.join()
     folder = Path(sys.argv[1])

@@ -93,6 +93,8 @@ def run(kind, config):
         (Residual, {"macs": 0.2, "sensitivity": "l1", "course": "one-shot"}),
         (Gated, {"macs": 0.5}),
         (Gated, {"params": 0.3, "grad_clip": 0.5}),
+        (Residual, {"macs": 0.4, "sensitivity": "fpgm"}),
+        (Residual, {"macs": 0.4, "sensitivity": "bn_scale"}),
     ],
 )
 def test_the_result_is_that_of_a_run_that_removes_at_the_end(kind, settings):

@@ -82,3 +82,11 @@ def test_whatever_the_shares_a_short_run_ends_on_its_budget(course, fade):
 def test_a_run_too_short_to_compress_anything_is_refused():
     with pytest.raises(UsageError, match=r"--epochs 0\.1 gives 5 steps of 64 images; at least 10"):
         Schedule.of(CompressConfig(macs=0.5, epochs=0.1), 50)
+
+
+@pytest.mark.parametrize(("per_step", "first"), [(0, 0), (3, 1), (2, 2), (1, 3)])
+def test_no_set_is_drawn_before_every_student_has_had_a_turn(per_step, first):
+    config = CompressConfig(macs=0.5, epochs=1, n_students=3, students_per_step=per_step, warmup=0.0)
+    schedule = Schedule.of(config, 30)
+    assert schedule.sparsify_from == first
+    assert not any(schedule.is_draw(step) for step in range(first))

@@ -153,3 +153,19 @@ def test_gradients_that_are_not_finite_are_noticed():
     pruner.step()  # the first draw comes after the warm-up
     with pytest.raises(TrainingError, match="not finite at step 3"):
         pruner.step()
+
+
+def test_a_step_that_a_gradient_scaler_skips_is_not_looked_at():
+    model, pruner, optimizer = made()
+    for number, (images, labels) in enumerate(batches(40)):
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        if number in (0, 1, 7):  # the scaler finds that its factor was too large
+            for parameter in model.parameters():
+                parameter.grad.fill_(torch.inf)
+        else:
+            optimizer.step()
+        pruner.step()
+    assert pruner.set.sensitivity.isfinite().all()
+    assert pruner.cost["macs"] <= 0.5
+    pruner.finish()

@@ -127,7 +127,7 @@ def test_every_policy_meets_a_budget_that_is_counted(model, policy):
 def test_uniform_takes_the_same_share_everywhere(model):
     problem = make(model, {LATENCY: 0.6})
     found = widths(problem, allocate(problem, "uniform"))
-    assert max(found) - min(found) <= 1
+    assert max(found) - min(found) <= staircase.BLOCK
 
 
 def test_a_policy_is_known_by_its_name(model):
