@@ -154,7 +154,8 @@ class SparseTrainer:
                 raise TrainingError(f"the gradients are not finite at step {step + 1}: lower the learning rate")
 
     def _evidence(self) -> Evidence:
-        sets = [s.groups for s in self.graph.sets]
+        living = ~self.set.dead.numpy()
+        sets = [s.groups[living[s.groups]] for s in self.graph.sets]
         return Evidence(self._index, self.set.generator(), sets=sets, scales=self._scales)
 
     @property
