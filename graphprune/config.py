@@ -136,7 +136,7 @@ class CompressConfig:
     lr_final: float = 0.01
     grad_clip: float = 5.0
     lambda_out: float = 1.0
-    lambda_feature: float = 30.0
+    lambda_feature: float = 10.0
     lambda_mutual: float = 0.5
     lambda_sparsity: float = 1e-3
     temperature: float = 2.0
@@ -146,8 +146,8 @@ class CompressConfig:
     diversity: float = 0.2
     redraw_every: int = 0
     course: Course = "dynamic"
-    warmup: float = 0.05
-    sparsify: float = 0.45
+    warmup: float = 0.03
+    sparsify: float = 0.25
     fade: float = 0.2
     min_channels: int = 1
     align: int | Literal["auto"] = 1
