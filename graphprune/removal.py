@@ -107,10 +107,10 @@ def carry_over(
         optimizer: its optimizer, new.
         has: (n_groups,) groups in `target`.
     """
-    before = named_tensors(source)
+    before, own = named_tensors(source), named_tensors(graph.front_end.module)
     for name, tensor in named_tensors(target).items():
-        if name not in before:
-            continue  # a constant of the graph
+        if name not in own:
+            continue  # a constant of the cut, which has the right size already
         held = before[name]
         tensor.copy_(cut_tensor(graph, name, held, had, has))
         for key, value in memory.state.get(held, {}).items():

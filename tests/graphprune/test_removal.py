@@ -1,5 +1,6 @@
 """Dead groups are removed while a student learns, and nothing else changes."""
 
+import copy
 import dataclasses
 from functools import cache
 
@@ -11,12 +12,24 @@ from torch import nn
 
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
+from graphprune.demo import DigitNet
 from graphprune.engine import Engine
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
+from graphprune.removal import Removal, carry_over, restore
 
 CONFIG = CompressConfig(
-    macs=0.4, epochs=2, batch_size=32, flip=False, precision="float32", threads=1, holdout=20, eval_every=1000
+    macs=0.4,
+    epochs=2,
+    batch_size=32,
+    lambda_feature=30.0,
+    warmup=0.05,
+    sparsify=0.45,
+    flip=False,
+    precision="float32",
+    threads=1,
+    holdout=20,
+    eval_every=1000,
 )
 
 
@@ -130,6 +143,29 @@ def test_whole_branches_are_gone_from_the_graph_and_still_learn():
         assert not torch.equal(
             held["a.4.bias"], teacher(Residual)[0].get_parameter("a.4.bias")[: len(held["a.4.bias"])]
         )
+
+
+def test_what_a_branch_without_a_bias_leaves_is_cut_with_its_trunk():
+    torch.manual_seed(0)
+    net = DigitNet(8)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    captured = capture(net.eval(), (torch.randn(2, 1, 16, 16),))
+    graph = analyze(captured)
+    removal, images = Removal(graph, []), torch.randn(4, 1, 16, 16)
+    inner = next(s for s in graph.sets if s.bypassed)
+    trunk = next(s for s in graph.sets if s.name == "conv1")
+    present, module = graph.all_kept(), captured
+    for groups in (inner.groups, trunk.groups[::2]):
+        before, had = module, present.copy()
+        present[groups] = False
+        module = removal.cut(present)
+        optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (before, module)]
+        carry_over(graph, before, optimizers[0], had, module, optimizers[1], present)
+        dense = copy.deepcopy(captured)
+        dense.load_state_dict(restore(graph, module, present))
+        torch.testing.assert_close(module.eval()(images), dense.eval()(images))
 
 
 def test_steps_get_cheaper():

@@ -146,7 +146,7 @@ def test_misuse_is_said():
 
 
 def test_gradients_that_are_not_finite_are_noticed():
-    model, pruner, _ = made()
+    model, pruner, _ = made(config=gp.CompressConfig(warmup=0.05))
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, torch.nan)
     pruner.step()
@@ -156,7 +156,7 @@ def test_gradients_that_are_not_finite_are_noticed():
 
 
 def test_a_step_that_a_gradient_scaler_skips_is_not_looked_at():
-    model, pruner, optimizer = made()
+    model, pruner, optimizer = made(config=gp.CompressConfig(warmup=0.1))
     for number, (images, labels) in enumerate(batches(40)):
         optimizer.zero_grad()
         cross_entropy(model(images), labels).backward()
