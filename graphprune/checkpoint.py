@@ -55,12 +55,6 @@ def load_checkpoint(path: Path, config: CompressConfig, model: str) -> dict[str,
     return state
 
 
-def remove_partial_checkpoints(path: Path) -> None:
-    """Remove what a process that was killed while writing `path` has left behind."""
-    for temporary in path.parent.glob(f".{path.stem}.????????{path.suffix}"):
-        temporary.unlink(missing_ok=True)
-
-
 def model_digest(module: nn.Module) -> str:
     """SHA-256 of all parameters and buffers, names included."""
     digest = hashlib.sha256()

@@ -117,21 +117,15 @@ class OutputLoss:
         """What softmax makes the classes' probabilities of, up to a shift."""
         return output.clamp_min(1e-7).log() if self.kind == "probabilities" else output
 
-    def agreement(self, target: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-        """Share of samples with the same predicted class; for other networks 1 - relative squared error, at least 0."""
+    def answer(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """What agreement is one of: the predicted class of every sample (and position), or the values themselves."""
+        return list(outputs) if self.kind == "values" else [outputs[0].argmax(1)]
+
+    def agreement(self, answer: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+        """Share of samples of the class of the target's `answer`; for values 1 - relative squared error, at least 0."""
         if self.kind == "values":
-            return max(0.0, 1.0 - float(self(target, outputs)))
-        return agreement_of(classes_of(target), outputs)
-
-
-def classes_of(outputs: Sequence[Tensor]) -> Tensor:
-    """The predicted class of every sample (and position)."""
-    return outputs[0].argmax(1)
-
-
-def agreement_of(classes: Tensor, outputs: Sequence[Tensor]) -> float:
-    """Share of samples (and positions) for which these classes are predicted."""
-    return float((classes == classes_of(outputs)).float().mean())
+            return max(0.0, 1.0 - float(self(answer, outputs)))
+        return float((answer[0] == self.answer(outputs)[0]).float().mean())
 
 
 def spreads_of(answers: Iterable[Sequence[Tensor]]) -> list[float]:

@@ -50,6 +50,5 @@ class Divergence:
         if self.worst > _DIVERGED * self.ignorance:
             raise TrainingError(
                 f"the training has diverged by step {step + 1}: the answers have come to be much further from "
-                f"the model's own than one answer to all images; start afresh with a lower --lr "
-                f"(now {self.lr:g})"
+                f"the model's own than one answer to all images; start afresh with a lower --lr (now {self.lr:g})"
             )

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from graphprune.allocation import check_reachable
 from graphprune.batchnorm import reestimate_batch_norm
-from graphprune.checkpoint import load_checkpoint, model_digest, remove_partial_checkpoints, save_checkpoint
+from graphprune.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.device import resolve_device
 from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, output_kind, spreads_of
 from graphprune.divergence import Divergence
+from graphprune.files import remove_half_written
 from graphprune.held_out import HeldOut
 from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
@@ -194,7 +195,7 @@ class Engine:
         with torch_threads(self.config.threads), torch.random.fork_rng(devices=[]), freed_memory_kept():
             torch.manual_seed(self.config.seed)
             if self.checkpoint is not None and self.processes.is_first:
-                remove_partial_checkpoints(self.checkpoint)
+                remove_half_written(self.checkpoint.parent, self.checkpoint.name.__eq__)
             if resume:
                 self._load()
             else:

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +23,15 @@ __all__ = [
     "atomic_write_text",
     "atomic_write_through_memory",
     "atomic_write_together",
+    "meant_to_be",
     "refuse_overwrite",
+    "remove_half_written",
     "write_error",
 ]
 
+_TOKEN = 4  # bytes
+# A writer may look at the suffix, so the temporary name keeps it; the dot hides it from globs.
+_TEMPORARY = re.compile(rf"\.(?P<stem>.+)\.[0-9a-f]{{{2 * _TOKEN}}}(?P<suffix>\.[^.]*)?")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -58,8 +64,7 @@ def atomic_write_together(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path
         GraphPruneError: A file cannot be written (disk full, no permission, a folder in its place).
     """
     finals = [Path(path) for path in paths]
-    # A writer may look at the suffix, so the temporary name keeps it; the dot hides it from globs.
-    temporaries = [path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}") for path in finals]
+    temporaries = [path.with_name(f".{path.stem}.{secrets.token_hex(_TOKEN)}{path.suffix}") for path in finals]
     try:
         for final in finals:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +84,24 @@ def atomic_write_together(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path
         for temporary in temporaries:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def meant_to_be(name: str) -> str:
+    """What a file was to be called in the end, of which a process that was killed has left the half; else its name."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return name if temporary is None else f"{temporary['stem']}{temporary['suffix'] or ''}"
+
+
+def remove_half_written(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove what processes that were killed while writing have left in a folder.
+
+    Args:
+        folder: where to look.
+        is_ours: of the name that a file was to have, whether it is one to remove.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if meant_to_be(entry.name) != entry.name and is_ours(meant_to_be(entry.name)):
+            entry.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

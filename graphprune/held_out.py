@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
-from graphprune.distill import OutputLoss, agreement_of, classes_of, flatten_outputs
+from graphprune.distill import OutputLoss, flatten_outputs
 
 if TYPE_CHECKING:
     from graphprune.student import Student
@@ -45,7 +45,7 @@ class HeldOut:
         self._loss = loss
         self._prepare = prepare
         self._batch = min(_BATCH, _TIMES * batch_size)
-        self._classes: dict[int, Tensor] = {}
+        self._answers: dict[int, list[Tensor]] = {}
 
     @torch.no_grad()
     def agreement(self, student: "Student") -> float:
@@ -55,16 +55,16 @@ class HeldOut:
         for number, images in enumerate(evaluation_batches(self.images, self._batch)):
             batch = self._prepare(images)
             output = flatten_outputs(student.tapped(batch)[0])
-            if self._loss.kind == "values":
-                shares.append(self._loss.agreement(self._teacher(batch), output))
-            else:
-                shares.append(agreement_of(self._classes_of(number, batch), output))
+            shares.append(self._loss.agreement(self._answer(number, batch), output))
             sizes.append(len(batch))
         student.tapped.train()
         return float(np.average(shares, weights=sizes)) if sizes else math.nan
 
-    def _classes_of(self, number: int, batch: Tensor) -> Tensor:
-        """The teacher's classes, which are small and asked for only once."""
-        if number not in self._classes:
-            self._classes[number] = classes_of(self._teacher(batch))
-        return self._classes[number]
+    def _answer(self, number: int, batch: Tensor) -> list[Tensor]:
+        """The teacher's; classes are small and asked for only once."""
+        if number in self._answers:
+            return self._answers[number]
+        answer = self._loss.answer(self._teacher(batch))
+        if self._loss.kind != "values":
+            self._answers[number] = answer
+        return answer

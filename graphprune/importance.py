@@ -50,7 +50,7 @@ class Evidence:
         index: the groups of a model; gradients of a loss stand in `.grad` of its parameters if the criterion
             needs them.
         generator: source of randomness.
-        sets: ids of the groups of each set.
+        sets: ids of the groups of each set, without those that are dead.
         scales: names of the parameters that scale normalized channels (BatchNorm's gamma).
         activations: statistics on images, for criteria that need them.
     """
@@ -60,6 +60,14 @@ class Evidence:
     sets: Sequence[np.ndarray] = ()
     scales: frozenset[str] = field(default_factory=frozenset)
     activations: Activations | None = None
+
+    @property
+    def living(self) -> Tensor:
+        """(n_groups,) mask of the groups in `sets`; of all, where none are given."""
+        mask = torch.full((self.index.n_groups,), not self.sets)
+        for groups in self.sets:
+            mask[torch.from_numpy(groups)] = True
+        return mask
 
 
 @dataclass(frozen=True)
@@ -141,10 +149,8 @@ def bn_scale(evidence: Evidence) -> Tensor:
         scores, has_scale = index.sums(squares), index.sums(present) > 0
     if not bool(has_scale.any()):
         raise UsageError("importance bn_scale needs BatchNorm layers, and no channel that may go runs through one")
-    rest = torch.zeros_like(has_scale)
-    rest[torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *evidence.sets]))] = True
-    rest &= has_scale
-    return torch.where(has_scale, scores, scores[rest].mean() if bool(rest.any()) else scores.new_zeros(()))
+    rest = scores[has_scale & evidence.living]
+    return torch.where(has_scale, scores, rest.sum() / max(1, len(rest)))
 
 
 def fpgm(evidence: Evidence) -> Tensor:

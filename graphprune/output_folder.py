@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.config import BUDGETS
-from graphprune.files import atomic_write_json
+from graphprune.files import atomic_write_json, meant_to_be, remove_half_written
 from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
 __all__ = ["OutputFolder"]
@@ -40,8 +40,6 @@ SEARCH, CURVE = "search.json", "search.svg"
 _SEARCH = re.compile(rf"search(-({'|'.join(BUDGETS)})[\d.e+-]+)*\.(json|svg)")
 # What a run that was killed before its first checkpoint leaves behind; nothing is lost with it.
 _LEFTOVERS = frozenset({LOG, SETTINGS, STAGING, JOURNAL})
-# Files of ours that were being written when a run was killed.
-_HALVES = re.compile(r"\.(checkpoint|settings|latency|search)\b[^/]*\.[0-9a-f]{8}\.(pt|json|svg)")
 _ALL_RECORDS = 100_000
 
 _logger = logging.getLogger("graphprune")
@@ -103,8 +101,7 @@ class OutputFolder:
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            for half in (entry for entry in self.path.iterdir() if _HALVES.fullmatch(entry.name)):
-                half.unlink()
+            remove_half_written(self.path, _is_own)
         except OSError as error:
             raise GraphPruneError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
         try:
@@ -205,7 +202,11 @@ def _only_leftovers(path: Path) -> bool:
 
 
 def _is_leftover(name: str) -> bool:
-    return name in _LEFTOVERS or any(pattern.fullmatch(name) for pattern in (_SEARCH, _HALVES))
+    return _is_own(meant_to_be(name)) and name != CHECKPOINT
+
+
+def _is_own(name: str) -> bool:
+    return name in _LEFTOVERS or name == CHECKPOINT or _SEARCH.fullmatch(name) is not None
 
 
 def _check_path(path: Path, *, resume: bool, force: bool) -> None:

@@ -94,6 +94,11 @@ class SparseSet:
         """(n_groups,) mask of the groups that have gone to exactly zero."""
         return self.expected & (self._line == 0)
 
+    def living(self) -> list[np.ndarray]:
+        """The groups of each set that are not dead, whether those are removed already or not."""
+        alive = ~self.dead.numpy()
+        return [group_set.groups[alive[group_set.groups]] for group_set in self.graph.sets]
+
     def use(self, stopwatch: Stopwatch) -> None:
         """Choose widths by these latencies from now on; a budget in latency asks for it before the first draw."""
         self.stopwatch = stopwatch

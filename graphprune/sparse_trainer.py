@@ -154,9 +154,7 @@ class SparseTrainer:
                 raise TrainingError(f"the gradients are not finite at step {step + 1}: lower the learning rate")
 
     def _evidence(self) -> Evidence:
-        living = ~self.set.dead.numpy()
-        sets = [s.groups[living[s.groups]] for s in self.graph.sets]
-        return Evidence(self._index, self.set.generator(), sets=sets, scales=self._scales)
+        return Evidence(self._index, self.set.generator(), sets=self.set.living(), scales=self._scales)
 
     @property
     def plan(self) -> "PruningPlan":

@@ -132,7 +132,7 @@ class Student:
     def learn(self, step: int, schedule: Schedule) -> None:
         """What follows the backward pass: the gradient is looked at, and used."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule.lr_factor(step)
+            group["lr"] = self._rate(step, schedule)
         if not self._is_cut_clean():
             self.set.silence_(self.index)
         clear_([(weight.grad, mask) for weight, mask in self._thinned if weight.grad is not None])
@@ -148,18 +148,20 @@ class Student:
         if schedule.is_draw(step):
             self.set.draw(step, schedule, self._evidence())
             self.features.keep(~self.set.expected)
-        strength = self.config.lr * schedule.lr_factor(step) * self.config.lambda_sparsity * schedule.ramp(step)
+        strength = self._rate(step, schedule) * self.config.lambda_sparsity * schedule.ramp(step)
         self.set.shrink(self.index, strength, self.optimizer)
         clear_(self._thinned)
         if self.config.shrink and (schedule.is_draw(step) or step + 1 == schedule.settle_from):
             self._remove_dead(step + 1 == schedule.settle_from)
 
+    def _rate(self, step: int, schedule: Schedule) -> float:
+        return self.config.lr * schedule.lr_factor(step)
+
     def _evidence(self) -> Evidence:
-        living = self.present & ~self.set.dead.numpy()  # the same, whether the others are removed already or not
         return Evidence(
             self.index,
             self.set.generator(),
-            sets=[s.groups[living[s.groups]] for s in self.graph.sets],
+            sets=self.set.living(),
             scales=self._scales,
             activations=ActivationStatistics(self.module, self.graph, self._look, self.present),
         )

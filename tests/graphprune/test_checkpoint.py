@@ -14,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from graphprune.checkpoint import load_checkpoint, model_digest, remove_partial_checkpoints, save_checkpoint
+from graphprune.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
 from graphprune.engine import Engine
@@ -188,14 +188,6 @@ def test_loading_a_checkpoint_runs_no_code(tmp_path):
     with pytest.raises(ModelLoadError, match="not a readable checkpoint"):
         load_checkpoint(tmp_path / "checkpoint.pt", CONFIG, "")
     assert not (tmp_path / "attacked").exists()
-
-
-def test_what_a_killed_writer_left_behind_is_removed(tmp_path):
-    path, partial, other = tmp_path / "checkpoint.pt", tmp_path / ".checkpoint.0a1b2c3d.pt", tmp_path / "slim.pt"
-    for file in (path, partial, other):
-        file.write_bytes(b"x")
-    remove_partial_checkpoints(path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "slim.pt"]
 
 
 def test_the_digest_sees_every_weight():

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from digit_runs import SETTINGS, Net, TwoOutputs, images
 from torch import nn
 
 import graphprune as gp
@@ -15,7 +16,6 @@ from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.device import device_of, to_device
 from graphprune.verify import compare
-from tests.graphprune.test_engine import SETTINGS, Net, TwoOutputs, images
 from tests.other_device import NAME, other_device
 
 SHORT = dataclasses.replace(SETTINGS, epochs=1.5, holdout=32, calibration_images=64, eval_every=100)

@@ -91,10 +91,10 @@ def test_agreement_counts_equal_classes():
     loss = OutputLoss("logits", 1.0)
     teacher = torch.eye(4)
     student = torch.eye(4)[[0, 1, 3, 2]]
-    assert loss.agreement([teacher], [student]) == 0.5
+    assert loss.agreement(loss.answer([teacher]), [student]) == 0.5
     values = OutputLoss("values", 1.0, spreads_of([[teacher]]))
-    assert values.agreement([teacher], [teacher]) == 1.0
-    assert values.agreement([teacher], [teacher + 10]) == 0.0
+    assert values.agreement(values.answer([teacher]), [teacher]) == 1.0
+    assert values.agreement(values.answer([teacher]), [teacher + 10]) == 0.0
 
 
 def test_feature_loss_is_the_distance_of_the_normalized_features():

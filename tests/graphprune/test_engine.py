@@ -1,18 +1,11 @@
 import dataclasses
 import math
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from torch import nn
+from digit_runs import SETTINGS, Net, TwoOutputs, accuracy, compressed, engine, images, teacher, trained
 
-from graphprune.config import CompressConfig
-from graphprune.data import ImageSource, Preprocess
-from graphprune.data.batches import evaluation_batches
-from graphprune.engine import Engine
 from graphprune.passes.errors import (
     BudgetError,
     DataError,
@@ -22,99 +15,6 @@ from graphprune.passes.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from graphprune.passes.fx.analyze import analyze
-from graphprune.passes.fx.capture import capture
-from graphprune.student import Student
-
-SETTINGS = CompressConfig(macs=0.5, epochs=5, batch_size=32, flip=False, crop=False, precision="float32", threads=1)
-
-
-class Net(nn.Module):
-    """Two residual stages on 8x8 digits."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.a = nn.Sequential(
-            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
-        )
-        self.down = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.b = nn.Sequential(
-            nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1)
-        )
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(16, 10))
-
-    def features(self, x):
-        x = F.relu(self.norm(self.stem(x)))
-        x = self.down(F.relu(x + self.a(x)))
-        return F.relu(x + self.b(x))
-
-    def forward(self, x):
-        return self.head(self.features(x).mean((2, 3)))
-
-
-class TwoOutputs(Net):
-    """Dense prediction: a map and a vector."""
-
-    def __init__(self):
-        super().__init__()
-        self.map = nn.Conv2d(16, 2, 1)
-
-    def forward(self, x):
-        features = self.features(x)
-        return {"map": self.map(features), "vector": self.head(features.mean((2, 3)))}
-
-
-@cache
-def digits():
-    pixels, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))  # the file is sorted by writer
-    return (pixels.reshape(-1, 8, 8, 1) * 15.9).astype(np.uint8)[order], labels.astype(np.int64)[order]
-
-
-def images(count=800):
-    return ImageSource(digits()[0][:count], Preprocess((8, 8), mean=(0.3,), std=(0.35,), channels=1))
-
-
-@cache
-def trained():
-    """State of a network trained with labels: the only place where labels are used."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    net, x, y = Net(), torch.from_numpy(images().batch(slice(None))), torch.from_numpy(digits()[1][:800])
-    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-    for _ in range(8):
-        for chosen in torch.randperm(800).split(40):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x[chosen]), y[chosen]).backward()
-            optimizer.step()
-    return net.eval().state_dict()
-
-
-@cache
-def teacher(kind=Net):
-    net = kind()
-    net.load_state_dict(trained(), strict=False)
-    captured = capture(net.eval(), (torch.randn(2, 1, 8, 8),))
-    return captured, analyze(captured)
-
-
-def engine(config=SETTINGS, kind=Net, count=800, **options):
-    captured, graph = teacher(kind)
-    return Engine(captured, graph, images(count), config, **options)
-
-
-@cache
-def compressed():
-    return engine().run()[0]
-
-
-def accuracy(state_dict):
-    net = Net()
-    net.load_state_dict(state_dict)
-    x = torch.from_numpy(ImageSource(digits()[0][800:], images().preprocess).batch(slice(None)))
-    with torch.no_grad():
-        return float((net.eval()(x).argmax(1).numpy() == digits()[1][800:]).mean())
 
 
 def test_the_budget_is_met_and_the_student_still_sees_what_its_teacher_sees():
@@ -214,82 +114,6 @@ def test_progress_is_told_after_every_step():
     assert totals == {len(told)}
     assert told[0][3] == {"macs": 1.0, "params": 1.0}
     assert [a[4] for a in told][0::8][-1] == "settle"
-
-
-def test_two_students_with_their_own_budgets_teach_each_other():
-    config = dataclasses.replace(SETTINGS, macs=(0.6, 0.4), n_students=2, epochs=4)
-    large, small = engine(config).run()
-    assert 0.55 < large.cost["macs"] <= 0.6
-    assert 0.35 < small.cost["macs"] <= 0.4
-    assert min(large.agreement, small.agreement) > 0.8
-    assert large.history[-1]["loss_mutual"] > 0
-
-
-def test_all_students_learn_from_one_pass_of_the_teacher(monkeypatch):
-    run = engine(dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, epochs=1))
-    shapes = []
-    use = run._use
-
-    def use_and_watch(precision):
-        use(precision)
-        run.teacher.tapped.inner.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-
-    monkeypatch.setattr(run, "_use", use_and_watch)
-    run.run()
-    steps = sum(shape[0] == SETTINGS.batch_size for shape in shapes)
-    looks = len(shapes) - steps  # at the images held out, once for the whole run
-    assert steps == run.schedule.total
-    assert looks == len(list(evaluation_batches(run.held_out, 4 * SETTINGS.batch_size)))
-
-
-TURNS = dataclasses.replace(SETTINGS, macs=(0.6, 0.5, 0.4), n_students=3, students_per_step=2, epochs=3)
-
-
-def test_students_that_take_turns_reach_their_budgets_in_fewer_steps_of_their_own(monkeypatch):
-    run = engine(TURNS)
-    learned = []
-    learn = Student.learn
-
-    def noted(self, step, schedule):
-        learned.append((step, self.number))
-        learn(self, step, schedule)
-
-    monkeypatch.setattr(Student, "learn", noted)
-    results = run.run()
-    by_step = [sorted(number for at, number in learned if at == step) for step in range(run.schedule.total)]
-    assert by_step[:4] == [[0, 1], [0, 2], [1, 2], [0, 1]]
-    assert {len(numbers) for numbers in by_step} == {2}
-    assert [round(result.cost["macs"], 1) for result in results] == [0.6, 0.5, 0.4]
-    assert all(result.agreement > 0.7 for result in results)
-    assert all("loss_out" in record for result in results for record in result.history)
-    with pytest.raises(UsageError, match="--students-per-step 2: there is no such number"):
-        engine(dataclasses.replace(TURNS, macs=0.5, n_students=1))
-
-
-def test_students_that_take_turns_are_resumed_where_they_were(tmp_path):
-    config = dataclasses.replace(TURNS, epochs=1.5, checkpoint_steps=7, eval_every=9)
-    straight = engine(config).run()
-
-    def stop(step, *_):
-        if step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        engine(config, checkpoint=tmp_path / "run.pt", progress=stop).run()
-    resumed = engine(config, checkpoint=tmp_path / "run.pt").run(resume=True)
-    for one, other in zip(straight, resumed, strict=True):
-        assert one.history == other.history
-        assert all(torch.equal(value, other.state_dict[name]) for name, value in one.state_dict.items())
-
-
-def test_students_of_one_budget_try_different_sets():
-    config = dataclasses.replace(SETTINGS, n_students=3, epochs=1)
-    run = engine(config)
-    first, *others = run.run()
-    assert all(0.45 < result.cost["macs"] <= 0.5 for result in (first, *others))
-    assert not any(np.array_equal(first.removed, other.removed) for other in others)
-    assert first.history[-1]["loss_mutual"] > 0
-    assert run.students[0].set._factors.tolist() == [1.0] * run.graph.n_groups
 
 
 def test_a_network_with_several_outputs_learns_to_reproduce_them():
@@ -440,30 +264,7 @@ def test_nothing_to_learn_from():
         engine(kind=Classes)
 
 
-def test_weights_that_are_held_at_zero_do_not_count_in_the_norm_that_is_clipped():
-    run = engine(dataclasses.replace(SETTINGS, sigma=1.0, grad_clip=0.5))
-    (student,) = run.students
-    for parameter in student.module.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    ((weight, mask),) = student._thinned
-    assert 0 < mask.sum() < mask.numel()
-    weight.grad.fill_(1.0)
-    student.learn(0, run.schedule)
-    torch.testing.assert_close(weight.grad, 0.5 / mask.sum().sqrt() * mask)
-
-
 def test_values_are_measured_against_the_spread_of_the_teachers():
     run = engine(SETTINGS, kind=TwoOutputs)
     answers = run.teacher.answers(torch.from_numpy(images().batch(slice(0, 400))))
     assert run.loss.spreads == pytest.approx([float(a.var(correction=0)) for a in answers], rel=0.2)
-
-
-@pytest.mark.parametrize("setting", ["kl", "mse"])
-def test_images_held_out_are_looked_at_a_few_at_a_time(monkeypatch, setting):
-    run = engine(dataclasses.replace(SETTINGS, batch_size=8, output_loss=setting))
-    seen = []
-    run.teacher.tapped.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    run.judge.agreement(run.students[0])
-    run.judge.agreement(run.students[0])
-    times = 1 if setting == "kl" else 2
-    assert seen == times * [len(batch) for batch in evaluation_batches(run.held_out, 32)]

@@ -10,7 +10,9 @@ from graphprune.files import (
     atomic_write_json,
     atomic_write_text,
     atomic_write_through_memory,
+    meant_to_be,
     refuse_overwrite,
+    remove_half_written,
 )
 
 
@@ -118,3 +120,17 @@ def test_a_dangling_link_counts_as_existing(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputExistsError):
         refuse_overwrite(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "slim.plan.json", "LICENSE", "search-macs0.5.json"])
+def test_what_a_killed_writer_leaves_is_known_by_its_name_and_removed(tmp_path, name):
+    with atomic_write(tmp_path / name) as temporary:
+        temporary.write_text("half")
+        left = temporary.name
+    (tmp_path / left).write_text("half")
+    (tmp_path / ".other.0a1b2c3d.pt").write_text("half")
+    assert meant_to_be(left) == name
+    assert meant_to_be(name) == name
+    remove_half_written(tmp_path, lambda final: final == name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, ".other.0a1b2c3d.pt"])
+    remove_half_written(tmp_path / "nowhere", lambda final: True)
