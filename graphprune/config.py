@@ -201,7 +201,10 @@ class CompressConfig:
         from graphprune.allocation import SEARCHES
 
         if self.students_per_step > self.n_students:
-            raise UsageError(f"--students-per-step {self.students_per_step}: there is no such number of students")
+            raise UsageError(
+                f"--students-per-step {self.students_per_step} is more than there are: students are as many as "
+                f"budgets, or as --students says (now {self.n_students})"
+            )
         if all(self.budget(number).limits() for number in range(self.n_students)):
             return
         if self.policy in SEARCHES or not self.sigma:
