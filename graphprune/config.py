@@ -89,6 +89,8 @@ class CompressConfig:
         warmup: share of the run before anything is made sparse.
         sparsify: share of the run in which the budget is approached; what is left of the run settles.
         fade: share of the sparsify phase over which one group goes to exactly zero.
+        bn_freeze: share of the run after which BatchNorm keeps its statistics, as in inference; not before the settle
+            phase. 1 = they follow the batches to the end.
         min_channels: groups that every set keeps, unless it can be bypassed as a whole.
         align: kept groups of a set are a multiple of this; "auto": widths on the staircase measured on this machine,
             as budgets in latency always take.
@@ -149,6 +151,7 @@ class CompressConfig:
     warmup: float = 0.03
     sparsify: float = 0.25
     fade: float = 0.2
+    bn_freeze: float = 0.7
     min_channels: int = 1
     align: int | Literal["auto"] = 1
     recipe: Recipe = "dynamic"
@@ -289,6 +292,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "warmup": (0, 1, True, False),
     "sparsify": (0, 1, False, False),
     "fade": (0, 1, False, True),
+    "bn_freeze": (0, 1, True, True),
     "search_evaluations": (1, math.inf, True, False),
     "search_images": (2, math.inf, True, False),
     "sigma": (0, math.inf, True, False),

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from graphprune.allocation import check_reachable
-from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
@@ -231,6 +230,9 @@ class Engine:
                 raise KeyboardInterrupt
 
     def _train_step(self, step: int, batch: Tensor) -> float:
+        if step == self.schedule.freeze_bn_at:
+            for student in self.students:
+                student.freeze_bn(self._calibration())
         learning = learning_at(step, self.students, self.config.students_per_step)
         target, target_features = self.teacher.targets(batch)
         with self.precision.autocast():
@@ -309,7 +311,8 @@ class Engine:
 
     @torch.no_grad()
     def _finish(self, student: Student) -> StudentResult:
-        reestimate_batch_norm(student.module, student.tapped, self._calibration())
+        if not student.is_bn_frozen:
+            student.freeze_bn(self._calibration())
         student.module.eval()
         assert torch.equal(student.set.dead, student.set.expected), "a group of the final set is not zero"
         removed = student.removed()

@@ -49,7 +49,7 @@ class HeldOut:
 
     @torch.no_grad()
     def agreement(self, student: "Student") -> float:
-        """See `OutputLoss.agreement`; NaN without images. The student is left in training mode."""
+        """See `OutputLoss.agreement`; NaN without images. The student goes on learning."""
         student.tapped.eval()
         shares, sizes = [], []
         for number, images in enumerate(evaluation_batches(self.images, self._batch)):
@@ -57,7 +57,7 @@ class HeldOut:
             output = flatten_outputs(student.tapped(batch)[0])
             shares.append(self._loss.agreement(self._answer(number, batch), output))
             sizes.append(len(batch))
-        student.tapped.train()
+        student.learn_on()
         return float(np.average(shares, weights=sizes)) if sizes else math.nan
 
     def _answer(self, number: int, batch: Tensor) -> list[Tensor]:

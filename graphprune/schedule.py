@@ -3,7 +3,7 @@
     warm-up    nothing is made sparse; sensitivities settle
     sparsify   u in [0, 1]: the scheduled budget falls as  b(u) = target + (1 - target)(1 - u)^3  until u = 1 - fade;
                from there on the set is final and its last groups fade to exactly zero
-    settle     the set is fixed at zero
+    settle     the set is fixed at zero; from `freeze_bn_at` on BatchNorm computes as in inference
 
 Two other courses, to compare with: "static" draws the set once, at the beginning of the sparsify phase and for the
 target, and lets it fade through that phase; "one-shot" sets it to zero in one step, and settles for the rest.
@@ -34,6 +34,7 @@ class Schedule:
     total: int
     sparsify_from: int
     settle_from: int
+    freeze_bn_at: int
     fade_steps: int
     redraw_every: int
     eval_every: int
@@ -68,6 +69,7 @@ class Schedule:
             total=total,
             sparsify_from=start,
             settle_from=settle,
+            freeze_bn_at=max(settle, round(config.bn_freeze * total)),
             fade_steps=min(fade, settle - start),
             redraw_every=config.redraw_every or max(1, total // _DRAWS_PER_RUN),
             eval_every=config.eval_every or max(1, total // _EVALUATIONS_PER_RUN),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.activations import ActivationStatistics
+from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
 from graphprune.importance import Evidence, scale_parameters
@@ -41,6 +42,7 @@ class Student:
         tapped: the same network, returning (output, features at the taps that it still has).
         set: the expected-sparse set.
         present: (n_groups,) mask of the groups that `module` still has.
+        is_bn_frozen: whether BatchNorm keeps its statistics.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Student:
         self._scales = scale_parameters(graph.front_end.ops)
         self.features = FeatureLoss([graph.value_groups.get(name) for name in taps], graph.n_groups)
         self.present = graph.all_kept()
+        self.is_bn_frozen = False
         self._sizes: Tensor | None = None
         self._removal = Removal(graph, taps)
         self._adopt(copy.deepcopy(teacher))
@@ -105,7 +108,7 @@ class Student:
         self.tapped = module.with_taps([name for name in self._tapped_at if name is not None])
         if not self._is_alone:
             synchronize_batch_norm(self.tapped.inner)
-        self.tapped.train()
+        self.learn_on()
         self.optimizer = _optimizer(module, self.config)
         self._thinned = [] if self._sparsity is None else self._sparsity.held(module, self.present)
         parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -118,6 +121,20 @@ class Student:
         """Compute from now on like this; before the first step."""
         self.precision = precision
         self._adopt(self.module)  # what refers to its parameters has to follow them
+
+    def learn_on(self) -> None:
+        """Compute as in training, after measurements."""
+        self.tapped.train(not self.is_bn_frozen)
+
+    def freeze_bn(self, batches: Iterable[Tensor]) -> None:
+        """From now on BatchNorm computes as in inference, with the statistics of these batches.
+
+        What is learned is then what is delivered: without the noise of a batch's statistics, and without statistics
+        that are estimated anew when nothing learns any more.
+        """
+        reestimate_batch_norm(self.module, self.tapped, batches)
+        self.is_bn_frozen = True
+        self.learn_on()
 
     def __call__(self, batch: Tensor) -> tuple[Any, list[Tensor | None]]:
         """Outputs, and features at the taps (None where nothing of a tap is left)."""
@@ -200,6 +217,7 @@ class Student:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "set": self.set.state(),
+            "is_bn_frozen": self.is_bn_frozen,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -211,6 +229,8 @@ class Student:
             self._adopt(self._removal.cut(present))
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.is_bn_frozen = state["is_bn_frozen"]
+        self.learn_on()
         self.features.keep(~self.set.expected)
 
 

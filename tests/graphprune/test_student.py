@@ -1,4 +1,5 @@
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -37,3 +38,49 @@ def test_weights_that_are_held_at_zero_do_not_count_in_the_norm_that_is_clipped(
     weight.grad.fill_(1.0)
     student.learn(0, run.schedule)
     torch.testing.assert_close(weight.grad, 0.5 / mask.sum().sqrt() * mask)
+
+
+FROZEN = dataclasses.replace(SETTINGS, epochs=1.5, bn_freeze=0.6, checkpoint_steps=1)
+
+
+def statistics(run):
+    return {name: value.clone() for name, value in run.students[0].module.named_buffers() if "running" in name}
+
+
+@cache
+def uninterrupted():
+    return engine(FROZEN).run()[0].state_dict
+
+
+@pytest.mark.parametrize("stopped_after", [0, 2])  # steps of batch norm as in inference
+def test_batch_norm_keeps_its_statistics_once_they_are_frozen(tmp_path, stopped_after):
+    seen = []
+
+    def watch(done, *_):
+        seen.append(statistics(run))
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+
+    options = {"checkpoint": tmp_path / "checkpoint.pt", "progress": watch}
+    run = engine(FROZEN, **options)
+    frozen_at = run.schedule.freeze_bn_at
+    stop = frozen_at + stopped_after + 1  # the checkpoint is that of the step before
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    seen.pop()
+    stop = 0
+    run = engine(FROZEN, **options)
+    (result,) = run.run(resume=True)
+    assert len(seen) == run.schedule.total
+    assert not run.students[0].tapped.training
+    for name, value in statistics(run).items():
+        assert all(torch.equal(later[name], value) for later in seen[frozen_at:]), name
+        assert not torch.equal(seen[frozen_at - 1][name], value), name
+    assert all(torch.equal(value, uninterrupted()[name]) for name, value in result.state_dict.items())
+
+
+def test_statistics_that_follow_the_batches_are_estimated_anew_at_the_end():
+    last = {}
+    run = engine(dataclasses.replace(FROZEN, bn_freeze=1.0), progress=lambda *_: last.update(statistics(run)))
+    run.run()
+    assert not any(torch.equal(value, last[name]) for name, value in statistics(run).items())
