@@ -141,7 +141,7 @@ class CompressConfig:
     lambda_feature: float = 10.0
     lambda_mutual: float = 0.5
     lambda_sparsity: float = 1e-3
-    temperature: float = 2.0
+    temperature: float = 4.0
     output_loss: OutputLoss = "auto"
     sensitivity: str = "taylor"
     sensitivity_decay: float = 0.98

@@ -70,7 +70,7 @@ class SparseTrainer:
             example_inputs: the arguments of one call.
             macs: share of the multiply-accumulates that may be left.
             params: share of the parameters that may be left.
-            steps: length of the schedule. Groups leave in its first half, by default; more steps may follow.
+            steps: length of the schedule. Groups leave in its first third, by default; more steps may follow.
             optimizer: the one in use: its learning rate scales the sparsity term, and what it remembers of groups
                 that became zero is cleared.
             sensitivity: name of a criterion that looks at gradients or weights.

@@ -19,8 +19,9 @@ _HEAD = """# Results on CIFAR-10
 Written by `python benchmarks/cifar10/report.py` from `results/*/result.json`; do not edit by hand. What the figures
 mean is in [README.md](README.md). Shares are those of the dense network's, counted on the ONNX files; *speed-up* is
 measured in onnxruntime with a batch of 1 on 1 thread, files in turns, with its 95 % interval. *Images left*: agreement
-on images held out of `train/`, by which settings are chosen. *Agreement* and *accuracy*: on the images named in *judged
-on*.
+on images held out of `train/`, by which settings are chosen. *Agreement*, *distance* (squared, of the logits, relative
+to their spread) and *accuracy*: on the images named in *judged on*. A run without `bn_freeze` is one before there was
+such a setting: its statistics follow the batches to the end.
 """
 _COLUMNS = (
     "experiment",
@@ -33,6 +34,7 @@ _COLUMNS = (
     "parameters",
     "speed-up",
     "agreement",
+    "distance",
     "accuracy",
     "change",
     "images left",
@@ -42,7 +44,18 @@ _BUDGETS = ("macs", "params", "speedup", "latency_ms")
 #: Settings that are told where they are not the default.
 _UNUSUAL = ("mix", "recipe", "policy", "sigma", "shrink", "freeze")
 _DEFAULTS = CompressConfig().to_dict()
-_SETTINGS = ("lr", "lambda_feature", "warmup", "sparsify", "n_students", "course", "sensitivity", "precision")
+_SETTINGS = (
+    "lr",
+    "lambda_feature",
+    "temperature",
+    "warmup",
+    "sparsify",
+    "bn_freeze",
+    "n_students",
+    "course",
+    "sensitivity",
+    "precision",
+)
 
 
 def main() -> None:
@@ -87,6 +100,7 @@ def rows(run: Run) -> Iterator[list[str]]:
             f"{model['params'] / dense['params']:.1%}" if model["params"] else "",
             f"{model['speedup']:.2f} ({low:.2f} - {high:.2f})",
             f"{model['agreement']:.2%}",
+            f"{run['quality']['distance']:.4f}" if is_slim else "",
             f"{model['accuracy']:.2%}",
             f"{100 * (model['accuracy'] - dense['accuracy']):+.2f}",
             f"{run['quality']['held_out_agreement']:.2%}" if is_slim else "",
