@@ -113,8 +113,8 @@ class TappedModule(nn.Module):
         return pytree.tree_unflatten(outputs, self._out_spec), taps
 
 
-def set_training(module: fx.GraphModule, mode: bool) -> None:
-    """Set the training argument of every operator that has one; recompiles only when something changed."""
+def set_training(module: fx.GraphModule, mode: bool) -> bool:
+    """Set the training argument of every operator that has one; recompiles, and returns True, if one was another."""
     changed = False
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target not in _TRAINING_ARGUMENT:
@@ -122,18 +122,18 @@ def set_training(module: fx.GraphModule, mode: bool) -> None:
         if node.target in _TRACKED and node.args[3] is None:
             continue  # no running statistics: batch statistics always
         position, name = _TRAINING_ARGUMENT[node.target]
-        if name in node.kwargs:
-            if node.kwargs[name] != mode:
-                node.update_kwarg(name, mode)
-                changed = True
-        elif len(node.args) <= position:
-            node.update_kwarg(name, mode)
-            changed = True
-        elif node.args[position] != mode:
+        is_positional = len(node.args) > position
+        # One that is left out is False: rrelu's.
+        if (node.args[position] if is_positional else node.kwargs.get(name, False)) == mode:
+            continue
+        if is_positional:
             node.update_arg(position, mode)
-            changed = True
+        else:
+            node.update_kwarg(name, mode)
+        changed = True
     if changed:
         module.recompile()
+    return changed
 
 
 def module_of(program: ExportedProgram) -> fx.GraphModule:
@@ -141,7 +141,8 @@ def module_of(program: ExportedProgram) -> fx.GraphModule:
     with kept_quiet():
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    set_training(module, False)
+    if set_training(module, False):
+        logger.info("the program was exported in training mode; it is used in inference mode")
     return module
 
 

@@ -199,6 +199,20 @@ def test_two_outputs_and_two_inputs():
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_program_that_was_exported_in_training_says_so(mode, caplog):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.RReLU(), nn.Dropout(0.5)).train(mode)
+    program = torch.export.export(net, (torch.randn(2, 3, 8, 8),))
+    with caplog.at_level("INFO", "graphprune"):
+        captured = capture(program)
+    said = [
+        record.getMessage() for record in caplog.records if record.name == "graphprune" and record.levelname == "INFO"
+    ]
+    assert said == (["the program was exported in training mode; it is used in inference mode"] if mode else [])
+    batch = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(captured(batch), net.eval()(batch))
+
+
 def test_copies_are_independent(plain):
     model, captured = plain
     twin = copy.deepcopy(captured)
