@@ -207,6 +207,8 @@ class Engine:
     def _train(self, interrupt: Interrupt) -> None:
         saved_at = time.monotonic()
         while self.done < self.schedule.total:
+            if self.done == self.schedule.freeze_bn_at:
+                self._freeze_bn()
             step, worked = self.done, time.process_time()
             loss = self._train_step(step, self._batch(*divmod(step, self.batches.steps_per_epoch)))
             self.step_seconds += time.process_time() - worked
@@ -228,11 +230,14 @@ class Engine:
                 saved_at = time.monotonic()
             if asked:
                 raise KeyboardInterrupt
+        self._freeze_bn()  # where statistics have followed the batches to the end
+
+    def _freeze_bn(self) -> None:
+        for student in self.students:
+            if not student.is_bn_frozen:
+                student.freeze_bn(self._calibration())
 
     def _train_step(self, step: int, batch: Tensor) -> float:
-        if step == self.schedule.freeze_bn_at:
-            for student in self.students:
-                student.freeze_bn(self._calibration())
         learning = learning_at(step, self.students, self.config.students_per_step)
         target, target_features = self.teacher.targets(batch)
         with self.precision.autocast():
@@ -311,8 +316,6 @@ class Engine:
 
     @torch.no_grad()
     def _finish(self, student: Student) -> StudentResult:
-        if not student.is_bn_frozen:
-            student.freeze_bn(self._calibration())
         student.module.eval()
         assert torch.equal(student.set.dead, student.set.expected), "a group of the final set is not zero"
         removed = student.removed()

@@ -158,5 +158,4 @@ def _sum_over_processes(tensor: Tensor) -> Tensor:
     return summed
 
 
-# `train()` and `eval()` of a captured graph switch it like the operator it stands for.
-capture._TRAINING_ARGUMENT[_batch_norm] = (5, "training")
+capture.switch_like(_batch_norm, aten.batch_norm.default)

@@ -161,12 +161,12 @@ class SparseSet:
     def _chosen(self, step: int, schedule: Schedule) -> np.ndarray:
         """The groups to remove: those of the first process, where latencies are measured."""
         asked = self.budget.has_latency or self.config.align == "auto" or self.config.policy in SEARCHES
-        shared = self._first is not None and asked
-        if shared and self.stopwatch is None and self.widths is None:
-            return self._first(None)  # type: ignore[misc]
+        first = self._first if asked else None
+        if first is not None and self.stopwatch is None and self.widths is None:
+            return first(None)
         shares = {unit: schedule.share(step, share) for unit, share in self.limits.items()}
         chosen = self._select(shares, step == schedule.final_draw)
-        return self._first(chosen) if shared and self._first is not None else chosen
+        return chosen if first is None else first(chosen)
 
     def _select(self, shares: Mapping[str, float], is_final: bool) -> np.ndarray:
         """The groups to remove for budgets as shares of the dense cost; in the end, until the latency is measured."""

@@ -18,6 +18,7 @@ from graphprune.config import CompressConfig
 from graphprune.distill import FeatureLoss
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.linear_sparsity import LinearSparsity, clear_
+from graphprune.passes.fx.capture import set_training
 from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
@@ -124,7 +125,9 @@ class Student:
 
     def learn_on(self) -> None:
         """Compute as in training, after measurements."""
-        self.tapped.train(not self.is_bn_frozen)
+        self.tapped.train()
+        if self.is_bn_frozen:  # and nothing else: cuDNN has no gradient of a recurrent layer in inference
+            set_training(self.tapped.inner, False, norms_only=True)
 
     def freeze_bn(self, batches: Iterable[Tensor]) -> None:
         """From now on BatchNorm computes as in inference, with the statistics of these batches.

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ logger = logging.getLogger("graphprune")
 aten = torch.ops.aten
 
 #: Operators that behave differently in training -> position and name of the argument that says so.
-_TRAINING_ARGUMENT = {
+_TRAINING_ARGUMENT: dict[Any, tuple[int, str]] = {
     aten.batch_norm.default: (5, "training"),
     aten.instance_norm.default: (5, "use_input_stats"),
     **{getattr(aten, name).input: (6, "train") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
@@ -35,7 +35,7 @@ _TRAINING_ARGUMENT = {
     },
 }
 #: Normalizations that have only batch statistics when their running mean (argument 3) is absent.
-_TRACKED = (aten.batch_norm.default, aten.instance_norm.default)
+_TRACKED: set[Any] = {aten.batch_norm.default, aten.instance_norm.default}
 _MOMENTUM = 0.1  # of running statistics; torch's default
 _SPLITS = (
     aten.chunk.default,
@@ -113,11 +113,17 @@ class TappedModule(nn.Module):
         return pytree.tree_unflatten(outputs, self._out_spec), taps
 
 
-def set_training(module: fx.GraphModule, mode: bool) -> bool:
-    """Set the training argument of every operator that has one; recompiles, and returns True, if one was another."""
-    changed = False
+def set_training(module: fx.GraphModule, mode: bool, *, norms_only: bool = False) -> bool:
+    """Set the training argument of every operator that has one; recompiles, and returns True, if one was another.
+
+    Args:
+        module: a captured graph.
+        mode: training or inference.
+        norms_only: set that of normalizations with running statistics alone.
+    """
+    changed, concerned = False, _TRACKED if norms_only else _TRAINING_ARGUMENT
     for node in module.graph.nodes:
-        if node.op != "call_function" or node.target not in _TRAINING_ARGUMENT:
+        if node.op != "call_function" or node.target not in concerned:
             continue
         if node.target in _TRACKED and node.args[3] is None:
             continue  # no running statistics: batch statistics always
@@ -134,6 +140,13 @@ def set_training(module: fx.GraphModule, mode: bool) -> bool:
     if changed:
         module.recompile()
     return changed
+
+
+def switch_like(function: Callable[..., Any], operator: torch._ops.OpOverload) -> None:
+    """Let `function`, which takes the place of `operator` in graphs, be set to training and inference as that is."""
+    _TRAINING_ARGUMENT[function] = _TRAINING_ARGUMENT[operator]
+    if operator in _TRACKED:
+        _TRACKED.add(function)
 
 
 def module_of(program: ExportedProgram) -> fx.GraphModule:

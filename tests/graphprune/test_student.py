@@ -72,7 +72,6 @@ def test_batch_norm_keeps_its_statistics_once_they_are_frozen(tmp_path, stopped_
     run = engine(FROZEN, **options)
     (result,) = run.run(resume=True)
     assert len(seen) == run.schedule.total
-    assert not run.students[0].tapped.training
     for name, value in statistics(run).items():
         assert all(torch.equal(later[name], value) for later in seen[frozen_at:]), name
         assert not torch.equal(seen[frozen_at - 1][name], value), name
@@ -84,3 +83,25 @@ def test_statistics_that_follow_the_batches_are_estimated_anew_at_the_end():
     run = engine(dataclasses.replace(FROZEN, bn_freeze=1.0), progress=lambda *_: last.update(statistics(run)))
     run.run()
     assert not any(torch.equal(value, last[name]) for name, value in statistics(run).items())
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.lstm, self.head = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(self.lstm(self.norm(self.conv(x)).flatten(2).transpose(1, 2))[0].mean(1))
+
+
+def test_nothing_but_norms_computes_as_in_inference_once_they_are_frozen():
+    teacher = capture(Recurrent().eval(), (torch.zeros(2, 1, 8, 8),))
+    made = Student(teacher, analyze(teacher), CONFIG, 0, [])
+    norm, lstm = (
+        next(node for node in made.tapped.inner.graph.nodes if node.target is target)
+        for target in (torch.ops.aten.batch_norm.default, torch.ops.aten.lstm.input)
+    )
+    assert (norm.args[5], lstm.args[6]) == (True, True)
+    made.freeze_bn([torch.randn(4, 1, 8, 8)])
+    assert (norm.args[5], lstm.args[6]) == (False, True)
