@@ -20,6 +20,7 @@ from graphprune.importance import Evidence, scale_parameters
 from graphprune.linear_sparsity import LinearSparsity, clear_
 from graphprune.passes.fx.capture import set_training
 from graphprune.passes.fx.dropout import bypass_dropout
+from graphprune.passes.fx.fuse import activate_in_place
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
@@ -107,6 +108,7 @@ class Student:
         self.precision.convert_(module)
         self._tapped_at = self._removal.taps_left(self.present)
         self.tapped = module.with_taps([name for name in self._tapped_at if name is not None])
+        activate_in_place(self.tapped.inner)
         if not self._is_alone:
             synchronize_batch_norm(self.tapped.inner)
         self.learn_on()

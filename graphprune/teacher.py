@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graphprune.distill import flatten_outputs
+from graphprune.passes.fx.fuse import activate_in_place, fold_norms
 from graphprune.precision import Precision
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Teacher:
 
     Attributes:
         module: a copy of the model, in the memory layout and on the device of the run.
-        tapped: the same, returning (output, features).
+        tapped: the same network with norms folded into layers, returning (output, features).
 
     Args:
         model: it is not modified.
@@ -39,6 +40,8 @@ class Teacher:
         precision.convert_(self.module)
         self.tapped = self.module.with_taps(self._taps)
         self.tapped.eval()
+        fold_norms(self.tapped.inner)
+        activate_in_place(self.tapped.inner)
 
     @torch.no_grad()
     def answers(self, batch: Tensor) -> list[Tensor]:

@@ -103,7 +103,7 @@ def _bias(module: CapturedModule, node: fx.Node, step: Step, size: int) -> torch
     shape = [1] * len(step.op.shape)
     shape[step.rule.sums(step.op)] = size
     if (source := _bias_node(node, step)) is not None:
-        return _attribute(module, source).detach().reshape(shape).clone()
+        return attribute(module, source).detach().reshape(shape).clone()
     return torch.zeros(shape, dtype=node.meta["val"].dtype)
 
 
@@ -115,7 +115,8 @@ def _bias_node(node: fx.Node, step: Step) -> fx.Node | None:
     return None
 
 
-def _attribute(module: CapturedModule, node: fx.Node) -> torch.Tensor:
+def attribute(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """The parameter or buffer that a node stands for."""
     path, _, leaf = str(node.target).rpartition(".")
     tensor = getattr(module.get_submodule(path), leaf)
     assert isinstance(tensor, torch.Tensor)
@@ -124,7 +125,7 @@ def _attribute(module: CapturedModule, node: fx.Node) -> torch.Tensor:
 
 def _evaluate(module: CapturedModule, node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
     def known(source: fx.Node) -> Any:
-        return constants[source].clone() if source in constants else _attribute(module, source)
+        return constants[source].clone() if source in constants else attribute(module, source)
 
     assert callable(node.target)
     with torch.no_grad():
