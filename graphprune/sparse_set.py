@@ -94,6 +94,11 @@ class SparseSet:
         """(n_groups,) mask of the groups that have gone to exactly zero."""
         return self.expected & (self._line == 0)
 
+    @property
+    def is_fading(self) -> bool:
+        """Are groups on their way to zero?"""
+        return bool((self.expected & ~self.dead).any())
+
     def living(self) -> list[np.ndarray]:
         """The groups of each set that are not dead, whether those are removed already or not."""
         alive = ~self.dead.numpy()

@@ -170,8 +170,9 @@ class Student:
         if schedule.is_draw(step):
             self.set.draw(step, schedule, self._evidence())
             self.features.keep(~self.set.expected)
-        strength = self._rate(step, schedule) * self.config.lambda_sparsity * schedule.ramp(step)
-        self.set.shrink(self.index, strength, self.optimizer)
+        if self.set.is_fading or not self._is_cut_clean():  # else there is nothing left to make smaller
+            strength = self._rate(step, schedule) * self.config.lambda_sparsity * schedule.ramp(step)
+            self.set.shrink(self.index, strength, self.optimizer)
         clear_(self._thinned)
         if self.config.shrink and (schedule.is_draw(step) or step + 1 == schedule.settle_from):
             self._remove_dead(step + 1 == schedule.settle_from)

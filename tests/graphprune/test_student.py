@@ -10,6 +10,7 @@ from graphprune.config import CompressConfig
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
+from graphprune.sparse_set import SparseSet
 from graphprune.student import Student
 
 CONFIG = CompressConfig(macs=0.5)
@@ -105,3 +106,15 @@ def test_nothing_but_norms_computes_as_in_inference_once_they_are_frozen():
     assert (norm.args[5], lstm.args[6]) == (True, True)
     made.freeze_bn([torch.randn(4, 1, 8, 8)])
     assert (norm.args[5], lstm.args[6]) == (False, True)
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_nothing_is_made_smaller_once_all_that_goes_is_removed(monkeypatch, is_removed):
+    shrunk = []
+    shrink = SparseSet.shrink
+    monkeypatch.setattr(SparseSet, "shrink", lambda *args: (shrunk.append(run.done), shrink(*args)))
+    run = engine(dataclasses.replace(SETTINGS, epochs=1.5, shrink=is_removed))
+    run.run()
+    settled = [step for step in shrunk if step >= run.schedule.settle_from]
+    assert settled == ([] if is_removed else list(range(run.schedule.settle_from, run.schedule.total)))
+    assert len(shrunk) > len(settled)
