@@ -20,7 +20,7 @@ from graphprune.importance import Evidence, scale_parameters
 from graphprune.linear_sparsity import LinearSparsity, clear_
 from graphprune.passes.fx.capture import set_training
 from graphprune.passes.fx.dropout import bypass_dropout
-from graphprune.passes.fx.fuse import activate_in_place
+from graphprune.passes.fx.fuse import activate_in_place, fold_norms
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
@@ -107,11 +107,7 @@ class Student:
         bypass_dropout(module)
         self.precision.convert_(module)
         self._tapped_at = self._removal.taps_left(self.present)
-        self.tapped = module.with_taps([name for name in self._tapped_at if name is not None])
-        activate_in_place(self.tapped.inner)
-        if not self._is_alone:
-            synchronize_batch_norm(self.tapped.inner)
-        self.learn_on()
+        self._tap()
         self.optimizer = _optimizer(module, self.config)
         self._thinned = [] if self._sparsity is None else self._sparsity.held(module, self.present)
         parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -119,6 +115,17 @@ class Student:
         self.index = GroupIndex(parameters, axes, self.graph.n_groups, self._sizes)
         self.features.reduce_to(torch.from_numpy(self.present))
         self.features.keep(~self.set.expected)
+
+    def _tap(self) -> None:
+        """Derive from the network what steps run."""
+        self.tapped = self.module.with_taps([name for name in self._tapped_at if name is not None])
+        if self.is_bn_frozen:
+            set_training(self.tapped.inner, False, norms_only=True)
+            fold_norms(self.tapped.inner, live=True)
+        activate_in_place(self.tapped.inner)
+        if not self._is_alone:
+            synchronize_batch_norm(self.tapped.inner)
+        self.learn_on()
 
     def use(self, precision: Precision) -> None:
         """Compute from now on like this; before the first step."""
@@ -139,7 +146,7 @@ class Student:
         """
         reestimate_batch_norm(self.module, self.tapped, batches)
         self.is_bn_frozen = True
-        self.learn_on()
+        self._tap()
 
     def __call__(self, batch: Tensor) -> tuple[Any, list[Tensor | None]]:
         """Outputs, and features at the taps (None where nothing of a tap is left)."""
@@ -236,7 +243,7 @@ class Student:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.is_bn_frozen = state["is_bn_frozen"]
-        self.learn_on()
+        self._tap()
         self.features.keep(~self.set.expected)
 
 

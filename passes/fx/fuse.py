@@ -1,5 +1,6 @@
 """Make a captured graph cheaper to compute, with the same results up to rounding."""
 
+import operator
 from typing import Any
 
 import torch
@@ -39,12 +40,16 @@ def activate_in_place(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-@torch.no_grad()
-def fold_norms(module: fx.GraphModule) -> None:
+def fold_norms(module: fx.GraphModule, *, live: bool = False) -> None:
     """Fold batch norms of inference into the convolution or linear layer before them, in place.
 
-    The folded weights are buffers of the module; the parameters that it was made of stay as they are. Layers that
-    others read, too, keep their norm. The formula is that of `passes.onnx.fold_affine`, in double precision.
+    The parameters of the module stay as they are. Layers that others read, too, keep their norm. The formula is that of
+    `passes.onnx.fold_affine`.
+
+    Args:
+        module: a captured graph.
+        live: compute the folded weights anew in each pass, so that gradients reach all parameters; else they are
+            buffers, computed once in double precision.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -53,38 +58,58 @@ def fold_norms(module: fx.GraphModule) -> None:
         layer = node.all_input_nodes[0]
         if layer.target not in _LAYERS or len(layer.users) > 1:
             continue
-        folded = _folded(module, layer, node)
-        if folded is None:
+        sources: list[Any] = [layer.args[1], layer.args[2] if len(layer.args) > 2 else None, *node.args[1:5]]
+        if sources[-1] is None or any(source is not None and source.op != "get_attr" for source in sources):
             continue
-        names = [f"_{node.name}_{kind}" for kind in ("weight", "bias")]
-        for name, tensor in zip(names, folded, strict=True):
-            module.register_buffer(name, tensor)
-        with graph.inserting_before(layer):
-            layer.args = (layer.args[0], *(graph.get_attr(name) for name in names), *layer.args[3:])
+        if layer.meta["val"].ndim != attribute(module, sources[0]).ndim:  # a linear layer at several positions
+            continue
+        if live:
+            with graph.inserting_before(layer):
+                both = graph.call_function(_folded, (*sources, node.args[7]))
+                found = [graph.call_function(operator.getitem, (both, at)) for at in (0, 1)]
+        else:
+            found = _constants(module, node, sources)
+            if not found:
+                continue
+        layer.args = (layer.args[0], *found, *layer.args[3:])
         node.replace_all_uses_with(layer)
         graph.erase_node(node)
     graph.eliminate_dead_code()
     module.recompile()
 
 
-def _folded(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a layer with the norm after it; None where they are no finite numbers or not known ahead."""
+@torch.no_grad()
+def _constants(module: fx.GraphModule, norm: fx.Node, sources: list[Any]) -> list[fx.Node]:
+    """Folded weight and bias as buffers of the module; empty where they are no finite numbers."""
     epsilon: Any = norm.args[7]
-    sources: list[Any] = [layer.args[1], layer.args[2] if len(layer.args) > 2 else None, *norm.args[1:5]]
-    if any(source is not None and source.op != "get_attr" for source in sources) or norm.args[3] is None:
-        return None
-    weight, *vectors = (None if source is None else attribute(module, source) for source in sources)
+    values = [None if source is None else attribute(module, source) for source in sources]
+    full: list[Any] = [None if value is None else value.detach().cpu().double() for value in values]
+    weight = values[0]
     assert weight is not None
-    if layer.meta["val"].ndim != weight.ndim:  # channels of the layer are not those of the norm
-        return None
-    bias, gamma, beta, mean, variance = (None if v is None else v.detach().cpu().double() for v in vectors)
-    assert mean is not None
-    assert variance is not None
-    scale = (variance + epsilon).rsqrt() * (1.0 if gamma is None else gamma)
-    shift = ((0.0 if bias is None else bias) - mean) * scale + (0.0 if beta is None else beta)
-    product = weight.detach().cpu().double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    result = product.to(weight.dtype), shift.to(weight.dtype)
-    if not all(bool(tensor.isfinite().all()) for tensor in result):
-        return None
-    like = torch.empty_like(weight).copy_(result[0])  # on its device, in its memory layout
-    return like, result[1].to(weight.device)
+    folded = [tensor.to(weight.dtype) for tensor in _folded(*[*full, epsilon])]
+    if not all(bool(tensor.isfinite().all()) for tensor in folded):
+        return []
+    # On the device of the weight, and in its memory layout.
+    kept = (torch.empty_like(weight).copy_(folded[0]), folded[1].to(weight.device))
+    found = []
+    for kind, tensor in zip(("weight", "bias"), kept, strict=True):
+        module.register_buffer(f"_{norm.name}_{kind}", tensor)
+        with module.graph.inserting_before(norm.all_input_nodes[0]):
+            found.append(module.graph.get_attr(f"_{norm.name}_{kind}"))
+    return found
+
+
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer with the norm after it. Shapes: weight: (channels, ...), all others (channels,)."""
+    scale = (variance + epsilon).rsqrt()
+    scale = scale if gamma is None else scale * gamma
+    shift = (-mean if bias is None else bias - mean) * scale
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift if beta is None else shift + beta

@@ -29,25 +29,49 @@ def operators(module):
     return [node.target for node in module.graph.nodes if node.op == "call_function"]
 
 
-@pytest.mark.parametrize(
-    ("net", "shape"),
-    [
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (4, 3, 8, 8)),
-        (nn.Sequential(nn.Conv2d(4, 8, 3, padding="same", groups=2, bias=False), nn.BatchNorm2d(8)), (4, 4, 8, 8)),
-        (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4, affine=False)), (4, 3, 8)),
-        (nn.Sequential(nn.Conv3d(3, 4, 3, stride=2), nn.BatchNorm3d(4)), (2, 3, 5, 5, 5)),
-        (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)), (4, 6)),
-        (models.resnet20(), (2, 3, 32, 32)),
-        (models.mobilenet_v2(), (2, 3, 32, 32)),
-    ],
-)
+FOLDABLE = [
+    (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (4, 3, 8, 8)),
+    (nn.Sequential(nn.Conv2d(4, 8, 3, padding="same", groups=2, bias=False), nn.BatchNorm2d(8)), (4, 4, 8, 8)),
+    (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4, affine=False)), (4, 3, 8)),
+    (nn.Sequential(nn.Conv3d(3, 4, 3, stride=2), nn.BatchNorm3d(4)), (2, 3, 5, 5, 5)),
+    (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)), (4, 6)),
+    (models.resnet20(), (2, 3, 32, 32)),
+    (models.mobilenet_v2(), (2, 3, 32, 32)),
+]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize(("net", "shape"), FOLDABLE)
 def test_a_network_with_its_norms_folded_computes_the_same(net, shape):
     module, images = prepared(net, shape)
     expected, weights = module(images), copy.deepcopy(module.state_dict())
     fold_norms(module)
     assert aten.batch_norm.default not in operators(module)
-    torch.testing.assert_close(module(images), expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
+    close(module(images), expected)
     assert all(torch.equal(module.state_dict()[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(("net", "shape"), FOLDABLE)
+def test_norms_that_are_folded_in_each_pass_learn_as_before(net, shape):
+    module, images = prepared(net, shape)
+    module, images = module.double(), images.double()
+    other = copy.deepcopy(module)
+    fold_norms(other, live=True)
+    assert aten.batch_norm.default not in operators(other)
+    results = []
+    for one in (module, other):
+        out = one(images)
+        torch.autograd.backward(out.square().sum())
+        results.append([out, *(parameter.grad for parameter in one.parameters())])
+    for found, expected in zip(*results, strict=True):
+        close(found, expected)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(other(images), results[1][0])
 
 
 class Two(nn.Module):
@@ -62,6 +86,7 @@ class Two(nn.Module):
         return self.bn(y) + y
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
@@ -71,10 +96,10 @@ class Two(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), (4, 3, 8, 8)),
     ],
 )
-def test_a_norm_that_is_not_the_layers_own_stays(net, shape):
+def test_a_norm_that_is_not_the_layers_own_stays(net, shape, live):
     module, images = prepared(net, shape)
     expected = module(images)
-    fold_norms(module)
+    fold_norms(module, live=live)
     assert aten.batch_norm.default in operators(module)
     assert torch.equal(module(images), expected)
 
