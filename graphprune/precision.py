@@ -52,7 +52,9 @@ class Precision:
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=layout)
+                    # `contiguous` leaves those of a single input channel as they are, and strides are all that tells
+                    # torch to go on in channels last behind them: activations of one channel have no layout.
+                    parameter.data = torch.empty_like(parameter, memory_format=layout).copy_(parameter)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""

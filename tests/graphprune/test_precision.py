@@ -3,6 +3,7 @@ import torch
 from torch import fx, nn
 
 from graphprune import precision
+from graphprune.passes.fx.capture import capture
 from graphprune.precision import Precision, choose_precision
 
 CPU = torch.device("cpu")
@@ -40,6 +41,17 @@ def test_the_layout_changes_and_the_values_stay():
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert Precision(channels_last=True).images(torch.ones(2, 3, 4, 4)).stride() == (48, 1, 12, 3)
     assert Precision(**Precision(channels_last=True).to_dict()) == Precision(channels_last=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_of_one_channel_does_not_end_channels_last(training):
+    layers = [nn.Conv2d(3, 16, 3), nn.Conv2d(16, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 16, 3), nn.ReLU()]
+    images = torch.randn(4, 3, 12, 12)
+    module = capture(nn.Sequential(*layers).eval(), (images,))
+    precision = Precision(channels_last=True)
+    precision.convert_(module)
+    out = module.train(training)(precision.images(images))
+    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("supported", [False, True])
