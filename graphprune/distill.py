@@ -12,7 +12,7 @@ All in float32 at least, whatever the precision of the networks.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -176,13 +176,14 @@ class FeatureLoss:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Per tap: which of the teacher's channels the student has (None: all), and which of those are compared."""
+        """Per tap: which of the teacher's channels the student has, and which of those are compared (None: all)."""
         self._chosen: list[Tensor | None] = []
         self._masks: list[Tensor | None] = []
         for ids in self._ids:
             has = None if ids is None else self._present[ids]
             self._chosen.append(None if has is None or bool(has.all()) else torch.nonzero(has).flatten())
-            self._masks.append(None if ids is None or has is None else self._kept[ids[has]])
+            mask = None if ids is None or has is None else self._kept[ids[has]]
+            self._masks.append(None if mask is None or bool(mask.all()) else mask)
 
     def __call__(self, teacher: Sequence[Tensor], student: Sequence[Tensor | None]) -> Tensor:
         """Mean over taps and samples. Shapes: features are (batch, ...) with the channels in any dimension.
@@ -192,29 +193,54 @@ class FeatureLoss:
             student: the same; None where all channels of the tap are removed.
         """
         losses = [
-            t.new_zeros(()) if s is None else self._distance(self._reduced(t.detach(), i), s, self._dims[i], mask)
-            for i, (t, s, mask) in enumerate(zip(teacher, student, self._masks, strict=True))
+            t.new_zeros(()) if s is None else self._distance(t.detach(), s, tap)
+            for tap, (t, s) in enumerate(zip(teacher, student, strict=True))
         ]
         return torch.stack(losses).mean() if losses else torch.zeros(())
 
-    def _reduced(self, features: Tensor, tap: int) -> Tensor:
-        chosen = self._chosen[tap]
-        if chosen is None:
-            return features
-        self._chosen[tap] = chosen = chosen.to(features.device)  # moves once
-        return features.index_select(self._dims[tap], chosen)
-
-    @staticmethod
-    def _distance(teacher: Tensor, student: Tensor, dim: int, mask: Tensor | None) -> Tensor:
-        other = [d for d in range(1, teacher.ndim) if d != dim]
+    def _distance(self, teacher: Tensor, student: Tensor, tap: int) -> Tensor:
+        dim, chosen, mask = self._dims[tap], self._chosen[tap], self._masks[tap]
+        if student.ndim == 4 and student.is_contiguous(memory_format=torch.channels_last):  # as it lies in memory
+            teacher, student, dim = teacher.movedim(1, 3), student.movedim(1, 3), {1: 3, 2: 1, 3: 2}[dim]
+        if chosen is not None:
+            self._chosen[tap] = chosen = chosen.to(teacher.device)  # moves once
+            if dim == teacher.ndim - 1:  # twice as fast there as `index_select`
+                teacher = teacher.gather(dim, chosen.expand(*teacher.shape[:-1], -1))
+            else:
+                teacher = teacher.index_select(dim, chosen)
         # Before the products: those of bfloat16 have three digits, and close features differ by less.
         teacher, student = in_full(teacher), in_full(student)
+        if mask is not None:
+            factors = mask.to(student).reshape([-1 if d == dim else 1 for d in range(student.ndim)])
+            teacher, student = teacher * factors, student * factors
+        return _cosine_distance(teacher.flatten(1), student.flatten(1)).mean()
 
-        def product(a: Tensor, b: Tensor) -> Tensor:
-            per_channel = (a * b).sum(dim=other) if other else a * b
-            return per_channel.sum(1) if mask is None else per_channel @ mask.to(per_channel)
 
-        norm = product(teacher, teacher) * product(student, student)
-        cosine = product(teacher, student) / norm.clamp_min(_EPS).sqrt()
+class _CosineDistance(torch.autograd.Function):
+    """2 - 2 cos(teacher, student) of each sample, with a gradient for the student alone.
+
+    Features are large: torch's own derivative of the formula reads and writes them three times as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        """Shapes: (batch, n) both; returns (batch,)."""
+        norms = torch.linalg.vector_norm(teacher, dim=1), torch.linalg.vector_norm(student, dim=1)
+        product = norms[0] * norms[1]
         # A sample without any activation to compare has nothing to learn from: it must not count as orthogonal.
-        return torch.where(norm > _EPS, 2 - 2 * cosine, torch.zeros_like(cosine)).mean()
+        is_nothing = product.square() <= _EPS
+        inverse = torch.where(is_nothing, torch.zeros_like(product), 1 / product)
+        cosine = (teacher * student).sum(1) * inverse
+        ctx.save_for_backward(teacher, student, inverse, cosine * inverse * norms[0] / norms[1].clamp_min(_EPS))
+        return torch.where(is_nothing, torch.zeros_like(cosine), 2 - 2 * cosine)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        """By d cos / d student = teacher / (|teacher| |student|) - cos student / |student|^2."""
+        teacher, student, inverse, own = ctx.saved_tensors
+        found = teacher * (-2 * gradient * inverse)[:, None]
+        return None, found.addcmul_(student, (2 * gradient * own)[:, None])
+
+
+_cosine_distance: Callable[[Tensor, Tensor], Tensor] = _CosineDistance.apply

@@ -133,6 +133,34 @@ def test_feature_loss_of_other_layouts():
     assert float(flat([teacher[:, 0, 0]], [teacher[:, 0, 0]])) == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_feature_loss_and_its_gradient_are_those_of_the_formula(layout, dim):
+    torch.manual_seed(0)
+    teacher = torch.randn(4, 6, 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    has, kept = [0, 1, 3, 4], [0, 3, 4]
+    student = torch.randn_like(teacher).index_select(dim, torch.tensor(has)).contiguous(memory_format=layout)
+    loss = FeatureLoss([(dim, np.arange(6))], 6)
+    loss.reduce_to(torch.tensor([group in has for group in range(6)]))
+    loss.keep(torch.tensor([group in kept for group in range(6)]))
+
+    def formula(student):
+        t, s = (
+            x.index_select(dim, torch.tensor(at)).flatten(1)
+            for x, at in ((teacher, kept), (student, [has.index(group) for group in kept]))
+        )
+        return (2 - 2 * torch.cosine_similarity(t, s)).mean()
+
+    values, gradients = [], []
+    for function in (formula, lambda student: loss([teacher], [student])):
+        leaf = student.clone().requires_grad_()
+        values.append(function(leaf))
+        torch.autograd.backward(3 * values[-1])
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_features_in_bfloat16_are_multiplied_in_float32():
     torch.manual_seed(0)
     teacher = torch.randn(16, 8, 4, 4).relu()
