@@ -16,27 +16,21 @@ _LAYERS = {
     aten.linear.default,
     *(getattr(getattr(aten, f"conv{n}d"), overload) for n in (1, 2, 3) for overload in ("default", "padding")),
 }
-#: Activations whose gradient needs their result alone -> the same, writing over what they are given.
-_IN_PLACE = {
-    aten.relu.default: aten.relu_.default,
-    aten.relu6.default: aten.relu6_.default,
-    aten.hardtanh.default: aten.hardtanh_.default,
-}
 #: Operators that give a tensor of its own, which their gradient does not need.
 _FRESH = {*_LAYERS, aten.batch_norm.default, aten.add.Tensor}
 
 
 def activate_in_place(module: fx.GraphModule) -> None:
-    """Let activations write over what nobody else reads, in place; for training as well.
+    """Let relu write over what nobody else reads, in place; for training as well, where it saves memory.
 
-    A step of ResNet56 on a CPU takes 2 % less time so, and activations less memory.
+    Its gradient needs the result alone. For that of relu6 torch would keep a copy.
     """
     for node in module.graph.nodes:
-        if node.target not in _IN_PLACE:
+        if node.target is not aten.relu.default:
             continue
         (source,) = node.all_input_nodes
         if source.target in _FRESH and len(source.users) == 1:
-            node.target = _IN_PLACE[node.target]
+            node.target = aten.relu_.default
     module.recompile()
 
 

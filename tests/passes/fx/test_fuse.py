@@ -117,7 +117,7 @@ def test_activations_in_place_change_neither_results_nor_gradients(net):
     module, images = prepared(net, (2, 3, 32, 32))
     other = copy.deepcopy(module)
     activate_in_place(other)
-    assert not {aten.relu.default, aten.hardtanh.default, aten.relu6.default} & set(operators(other))
+    assert aten.relu.default not in operators(other)
     for mode in (False, True):
         found = []
         for one in (module, other):
