@@ -186,7 +186,7 @@ class CompressConfig:
                 raise UsageError(f"{_flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if self.warmup + self.sparsify >= 1:
             raise UsageError(
-                f"--warmup and --sparsify must leave a part of the run to settle: {self.warmup:g} + "
+                f"warmup and sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
             )
         if self.policy != "auto":  # which always can
@@ -320,11 +320,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Settings that the command line has no option for.
+_PYTHON_ONLY = frozenset(
+    "momentum weight_decay lr_warmup lr_final grad_clip lambda_out lambda_mutual lambda_sparsity temperature "
+    "sensitivity_decay diversity redraw_every warmup sparsify fade bn_freeze min_channels allow_inexact holdout "
+    "eval_every calibration_images checkpoint_seconds".split()
+)
+
+
 def _flag(name: str) -> str:
-    """The option of the command line."""
+    """How a setting is called where it is given: the option of the command line, or its name."""
     if name == "n_students":
         return "--students"
-    return "--" + name.replace("_", "-")
+    return name if name in _PYTHON_ONLY else "--" + name.replace("_", "-")
 
 
 def _check_budgets(config: CompressConfig) -> None:
