@@ -106,4 +106,6 @@ def _folded(
     scale = (variance + epsilon).rsqrt()
     scale = scale if gamma is None else scale * gamma
     shift = (-mean if bias is None else bias - mean) * scale
-    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift if beta is None else shift + beta
+    shift = shift if beta is None else shift + beta
+    # Norms may be of more digits than the layers between them.
+    return (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).to(weight.dtype), shift.to(weight.dtype)

@@ -74,6 +74,17 @@ def test_norms_that_are_folded_in_each_pass_learn_as_before(net, shape):
     assert not torch.allclose(other(images), results[1][0])
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_layers_of_fewer_digits_than_their_norms_stay_so(live):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3).bfloat16(), nn.BatchNorm2d(4)).eval()
+    images = torch.randn(4, 3, 8, 8).bfloat16()
+    module = capture(net, (images,))
+    expected = module(images)
+    fold_norms(module, live=live)
+    torch.testing.assert_close(module(images), expected, rtol=0.05, atol=0.05)
+
+
 class Two(nn.Module):
     """A convolution that the norm does not have for itself."""
 
