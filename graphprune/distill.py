@@ -204,7 +204,7 @@ class FeatureLoss:
             teacher, student, dim = teacher.movedim(1, 3), student.movedim(1, 3), {1: 3, 2: 1, 3: 2}[dim]
         if chosen is not None:
             self._chosen[tap] = chosen = chosen.to(teacher.device)  # moves once
-            if dim == teacher.ndim - 1:  # twice as fast there as `index_select`
+            if dim == teacher.ndim - 1:  # quicker there than `index_select`
                 teacher = teacher.gather(dim, chosen.expand(*teacher.shape[:-1], -1))
             else:
                 teacher = teacher.index_select(dim, chosen)
@@ -219,7 +219,7 @@ class FeatureLoss:
 class _CosineDistance(torch.autograd.Function):
     """2 - 2 cos(teacher, student) of each sample, with a gradient for the student alone.
 
-    Features are large: torch's own derivative of the formula reads and writes them three times as often.
+    Features are large, and torch's own derivative of the formula goes over them more often.
     """
 
     @staticmethod

@@ -119,13 +119,12 @@ class Student:
     def _tap(self) -> None:
         """Derive from the network what steps run."""
         self.tapped = self.module.with_taps([name for name in self._tapped_at if name is not None])
+        self.learn_on()
         if self.is_bn_frozen:
-            set_training(self.tapped.inner, False, norms_only=True)
             fold_norms(self.tapped.inner, live=True)
         activate_in_place(self.tapped.inner)
         if not self._is_alone:
             synchronize_batch_norm(self.tapped.inner)
-        self.learn_on()
 
     def use(self, precision: Precision) -> None:
         """Compute from now on like this; before the first step."""
@@ -236,14 +235,15 @@ class Student:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.set.load_state(state["set"])
+        self.is_bn_frozen = state["is_bn_frozen"]
         present = state["present"].numpy()
-        if not np.array_equal(present, self.present):
+        if np.array_equal(present, self.present):
+            self._tap()
+        else:
             self.present = present
             self._adopt(self._removal.cut(present))
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.is_bn_frozen = state["is_bn_frozen"]
-        self._tap()
         self.features.keep(~self.set.expected)
 
 

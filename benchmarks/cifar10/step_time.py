@@ -3,10 +3,10 @@
     python benchmarks/cifar10/step_time.py --output benchmarks/cifar10/results/step-time.json
 
 The same engine steps four times over, in turns: dense; at 40 % of the MACs with the groups at zero but in place; with
-the groups removed; and so with BatchNorm at fixed statistics, as in the last part of a run. Random images and weights:
-times do not depend on them. Processor seconds, the shortest of the repeats. The overhead is that of sensitivity and
-proximal step together (without the draws, which are counted apart, per step, at the default of 40 in a run of 20
-epochs).
+the groups removed; and so with BatchNorm at fixed statistics, as in the last part of a run. Random images and weights,
+and the widths that a one-shot plan gives with them: other widths take other times (`width_time.py`). Processor seconds,
+the shortest of the repeats. The overhead is that of sensitivity and proximal step together (without the draws, which
+are counted apart, per step, at the default of 40 in a run of 20 epochs).
 """
 
 import argparse

@@ -181,7 +181,8 @@ def _rewrite(module: CapturedModule, node: fx.Node, name: str, value: Any) -> No
         value = merged
     else:
         value = _literal(module, node, name, value)
-    position = [argument.name for argument in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [argument.name for argument in node.target._schema.arguments].index(name)
     if position < len(node.args):
         node.update_arg(position, value)
     else:

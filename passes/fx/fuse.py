@@ -75,19 +75,15 @@ def fold_norms(module: fx.GraphModule, *, live: bool = False) -> None:
 @torch.no_grad()
 def _constants(module: fx.GraphModule, norm: fx.Node, sources: list[Any]) -> list[fx.Node]:
     """Folded weight and bias as buffers of the module; empty where they are no finite numbers."""
-    epsilon: Any = norm.args[7]
-    values = [None if source is None else attribute(module, source) for source in sources]
-    full: list[Any] = [None if value is None else value.detach().cpu().double() for value in values]
-    weight = values[0]
-    assert weight is not None
-    folded = [tensor.to(weight.dtype) for tensor in _folded(*[*full, epsilon])]
+    values: list[Any] = [None if source is None else attribute(module, source).cpu().double() for source in sources]
+    values.append(norm.args[7])
+    weight = attribute(module, sources[0])
+    folded = [tensor.to(weight.dtype) for tensor in _folded(*values)]
     if not all(bool(tensor.isfinite().all()) for tensor in folded):
         return []
-    # On the device of the weight, and in its memory layout.
-    kept = (torch.empty_like(weight).copy_(folded[0]), folded[1].to(weight.device))
     found = []
-    for kind, tensor in zip(("weight", "bias"), kept, strict=True):
-        module.register_buffer(f"_{norm.name}_{kind}", tensor)
+    for kind, tensor in zip(("weight", "bias"), folded, strict=True):
+        module.register_buffer(f"_{norm.name}_{kind}", tensor.to(weight.device))
         with module.graph.inserting_before(norm.all_input_nodes[0]):
             found.append(module.graph.get_attr(f"_{norm.name}_{kind}"))
     return found

@@ -177,9 +177,12 @@ def _pool(model: ir.Model, node: ir.Node) -> bool:
         return False
     axes = literal(model, node.inputs[1]) if len(node.inputs) > 1 else None
     stated = node.attributes.get("axes")
-    if axes is None and stated is None:
+    if axes is not None:
+        dims = axes.numpy().tolist()
+    elif stated is not None:
+        dims = list(stated.as_ints())
+    else:
         return False
-    dims = list(stated.as_ints()) if axes is None and stated is not None else axes.numpy().tolist()  # type: ignore[union-attr]
     if sorted(int(dim) % 4 for dim in dims) != [2, 3]:
         return False
     keeps = node.attributes.get("keepdims")
