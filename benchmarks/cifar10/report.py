@@ -1,13 +1,18 @@
 """RESULTS.md of this folder, written by `python benchmarks/cifar10/report.py` from results/*/result.json alone."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+from experiments import EXPERIMENTS  # noqa: E402
+from run import settings  # noqa: E402
 
 from graphprune import CompressConfig  # noqa: E402
 from graphprune.files import atomic_write_text  # noqa: E402
@@ -23,6 +28,13 @@ on images held out of `train/`, by which settings are chosen. *Agreement*, *dist
 to their spread) and *accuracy*: on the images named in *judged on*. A run without `bn_freeze` is one before there was
 such a setting: its statistics follow the batches to the end.
 """
+_ABLATION = """## One change at a time: {network}, {epochs:g} epochs
+
+On `val/`; all settings but those named are the defaults. Mean over the seeds, and the lowest and highest of them.
+*Minutes*: of one processor, spent in training. A change of accuracy has a standard error of about {error:.2f} points by
+the choice of the images alone (that of a count of answers that differ).
+"""
+_ABLATION_COLUMNS = ("experiment", "file", "seeds", "MACs", "agreement", "distance", "change", "images left", "minutes")
 _COLUMNS = (
     "experiment",
     "asked for",
@@ -61,10 +73,68 @@ _SETTINGS = (
 def main() -> None:
     """Write RESULTS.md."""
     runs = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*/result.json"))]
-    parts = [_HEAD, table(runs)]
+    parts = [_HEAD, table(runs), *ablations(runs)]
     for run in runs:
-        parts += [f"## {title(run)}", f"`{run['record']['command']}`", facts(run), course(run["history"])]
+        parts += [f"## {title(run)}", f"`{run['record']['command']}`", facts(run)]
+        for member in members(run):
+            parts += [*([f"`{member['name']}.onnx`:"] if "name" in member else []), course(member["history"])]
     atomic_write_text(HERE / "RESULTS.md", "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def members(run: Run) -> Sequence[Mapping[str, Any]]:
+    """What a run tells of each of its slim models: of the one, or of those of a family."""
+    found: Sequence[Mapping[str, Any]] = run["members"] or [run]
+    return found
+
+
+def ablations(runs: Sequence[Run]) -> Iterator[str]:
+    """A table of the runs that differ from the defaults in nothing but what their experiment names."""
+    groups: dict[tuple[str, float], dict[str, list[Run]]] = {}
+    for run in runs:
+        if run["record"]["judged_on"] == "val/" and is_as_named(run):
+            name = run["record"]["experiment"]
+            group = groups.setdefault((EXPERIMENTS[name].model, run["config"]["epochs"]), {})
+            group.setdefault(name, []).append(run)
+    for (network, epochs), group in groups.items():
+        if len(group) > 2:
+            ordered = [(name, group[name]) for name in EXPERIMENTS if name in group]
+            differing = mean(1 - member["quality"]["agreement"] for _, same in ordered for member in members(same[0]))
+            error = 100 * math.sqrt(differing / ordered[0][1][0]["quality"]["images"])
+            yield _ABLATION.format(network=network, epochs=epochs, error=error)
+            lines = ["| " + " | ".join(_ABLATION_COLUMNS) + " |", "|---" * len(_ABLATION_COLUMNS) + "|"]
+            yield "\n".join([*lines, *("| " + " | ".join(row) + " |" for each in ordered for row in ablation(*each))])
+
+
+def is_as_named(run: Run) -> bool:
+    """Whether all settings but the number of epochs are those of the experiment, or else the defaults."""
+    record, config = run["record"], dict(run["config"])
+    named = settings(EXPERIMENTS[record["experiment"]], record["seed"], {}).to_dict()
+    return all(config.get(name) == value for name, value in named.items() if name not in ("epochs", "eval_every"))
+
+
+def ablation(name: str, runs: Sequence[Run]) -> Iterator[list[str]]:
+    """Lines of one experiment: the same file of all seeds in each."""
+    minutes = spread([run["cpu_seconds"]["training"] / 60 for run in runs], "{:.0f}")
+    for number, first in enumerate(members(runs[0])):
+        same = [members(run)[number] for run in runs]
+        quality = [member["quality"] for member in same]
+        yield [
+            EXPERIMENTS[name].about,
+            first.get("name", "slim"),
+            ", ".join(str(run["record"]["seed"]) for run in runs),
+            spread([member["reached"]["macs"] for member in same], "{:.1%}"),
+            spread([each["agreement"] for each in quality], "{:.2%}"),
+            spread([each["distance"] for each in quality], "{:.4f}"),
+            spread([100 * (each["accuracy"]["slim"] - each["accuracy"]["dense"]) for each in quality], "{:+.2f}"),
+            spread([each["held_out_agreement"] for each in quality], "{:.2%}"),
+            minutes if not number else "",
+        ]
+
+
+def spread(values: Sequence[float], pattern: str) -> str:
+    """The mean; and the range, where there is more than one."""
+    text = pattern.format(mean(values))
+    return text if len(values) < 2 else f"{text} ({pattern.format(min(values))} to {pattern.format(max(values))})"
 
 
 def title(run: Run) -> str:
@@ -83,14 +153,15 @@ def table(runs: Sequence[Run]) -> str:
 def rows(run: Run) -> Iterator[list[str]]:
     """The slim files of a run: the network itself, and its int8 version if there is one."""
     dense, record, config = run["models"][0], run["record"], run["config"]
+    qualities = {member.get("name", "slim"): member["quality"] for member in members(run)}
     names = [*_SETTINGS, *(name for name in _UNUSUAL if config.get(name, _DEFAULTS[name]) != _DEFAULTS[name])]
     settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
-    asked = ", ".join(f"{name} {config[name]:g}" for name in _BUDGETS if isinstance(config.get(name), int | float))
+    asked = ", ".join(f"{name} {budget(config[name])}" for name in _BUDGETS if config.get(name) is not None)
     for model in run["models"][1:]:
         low, high = model["speedup_interval"]
-        is_slim = model["name"] == "slim"
+        quality = qualities.get(model["name"])  # none of an int8 version
         yield [
-            record["experiment"] if is_slim else f"{record['experiment']}: {model['name']}",
+            record["experiment"] if model["name"] == "slim" else f"{record['experiment']}: {model['name']}",
             asked,
             settings,
             str(record["seed"]),
@@ -100,11 +171,16 @@ def rows(run: Run) -> Iterator[list[str]]:
             f"{model['params'] / dense['params']:.1%}" if model["params"] else "",
             f"{model['speedup']:.2f} ({low:.2f} - {high:.2f})",
             f"{model['agreement']:.2%}",
-            f"{run['quality']['distance']:.4f}" if is_slim else "",
+            f"{quality['distance']:.4f}" if quality else "",
             f"{model['accuracy']:.2%}",
             f"{100 * (model['accuracy'] - dense['accuracy']):+.2f}",
-            f"{run['quality']['held_out_agreement']:.2%}" if is_slim else "",
+            f"{quality['held_out_agreement']:.2%}" if quality else "",
         ]
+
+
+def budget(asked: float | Sequence[float]) -> str:
+    """What was asked for, of one student or of each."""
+    return " / ".join(f"{share:g}" for share in asked) if isinstance(asked, Sequence) else f"{asked:g}"
 
 
 def facts(run: Run) -> str:
