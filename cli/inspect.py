@@ -1,6 +1,7 @@
 """`graphprune inspect MODEL`: what can be removed, what cannot and why."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
     from graphprune.passes.channels.graph import ChannelGraph
 
 __all__ = ["command"]
@@ -71,10 +75,11 @@ def _trace_torch(
 
     loaded = load_model(model, arch=arch, trust_pickle=trust)
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
-        _refuse_other_sizes(model, [tuple(x.shape) for x in loaded.example_inputs[0]], size, shapes)
+        _refuse_other_sizes(model, [tuple(x.shape) for x in loaded.example_inputs[0]], size, _in_order(loaded, shapes))
         return trace(loaded)
     if shapes:
-        return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in shapes.values()))
+        inputs = _in_order(loaded, shapes)
+        return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in inputs))
     channels, own_size = expected_images(loaded)
     size = size or own_size
     if size is None:
@@ -84,14 +89,30 @@ def _trace_torch(
     return trace(loaded, (torch.randn(2, channels or _CHANNELS, *size),))
 
 
+def _in_order(model: "nn.Module | ExportedProgram", shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+    """The shapes in the order in which the model takes its inputs; a single one may go without a name."""
+    if "" in shapes or not shapes:
+        return [*shapes.values()]
+    from torch.export import ExportedProgram
+
+    if isinstance(model, ExportedProgram):
+        names = [*map(str, model.graph_signature.user_inputs)]
+    else:
+        names = [*signature(model.forward).parameters]
+    for name in shapes:
+        if name not in names:
+            raise UsageError(f"no input is called {name!r}: the model takes {', '.join(names)}")
+    return [shapes[name] for name in sorted(shapes, key=names.index)]
+
+
 def _refuse_other_sizes(
     model: Path,
     examples: Sequence[tuple[int, ...]],
     size: tuple[int, int] | None,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Sequence[tuple[int, ...]],
 ) -> None:
     """Refuse sizes that an archive is not looked at for: it knows those of its example inputs alone."""
-    given = [*shapes.values()] or ([(0, 0, *size)] if size else [])
+    given = [*shapes] or ([(0, 0, *size)] if size else [])
     for asked, example in zip(given, examples, strict=False):
         sizes = zip(asked[1:], example[1:], strict=False)
         if len(asked) != len(example) or any(n not in (0, own) for n, own in sizes):

@@ -324,6 +324,14 @@ provider_option = click.option("--provider", default=CPU, show_default=True, hel
 def _by_name(
     ctx: click.Context, parameter: click.Parameter, value: Sequence[tuple[str, tuple[int, ...]]]
 ) -> dict[str, tuple[int, ...]] | None:
+    names = [name for name, _ in value]
+    if len(names) > 1 and "" in names:
+        raise click.BadParameter(
+            "several shapes need the names of their inputs, as in image:1x3x224x224", ctx, parameter
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.BadParameter(f"two shapes are given for the input {twice!r}", ctx, parameter)
     return dict(value) or None
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew, with the final weights.
+"""Running statistics of normalizations measured anew, with the final weights.
 
 During training the running statistics lag behind the weights and mix in groups that are zero by now. At the end they
 are replaced by the mean over many batches of what the trained network really sees.
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from graphprune.passes.fx.capture import CapturedModule
 
-_RUNNING_MEAN, _RUNNING_VAR, _MOMENTUM = 3, 4, 6  # positions among the arguments of aten.batch_norm
+_NORMS = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
+_RUNNING_MEAN, _RUNNING_VAR, _MOMENTUM = 3, 4, 6  # positions among their arguments
 
 
 @torch.no_grad()
 def reestimate_batch_norm(module: "CapturedModule", forward: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running mean and variance of every BatchNorm in `module` by their mean over `batches`.
 
-    A network without BatchNorm, and one that is given no batch, stays as it is.
+    Those of InstanceNorm likewise. A network without any, and one that is given no batch, stays as it is.
 
     Args:
         module: the captured network; its buffers are changed in place.
@@ -55,7 +56,7 @@ def _statistics(module: "CapturedModule") -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for node in module.graph.nodes:
-        if node.target is torch.ops.aten.batch_norm.default and node.args[_MOMENTUM] > 0:
+        if node.target in _NORMS and node.args[_MOMENTUM] > 0:
             for argument in (node.args[_RUNNING_MEAN], node.args[_RUNNING_VAR]):
                 if argument is not None:
                     name = str(argument.target)

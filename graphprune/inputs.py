@@ -17,7 +17,7 @@ from graphprune.data import ImageSource, Preprocess, load_images
 from graphprune.model_runner import describe_inputs
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
 from graphprune.passes.fx.capture import CapturedModule, capture
-from graphprune.passes.fx.compare import difference, run
+from graphprune.passes.fx.outputs import run, sample_dims
 from graphprune.torch_mode import evaluation
 
 __all__ = ["DataOptions", "Images", "capture_on", "expected_images", "read_images"]
@@ -198,17 +198,29 @@ def _require_taken(model: nn.Module, images: torch.Tensor, source: ImageSource) 
 
 
 def _require_any_batch(captured: CapturedModule, images: torch.Tensor) -> None:
-    """A graph with one batch size written into it gives other results, or none, for another."""
-    problem = ""
+    """A graph with one batch size written into it gives other results, or none, for another.
+
+    Outputs are learned sample by sample: all of them hold the samples along their first dimension.
+    """
+    problem, found = "", []
+    images = torch.cat([images, images.flip(-1)])[:2]  # there may be one only
     try:
         outputs = run(captured, (images,))
-        single = [run(captured, (image[None],)) for image in images[:2]]
-        joined = [torch.cat(parts) for parts in zip(*single, strict=True)]
-        equal = all(difference(a, b[:2]) <= _SAME for a, b in zip(joined, outputs, strict=True))
+        single = [run(captured, (image[None],)) for image in images]
+        parts = zip(zip(*single, strict=True), outputs, strict=True)
+        found = [sample_dims(apart, joint, _SAME) for apart, joint in parts]
     except (RuntimeError, ValueError, IndexError) as error:
-        equal, problem = False, f" ({one_line(error)})"
-    if not equal:
+        problem = f" ({one_line(error)})"
+    if problem or None in found:
         raise CaptureError(
             f"the model gives other results for another batch size, or takes only one{problem}: export it with a free "
             'batch, as in torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))'
         )
+    for number, dims in enumerate(found):
+        if dims != (0,):
+            where = f"has the batch along dimension {dims[0]}" if dims else "does not depend on the images"
+            shape = "x".join(map(str, outputs[number].shape)) or "a single number"
+            raise UnsupportedModelError(
+                f"output {number} of the model ({shape} for two images) {where}: let the model return outputs with the "
+                "batch first, and leave the others out"
+            )

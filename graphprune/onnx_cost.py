@@ -4,8 +4,9 @@
     ConvTranspose   elements(in)  * (out channels / groups) * kernel
     Gemm, MatMul    elements(out) * contracted size
 
-Additions of biases, activations, pooling and normalization are not counted. What computes but cannot be
-counted is named in the result instead of being left out in silence.
+Additions of biases, activations, pooling and normalization are not counted, nor is what is computed from weights
+alone: runtimes do that once, when they load the file. What computes but cannot be counted is named in the result
+instead of being left out in silence.
 """
 
 import math
@@ -31,6 +32,7 @@ from graphprune.onnx_session import (
     random_inputs,
     with_outputs,
 )
+from graphprune.passes.channels.operators import is_random
 from graphprune.passes.errors import GraphPruneError, ModelLoadError
 from graphprune.passes.onnx.layout import SELECTS
 from graphprune.passes.onnx.wire import outline
@@ -62,6 +64,7 @@ _QUANTIZED_WEIGHTS = {
     "ConvInteger": {1},
     "MatMulInteger": {1},
 }
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)  # which read more than the node's inputs
 # Operators that compute and that no formula here covers.
 _NO_FORMULA = frozenset(
     {"Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "DeformConv", "If", "Loop", "Scan"}
@@ -115,7 +118,7 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
     if missing := _missing(model.graph.node, known):
         measured, reason = _measure_shapes(load_proto(source), label_of(source), missing, sizes)
         known.update(measured)
-    macs, uncounted = _count_macs(model.graph.node, known, reason)
+    macs, uncounted = _count_macs(_varying(model), known, reason)
     first = known.get(feeds[0].name, ()) if feeds else ()
     batch = first[0] if len(first) > 1 else 1
     return OnnxCost(macs // batch, _count_weights(model), size_bytes, tuple(uncounted))
@@ -195,6 +198,19 @@ def _measure_shapes(
     except _FAILURES as error:
         return {}, one_line(error)
     return {name: tuple(value.shape) for name, value in zip(missing, values, strict=True)}, ""
+
+
+def _varying(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes whose results depend on what the model is given, or on chance."""
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    fixed |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    for node in model.graph.node:
+        read = {name for name in node.input if name}
+        is_fixed = bool(read) and read <= fixed and not is_random(node.op_type)
+        if node.op_type == "Constant" or (is_fixed and not any(at.type in _GRAPHS for at in node.attribute)):
+            fixed.update(node.output)
+        else:
+            yield node
 
 
 def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], reason: str) -> tuple[int, list[str]]:
@@ -298,14 +314,15 @@ def _bytes_of(source: OnnxSource, model: onnx.ModelProto) -> int:
     if isinstance(source, bytes):
         return len(source)
     path = Path(source)
-    files = [path, *(path.parent / name for name in _external_files(model) if not os.path.isabs(name))]
+    files = [path, *(path.parent / name for name in external_files(model) if not os.path.isabs(name))]
     try:
         return sum(file.stat().st_size for file in files)
     except OSError as error:
         raise ModelLoadError(f"{path}: its weights cannot be read from {error.filename}") from error
 
 
-def _external_files(model: onnx.ModelProto) -> set[str]:
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that hold weights of a model, as it states them: relative to its own folder."""
     return {
         entry.value
         for tensor in model.graph.initializer

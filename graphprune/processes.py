@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx
-from torch.distributed.nn.functional import all_reduce
 
 from graphprune.device import resolve_device
 from graphprune.distill import in_full
@@ -113,10 +112,9 @@ def _initialize(device: torch.device) -> None:
 
 
 def synchronize_batch_norm(module: fx.GraphModule) -> None:
-    """Let every batch normalization of a captured graph take its statistics over all processes, in place."""
+    """Let every normalization of a captured graph take its statistics over all processes, in place."""
     for node in module.graph.nodes:
-        if node.target is aten.batch_norm.default:
-            node.target = _batch_norm
+        node.target = _SYNCHRONIZED.get(node.target, node.target)
     module.recompile()
 
 
@@ -152,8 +150,48 @@ def _batch_norm(
     return (result if bias is None else result + bias.view(shape)).to(x.dtype)
 
 
-#: The sum over processes, through which gradients flow back to all of them.
-_sum_over_processes: Callable[[Tensor], Tensor] = all_reduce
+class _Sum(torch.autograd.Function):
+    """The sum over processes, through which gradients flow back to all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
-capture.switch_like(_batch_norm, aten.batch_norm.default)
+_sum_over_processes: Callable[[Tensor], Tensor] = _Sum.apply
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Instance normalization with running statistics of all processes. Shapes: x: (batch, channels, ...)."""
+    result = aten.instance_norm.default(
+        x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled
+    )
+    for buffer in (running_mean, running_var) if use_input_stats else ():
+        if buffer is not None:
+            dist.all_reduce(buffer)
+            buffer /= dist.get_world_size()
+    return result
+
+
+_SYNCHRONIZED = {aten.batch_norm.default: _batch_norm, aten.instance_norm.default: _instance_norm}
+for _operator, _function in _SYNCHRONIZED.items():
+    capture.switch_like(_function, _operator)

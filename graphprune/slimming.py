@@ -19,7 +19,7 @@ from graphprune.latency.stopwatch import stopwatch
 from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
-from graphprune.onnx_cost import onnx_cost
+from graphprune.onnx_cost import external_files, onnx_cost
 from graphprune.onnx_files import folder_beside, write, written
 from graphprune.onnx_session import (
     RUNTIME_ERRORS,
@@ -239,12 +239,23 @@ def _check(draft: Path, source: Path, name: str) -> None:
 
 
 def _invalidity(path: Path) -> str:
-    """What onnx finds wrong with a file; looked at without its weights in memory, by an outline that refers to them."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=".outline") as beside:
-        beside.write(outline(path, location=path.name))
-        beside.flush()
+    """What onnx finds wrong with a file; looked at without its weights in memory, by an outline that refers to them.
+
+    The folder of the file may be one that cannot be written to. So the outline lies elsewhere, with empty files of the
+    same size in place of those that hold weights.
+    """
+    text = outline(path, location=path.name)
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as name:
+        folder = Path(name)
+        for holder in {path.name, *external_files(onnx.load_model_from_string(text))}:
+            if (path.parent / holder).is_file() and ".." not in Path(holder).parts and not Path(holder).is_absolute():
+                (folder / holder).parent.mkdir(parents=True, exist_ok=True)
+                with (folder / holder).open("wb") as stand_in:
+                    stand_in.truncate((path.parent / holder).stat().st_size)
+        sketch = folder / f"{path.name}.outline"
+        sketch.write_bytes(text)
         try:
-            onnx.checker.check_model(beside.name, full_check=True)
+            onnx.checker.check_model(str(sketch), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
             return one_line(error)
     return ""

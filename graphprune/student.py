@@ -20,7 +20,7 @@ from graphprune.importance import Evidence, scale_parameters
 from graphprune.linear_sparsity import LinearSparsity, clear_
 from graphprune.passes.fx.capture import set_training
 from graphprune.passes.fx.dropout import bypass_dropout
-from graphprune.passes.fx.fuse import activate_in_place, fold_norms
+from graphprune.passes.fx.fuse import activate_in_place, fold_norms, hold_still
 from graphprune.precision import Precision
 from graphprune.processes import Processes, synchronize_batch_norm
 from graphprune.removal import Removal, carry_over, restore
@@ -122,6 +122,7 @@ class Student:
         self.learn_on()
         if self.is_bn_frozen:
             fold_norms(self.tapped.inner, live=True)
+            hold_still(self.tapped.inner)
         activate_in_place(self.tapped.inner)
         if not self._is_alone:
             synchronize_batch_norm(self.tapped.inner)

@@ -38,7 +38,7 @@ def find_taps(graph: fx.Graph) -> list[str]:
     Args:
         graph: a captured ATen graph whose nodes carry `meta["val"]`.
     """
-    learned = _learned(graph)
+    learned = {node: None for node in _learned(graph) if _has_samples_first(node)}
     spine = [node for node in _spine(graph) if node in learned and not _is_dropout(node)]
     taps = {a for a, b in pairwise(spine) if _spatial(a) and _spatial(a) != _spatial(b)}
     heads = {node for node in map(_before_dropout, _classifier_inputs(graph)) if node in learned}
@@ -49,6 +49,14 @@ def find_taps(graph: fx.Graph) -> list[str]:
         picks = torch.linspace(0, len(ordered) - 1, _MAX_TAPS).round().long().tolist()
         ordered = [ordered[i] for i in picks]
     return [node.name for node in ordered]
+
+
+def _has_samples_first(node: fx.Node) -> bool:
+    """Features are compared sample by sample; some layouts have the channels in the first dimension, too."""
+    batches = (_value(each) for each in node.graph.nodes if each.op == "placeholder")
+    batch = next((value.shape[0] for value in batches if value is not None and value.ndim > 1), None)
+    value = _value(node)
+    return value is not None and value.ndim > 0 and str(value.shape[0]) == str(batch)  # sizes may be symbols
 
 
 def _value(node: fx.Node) -> torch.Tensor | None:

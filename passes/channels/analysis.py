@@ -24,7 +24,7 @@ from graphprune.passes.channels.operators import Binding as Binding
 from graphprune.passes.channels.operators import Cut as Cut
 from graphprune.passes.channels.operators import Op as Op
 from graphprune.passes.channels.operators import Rule as Rule
-from graphprune.passes.channels.operators import without_zero_points
+from graphprune.passes.channels.operators import is_random, without_zero_points
 from graphprune.passes.channels.segments import Segments
 from graphprune.passes.channels.value import Facet, Value, spread
 from graphprune.passes.channels.zeros import zero_slices
@@ -88,6 +88,7 @@ class Analysis:
         self._shapely: list[Facet] = []
         self._declared: list[Labels] = []
         self._alive: list[tuple[Labels, Op]] = []
+        self._fixed: dict[int, Value] = {}
 
     # -- leaves ---------------------------------------------------------------------------------
 
@@ -209,12 +210,25 @@ class Analysis:
             return [Value(shape, constant=constant) for shape in op.out_shapes]
         if not rule.quantized and any(value.zero_point is not None for value in op.values()):
             op, rule = without_zero_points(op, rule)
+        counted = len(self.terms)
         results = [self.normalize(value, op) for value in rule.couple(self, op)]
         results.extend(Value(shape) for shape in op.out_shapes[len(results) :])  # saved statistics and the like
+        if self._is_fixed(op):
+            del self.terms[counted:]
+            self._fixed.update({id(value): value for value in results})
         self._freeze_lost(op, results)
         for value in results:
             self._shapely.extend(facet for facet in value.facets if len(facet.dims) > 1)
         return results
+
+    def _is_fixed(self, op: Op) -> bool:
+        """Does an operator compute the same whatever the input is? Then it is done once, and costs nothing."""
+        given = op.values()
+        return (
+            bool(given)
+            and not is_random(op.kind)
+            and all(value.constant or id(value) in self._fixed for value in given)
+        )
 
     def normalize(self, value: Value, op: Op) -> Value:
         """The value with its facets held at size 1 along every dimension along which classes do not differ."""

@@ -1,5 +1,6 @@
 """Operators in the words of their rules, and rules: what the front ends hand to the analysis."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,6 +11,14 @@ from graphprune.passes.channels.value import Value
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.analysis import Analysis
+
+
+_RANDOM = re.compile(r"Random|Bernoulli$|Multinomial$|aten\.(rand|bernoulli|normal|multinomial|poisson)")
+
+
+def is_random(kind: str) -> bool:
+    """Does an operator of that kind (`aten.rand_like.default`, `RandomNormalLike`) give other numbers every time?"""
+    return _RANDOM.match(kind) is not None
 
 
 @dataclass(frozen=True)

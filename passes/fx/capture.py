@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
 from graphprune.passes.fx.decompose import decompose
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
 from graphprune.passes.fx.operators import find_rule
+from graphprune.passes.fx.outputs import difference, run, sample_dims
 from graphprune.passes.fx.plain import is_plain, plain_copy
+from graphprune.passes.fx.program import export
 from graphprune.passes.fx.quiet import kept_quiet
 
 logger = logging.getLogger("graphprune")
@@ -36,6 +38,7 @@ _TRAINING_ARGUMENT: dict[Any, tuple[int, str]] = {
 }
 #: Normalizations that have only batch statistics when their running mean (argument 3) is absent.
 _TRACKED: set[Any] = {aten.batch_norm.default, aten.instance_norm.default}
+_SAME = 1e-3  # difference of two results, relative to the largest value; other batch sizes take other kernels
 _MOMENTUM = 0.1  # of running statistics; torch's default
 _SPLITS = (
     aten.chunk.default,
@@ -45,8 +48,6 @@ _SPLITS = (
     aten.unsafe_chunk.default,
     aten.unsafe_split.Tensor,
 )
-#: What torch raises where a Python branch or a size hangs on the numbers in a tensor; their names are not public.
-_DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 
 
@@ -149,13 +150,19 @@ def switch_like(function: Callable[..., Any], operator: torch._ops.OpOverload) -
         _TRACKED.add(function)
 
 
-def module_of(program: ExportedProgram) -> fx.GraphModule:
-    """The program as a module in inference mode, whatever mode it was exported in; it shares the program's weights."""
+def module_of(program: ExportedProgram, *, own: bool = False) -> fx.GraphModule:
+    """The program as a module in inference mode, whatever mode it was exported in; it shares the program's weights.
+
+    Args:
+        program: what torch.export made of a model.
+        own: it was made here, of a model in inference mode.
+    """
     with kept_quiet():
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     if set_training(module, False):
-        logger.info("the program was exported in training mode; it is used in inference mode")
+        whose = "the model's code has operators of training in inference mode, too" if own else ""
+        logger.info("%s; it is used in inference mode", whose or "the program was exported in training mode")
     return module
 
 
@@ -199,9 +206,31 @@ def capture(
             raise CaptureError("example_inputs are needed to capture a module: pass a tuple of inputs")
         if not isinstance(example_inputs, tuple):
             raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
-        example_inputs = inputs_on(device_of(model), _at_least_two(example_inputs))
-        program = _export(model if is_plain(model) else plain_copy(model), example_inputs)
-    unlifted = module_of(program)
+        example_inputs = inputs_on(device_of(model), example_inputs)
+        return _captured(model, example_inputs, share)
+    return _graph_of(program, example_inputs, model, share)
+
+
+def _captured(model: nn.Module, example_inputs: tuple[Any, ...], share: bool) -> CapturedModule:
+    """The graph of a module, for any batch size if that can be."""
+    pair = _pair(example_inputs)
+    captured = None if pair is None else _captured_for_any_batch(model, pair, share)
+    if captured is None:
+        captured = _graph_of(_exported(model, example_inputs), example_inputs, model, share)
+    batch = next((x.shape[0] for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 1), None)
+    if batch is not None and not _has_variable_sizes(captured):
+        logger.warning("the batch size of the model is fixed at %s", batch)
+    return captured
+
+
+def _exported(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    return export(model if is_plain(model) else plain_copy(model), example_inputs)
+
+
+def _graph_of(
+    program: ExportedProgram, example_inputs: tuple[Any, ...], model: nn.Module | ExportedProgram, share: bool
+) -> CapturedModule:
+    unlifted = module_of(program, own=program is not model)
     captured = CapturedModule(unlifted, unlifted.graph)
     is_here = device_of(captured) == CPU
     if not share or not is_here:  # moving a module moves its parameters in place
@@ -215,67 +244,53 @@ def capture(
     return captured.eval()
 
 
-def _at_least_two(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A batch of 1 would be taken for a constant; repeat it."""
+def _pair(example_inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+    """Two different samples, each as a batch of 1, where a single one is given: in a graph 1 would be a constant."""
     tensors = [x for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0]
     if not tensors or any(x.shape[0] != 1 for x in tensors):
-        return example_inputs
-    return tuple(torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() > 0 else x for x in example_inputs)
+        return None
+    turned = tuple(x.flip(-1) if isinstance(x, torch.Tensor) and x.dim() > 0 else x for x in example_inputs)
+    return example_inputs, turned
 
 
-def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def _captured_for_any_batch(
+    model: nn.Module, pair: tuple[tuple[Any, ...], tuple[Any, ...]], share: bool
+) -> CapturedModule | None:
+    """The graph for two samples; None where it does not compute the same for each by itself.
+
+    Code that has a batch of 1 written into it, as in `x.reshape(1, -1)`, mixes them.
+    """
+    two = zip(*pair, strict=True)
+    both = tuple(torch.cat(each) if isinstance(each[0], torch.Tensor) and each[0].dim() else each[0] for each in two)
     try:
-        shapes = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.dim() > 1 else None for x in example_inputs)
-        try:
-            program = _quiet_export(model, example_inputs, shapes)
-        except Exception as dynamic_error:
-            logger.debug("capture with a variable batch failed: %s", dynamic_error)
-            try:
-                program = _quiet_export(model, example_inputs, None)
-            except Exception as error:
-                raise CaptureError(_explain(error, model)) from error
-        if any(shapes) and not _has_variable_sizes(program):
-            logger.warning("the batch size of the model is fixed at %s", _batch_of(example_inputs))
-        return program
+        captured = _graph_of(_exported(model, both), both, model, share)
+        *apart, joint, again = _results(captured, (*pair, both, pair[0]))
+        parts = zip(zip(*apart, strict=True), joint, strict=True)
+        if all(sample_dims(each, whole, _SAME) is not None for each, whole in parts):
+            return captured
+        if any(difference(one, other) > _SAME for one, other in zip(apart[0], again, strict=True)):
+            return captured  # other numbers each time: nothing can be told
+    except (CaptureError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        logger.debug("capture with two samples failed: %s", error)
+    return None
+
+
+def _results(captured: CapturedModule, calls: Sequence[tuple[Any, ...]]) -> list[list[torch.Tensor]]:
+    """What a graph gives for each of some inputs. They stay as they are, and so do the buffers, which may be shared."""
+    held = {buffer: buffer.clone() for buffer in captured.buffers()}
+    captured.eval()
+    try:
+        return [run(captured, tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in call)) for call in calls]
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for buffer, before in held.items():
+            buffer.copy_(before)
 
 
-def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
-    with torch.no_grad(), kept_quiet():
-        return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
-
-
-def _has_variable_sizes(program: ExportedProgram) -> bool:
+def _has_variable_sizes(module: CapturedModule) -> bool:
     """Is any size of an input still a symbol? One that the model's code forbids to vary is a number by now."""
-    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    values = (node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
     sizes = (size for value in values for size in getattr(value, "shape", ()))
     return any(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
-
-
-def _batch_of(example_inputs: tuple[Any, ...]) -> Any:
-    return next((x.shape[0] for x in example_inputs if isinstance(x, torch.Tensor) and x.dim()), "?")
-
-
-def _explain(error: Exception, model: nn.Module) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    frame = None
-    trace = error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in name and "graphprune" not in name:
-            frame = f"{name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    where = f" at {frame}" if frame else ""
-    if type(error).__name__ in _DATA_DEPENDENT:
-        text = (
-            "what is computed there depends on the numbers in a tensor, and a graph has one way only; take torch.where "
-            f"instead of a branch ({text})"
-        )
-    return f"torch.export cannot capture {type(model).__name__}{where}: {text[:300]}"
 
 
 def _own_parameters(module: fx.GraphModule) -> None:
@@ -313,10 +328,20 @@ def _clean(module: CapturedModule) -> None:
             _give_sizes(node)
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
+    _drop_unused(module)
     module.recompile()
     for node in graph.nodes:
         if node.op not in ("placeholder", "get_attr", "call_function", "output"):
             raise UnsupportedModelError(f"the captured graph has a node of kind {node.op} ({node.name})")
+
+
+def _drop_unused(module: CapturedModule) -> None:
+    """Parameters and buffers that nothing reads are no part of what is compressed, nor of its cost."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for path, owner in list(module.named_modules()):
+        for table in (owner._parameters, owner._buffers):
+            for name in [name for name in table if f"{path}.{name}".lstrip(".") not in read]:
+                delattr(owner, name)
 
 
 def _still_statistics(model: nn.Module) -> set[str]:

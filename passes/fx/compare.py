@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from graphprune.passes.channels.graph import ChannelGraph
@@ -15,33 +15,7 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.analyze import FxFrontEnd
 from graphprune.passes.fx.capture import CapturedModule
-from graphprune.passes.fx.device import device_of, inputs_on
-
-
-def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
-    """The tensors that a model gives, flat and on the CPU, without gradients; the model's mode is kept.
-
-    Inputs may be on another device than the model.
-    """
-    with torch.no_grad():
-        outputs = model(*inputs_on(device_of(model), inputs))
-    flat, _ = pytree.tree_flatten(outputs)
-    return [x.cpu() for x in flat if isinstance(x, torch.Tensor)]
-
-
-def difference(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference relative to the largest reference value; infinite for other shapes, NaN or Inf."""
-    if reference.shape != other.shape:
-        return float("inf")
-    if reference.numel() == 0:
-        return 0.0
-    if not (reference.is_floating_point() or reference.is_complex()):
-        return 0.0 if torch.equal(reference, other) else float("inf")
-    if not (torch.isfinite(reference).all() and torch.isfinite(other).all()):
-        same = torch.equal(torch.nan_to_num(reference), torch.nan_to_num(other))
-        return 0.0 if same and torch.equal(reference.isnan(), other.isnan()) else float("inf")
-    scale = max(float(reference.abs().max()), 1e-12)
-    return float((reference - other).abs().max()) / scale
+from graphprune.passes.fx.outputs import difference
 
 
 def compare_outputs(reference: list[torch.Tensor], outputs: list[torch.Tensor], tolerance: float, what: str) -> float:

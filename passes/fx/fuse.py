@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from graphprune.passes.fx.fold import attribute
 
-__all__ = ["activate_in_place", "fold_norms"]
+__all__ = ["activate_in_place", "fold_norms", "hold_still"]
 
 aten = torch.ops.aten
 
@@ -18,6 +18,8 @@ _LAYERS = {
 }
 #: Operators that give a tensor of its own, which their gradient does not need.
 _FRESH = {*_LAYERS, aten.batch_norm.default, aten.add.Tensor}
+#: A channel whose variance is below so many times epsilon hardly varies: what a norm makes of it is its shift.
+_STILL = 10.0
 
 
 def activate_in_place(module: fx.GraphModule) -> None:
@@ -59,7 +61,7 @@ def fold_norms(module: fx.GraphModule, *, live: bool = False) -> None:
             continue
         if live:
             with graph.inserting_before(layer):
-                both = graph.call_function(_folded, (*sources, node.args[7]))
+                both = graph.call_function(_folded_live, (*sources, node.args[7]))
                 found = [graph.call_function(operator.getitem, (both, at)) for at in (0, 1)]
         else:
             found = _constants(module, node, sources)
@@ -70,6 +72,31 @@ def fold_norms(module: fx.GraphModule, *, live: bool = False) -> None:
         graph.erase_node(node)
     graph.eliminate_dead_code()
     module.recompile()
+
+
+def hold_still(module: fx.GraphModule) -> None:
+    """Give no gradient to what comes into norms of inference in channels that hardly vary, in place.
+
+    The statistics of a batch take away what all of its samples have in common, fixed ones do not: there such a channel
+    is nothing but a shift, and its gradient is multiplied by up to 1 / sqrt(epsilon). The norm's own shift can learn
+    the same. After `fold_norms`, which sees to it in the norms that it folds.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is not aten.batch_norm.default or node.args[5] or node.args[4] is None:
+            continue
+        gamma = None if node.args[1] is None else attribute(module, node.args[1])
+        still = attribute(module, node.args[4]) < _STILL * node.args[7]
+        if bool((still if gamma is None else still & (gamma != 0)).any()):  # else no gradient comes through anyway
+            with module.graph.inserting_before(node):
+                held = module.graph.call_function(_held, (node.args[0], node.args[4], node.args[7]))
+            node.replace_input_with(node.args[0], held)
+    module.recompile()
+
+
+def _held(x: Tensor, variance: Tensor, epsilon: float) -> Tensor:
+    """`x` (batch, channels, ...) without a gradient where it hardly varies."""
+    still = (variance < _STILL * epsilon).reshape(1, -1, *[1] * (x.ndim - 2))
+    return torch.where(still, x.detach(), x)
 
 
 @torch.no_grad()
@@ -89,6 +116,22 @@ def _constants(module: fx.GraphModule, norm: fx.Node, sources: list[Any]) -> lis
     return found
 
 
+def _folded_live(
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """`_folded`, without a gradient for weights and biases of channels that hardly vary."""
+    still = variance < _STILL * epsilon
+    weight = torch.where(still.reshape(-1, *[1] * (weight.ndim - 1)), weight.detach(), weight)
+    bias = bias if bias is None else torch.where(still, bias.detach(), bias)
+    return _folded(weight, bias, gamma, beta, mean, variance, epsilon)
+
+
 def _folded(
     weight: Tensor,
     bias: Tensor | None,
@@ -99,9 +142,9 @@ def _folded(
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer with the norm after it. Shapes: weight: (channels, ...), all others (channels,)."""
-    scale = (variance + epsilon).rsqrt()
+    scale = (variance.to(torch.promote_types(variance.dtype, torch.float32)) + epsilon).rsqrt()
     scale = scale if gamma is None else scale * gamma
-    shift = (-mean if bias is None else bias - mean) * scale
+    shift = (-mean if bias is None else bias.to(scale.dtype) - mean) * scale
     shift = shift if beta is None else shift + beta
     # Norms may be of more digits than the layers between them.
     return (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).to(weight.dtype), shift.to(weight.dtype)

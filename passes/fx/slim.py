@@ -22,10 +22,11 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import CapturedModule, capture
-from graphprune.passes.fx.compare import compare_outputs, difference, first_difference, run
+from graphprune.passes.fx.compare import compare_outputs, first_difference
 from graphprune.passes.fx.cut import cut_graph, cut_tensors, named_tensors
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
 from graphprune.passes.fx.mirrors import update_attributes
+from graphprune.passes.fx.outputs import difference, run
 from graphprune.passes.fx.plain import copy_on_cpu, plain_copy
 
 logger = logging.getLogger("graphprune")

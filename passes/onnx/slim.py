@@ -170,11 +170,12 @@ def planned_groups(graph: ChannelGraph, plan: PruningPlan) -> Mask:
     if plan.removed and not known:
         raise PlanError("the plan names no weight of this file: was it made for another model?")
     for name in known:
-        for dim, indices in plan.removed[name].items():
+        for dim in plan.removed[name]:
             axis = graph.axes.get((name, dim))
-            if axis is None or (axis[list(indices)] < 0).any():
+            gone = None if axis is None else axis[~plan.kept(name, dim, len(axis))]
+            if gone is None or (gone < 0).any():
                 raise PlanError(f"the plan removes channels of {name} along dimension {dim} that cannot be removed")
-            removed[axis[list(indices)]] = True
+            removed[gone] = True
     for name in known:
         for dim in range(len(graph.shapes[name])):
             ids = graph.axes.get((name, dim))

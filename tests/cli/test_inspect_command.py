@@ -83,6 +83,10 @@ def test_bad_input_is_one_line(files, tmp_path, capsys):
         (["net.onnx", "--image-size", "32"], 2, "x1x16x16, the shape given is ?x1x32x32"),
         (["net.onnx", "--shape", "pixels:1x1x16x16"], 2, "no input is called 'pixels'"),
         (["net.onnx", *ARCH], 2, "leave --arch"),
+        (["net.pt", *ARCH, "--shape", "pixels:1x1x16x16"], 2, "no input is called 'pixels': the model takes x"),
+        (["net.pt2", "--shape", "pixels:1x1x16x16"], 2, "no input is called 'pixels': the model takes x"),
+        (["net.onnx", "--shape", "1x1x16x16", "--shape", "2x1x16x16"], 2, "several shapes need the names"),
+        (["net.onnx", "--shape", "x:1x1x16x16", "--shape", "x:2x1x16x16"], 2, "two shapes are given for the input 'x'"),
     ]
     for (name, *arguments), code, reason in cases:
         assert main(["inspect", str(files / name), *arguments]) == code, name

@@ -27,6 +27,14 @@ def test_the_statistics_are_the_mean_over_the_batches(module):
     assert not torch.equal(module.get_buffer("3.running_mean"), torch.zeros(3))
 
 
+def test_instance_norms_have_statistics_too():
+    net = nn.InstanceNorm2d(2, momentum=0.3, track_running_stats=True)
+    module, batch = capture(net.eval(), (torch.randn(2, 2, 6, 6),)), 2 + 3 * torch.randn(40, 2, 6, 6)
+    reestimate_batch_norm(module, module, [batch])
+    torch.testing.assert_close(module.get_buffer("running_mean"), batch.mean((0, 2, 3)))
+    torch.testing.assert_close(module.get_buffer("running_var"), batch.flatten(2).var(2).mean(0))
+
+
 def test_batches_count_by_their_size(module):
     small, large = torch.randn(2, 2, 6, 6), 5 + torch.randn(60, 2, 6, 6)
     reestimate_batch_norm(module, module, [large])

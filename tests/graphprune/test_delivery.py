@@ -161,3 +161,45 @@ def test_what_has_no_onnx_form_is_refused_before_any_training(run, tmp_path):
     engine = SimpleNamespace(**{**vars(run[0]), "graph": gp.trace(captured)})
     with pytest.raises(UnsupportedModelError, match="airy_ai"):
         Delivery(engine, tmp_path).rehearse()
+
+
+class LowRank(Net):
+    """A weight that is made of a product of others, and a map of positions that a network computes from constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(4, 2))
+        self.register_buffer("at", torch.randn(36, 2))
+        self.positions = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        x = x + self.positions(self.at).t().reshape(1, 8, 6, 6)
+        return nn.functional.linear(x.mean((2, 3)), self.head.weight + self.up @ self.down)
+
+
+def rehearsed(module, run, folder):
+    torch.manual_seed(0)
+    graph = gp.trace(capture(module.eval(), (torch.zeros(2, 1, 6, 6),)))
+    found = Delivery(SimpleNamespace(**{**vars(run[0]), "graph": graph}), folder)
+    found.rehearse()
+    return graph
+
+
+def test_what_is_computed_from_weights_alone_costs_nothing(run, tmp_path, caplog):
+    graph = rehearsed(LowRank(), run, tmp_path)
+    assert graph.cost.dense["macs"] == 36 * 8 * 9 + 4 * 8
+    assert "were counted on the graph" not in caplog.text
+
+
+class Dropped(Net):
+    """A classifier after several dropouts: the same, in inference."""
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return sum(self.head(torch.dropout(x, p, self.training)) for p in (0.1, 0.2))
+
+
+def test_layers_that_the_exporter_merges_are_told(run, tmp_path, caplog):
+    rehearsed(Dropped(), run, tmp_path)
+    assert f"dense.onnx takes {36 * 8 * 9 + 4 * 8} multiply-accumulates, {36 * 8 * 9 + 2 * 4 * 8} were" in caplog.text

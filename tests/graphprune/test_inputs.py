@@ -126,6 +126,25 @@ class Fixed(Net):
         return super().forward(x).reshape(2, 2, -1).flatten(1)
 
 
+class Beside(Net):
+    """Also gives its steps with the batch second, or something that is the same for all images."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y, (y[None] if self.what == "steps" else torch.arange(4.0) if self.what == "anchors" else y.sum(1))
+
+
+@pytest.mark.parametrize(("what", "problem"), [("steps", "the batch along dimension 1"), ("anchors", "not depend on")])
+def test_outputs_without_the_batch_first_are_named(what, problem):
+    with pytest.raises(UnsupportedModelError, match=rf"output 1 of the model \(.*{problem}.*batch first"):
+        capture_on(Beside(what), source())
+    assert len(capture_on(Beside("sum"), source())(torch.zeros(3, 3, 8, 8))) == 2
+
+
 def test_a_model_for_one_batch_size_is_refused_with_the_way_out():
     with pytest.raises(CaptureError, match="with a free batch"):
         capture_on(Fixed(), source())

@@ -68,6 +68,17 @@ def test_formulas(model, macs, params):
     assert cost.uncounted == ()
 
 
+@pytest.mark.parametrize(("source", "macs"), [("Identity", 4 * 8), ("RandomNormalLike", 4 * 8 + 8 * 3 * 4)])
+def test_a_product_of_weights_is_computed_once(source, macs):
+    nodes = [
+        helper.make_node(source, ["a"], ["left"]),
+        helper.make_node("MatMul", ["left", "b"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = net(nodes, [weight("a", 8, 3), weight("b", 3, 4)], [("x", ["n", 8])], [("y", ["n", 4])])
+    assert onnx_cost(model).macs == macs
+
+
 def test_a_transposed_first_factor_is_contracted_along_its_rows():
     nodes = [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Gemm", ["t", "w"], ["y"], transA=1)]
     assert onnx_cost(net(nodes, [weight("w", 32, 10)], [("x", ["n", 32])], [("y", ["n", 10])])).macs == 320

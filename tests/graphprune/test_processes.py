@@ -84,6 +84,17 @@ def test_statistics_are_those_of_torch_under_autocast_too(monkeypatch, dtype):
     torch.testing.assert_close(found, expected)
 
 
+def test_statistics_of_instance_norm_are_the_mean_over_processes(monkeypatch):
+    other = torch.tensor([4.0, 8.0])
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda tensor: tensor.add_(other))
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
+    x, mean, variance = torch.randn(8, 2, 6, 6), torch.zeros(2), torch.ones(2)
+    y = processes._instance_norm(x, None, None, mean, variance, True, 1.0, 1e-5, False)
+    torch.testing.assert_close(mean, (x.mean((0, 2, 3)) + other) / 2)
+    torch.testing.assert_close(variance, (x.flatten(2).var(2).mean(0) + other) / 2)
+    torch.testing.assert_close(y, nn.functional.instance_norm(x))
+
+
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_does_with_the_doubled_batch(tmp_path):
     expected = make_engine(32).run()

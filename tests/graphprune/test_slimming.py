@@ -17,7 +17,7 @@ from builder import FLOAT, INT64, Builder, image, literal, shapes, zero
 import graphprune.passes.onnx.slim as removal
 from graphprune import onnx_files, slimming
 from graphprune.cli import main
-from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, UsageError, VerificationError
+from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, PlanError, UsageError, VerificationError
 from graphprune.optimized import optimized_graph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.onnx.analyze import trace_onnx
@@ -268,6 +268,26 @@ def test_damaged_files_are_refused_by_the_same_words_with_a_plan(source, capfd):
             assert "\n" not in str(caught.value)
         assert [path.name for path in source.parent.iterdir()] == ["net.onnx"]
     assert capfd.readouterr().out == ""  # onnxruntime's fallback would talk there
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_nothing_is_written_beside_the_source(tmp_path, outside):
+    """Its folder may be one that is read only."""
+    (tmp_path / "models").mkdir()
+    source, b = tmp_path / "models" / "net.onnx", Builder()
+    x = b.call("Relu", b.call("MatMul", b.input(("n", 64)), b.weight(64, 96, name="w0")))
+    b.output(b.call("MatMul", x, b.weight(96, 64, name="w1")))
+    onnx.save(b.model(), source, **({"save_as_external_data": True, "location": "net.data"} if outside else {}))
+    before = source.parent.stat().st_mtime_ns
+    plan = PruningPlan({"w0": {1: (0, 2)}, "w1": {0: (0, 2)}}, {"w0": (64, 96), "w1": (96, 64)})
+    assert slim_onnx(source, tmp_path / "slim.onnx", plan).removed_groups == 2
+    assert source.parent.stat().st_mtime_ns == before
+
+
+def test_a_plan_with_an_index_out_of_range_is_refused(source):
+    plan = PruningPlan({"first.weight": {0: (99,)}}, {"first.weight": (8, 3, 3, 3)})
+    with pytest.raises(PlanError, match=r"index 99 of first\.weight along dimension 0, which has 8"):
+        slim_onnx(source, source.with_name("slim.onnx"), plan)
 
 
 def test_maps_are_said_to_be_the_reason(source):

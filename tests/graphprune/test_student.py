@@ -1,6 +1,7 @@
 import dataclasses
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from digit_runs import SETTINGS, engine
@@ -109,6 +110,46 @@ def test_nothing_but_norms_computes_as_in_inference_once_they_are_frozen():
     made.module.train()
     made.freeze_bn([torch.randn(4, 1, 8, 8)])
     assert modes() == ([False], [True])  # the norm of the convolution is folded into it
+
+
+class Branched(nn.Module):
+    """A residual branch whose convolutions have biases before their norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+        self.first = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(x + self.last(self.first(x))).mean((2, 3)))
+
+
+def test_a_branch_that_went_does_not_run_away_once_its_norm_is_frozen():
+    """Its norm sees a constant: with fixed statistics, the bias before it would move it by 1 / sqrt(epsilon)."""
+    torch.manual_seed(0)
+    net, images = Branched(), torch.randn(16, 1, 8, 8)
+    net(images)
+    teacher = capture(net.eval(), (images,))
+    graph = analyze(teacher)
+    made = Student(teacher, graph, CompressConfig(macs=0.5, lr=0.02), 0, [])
+    gone = np.zeros(graph.n_groups, dtype=np.bool_)
+    gone[np.unique(graph.axes["first.0.weight", 0])] = True
+    made.set.expected = torch.from_numpy(gone)
+    made.index.scale_((~made.set.expected).float())
+    made._cut(~gone)
+    assert "first.0.weight" not in dict(made.module.named_parameters())
+    made.freeze_bn([images])
+    losses = []
+    for _ in range(6):
+        loss = (made(images)[0] - teacher(images).detach()).square().mean()
+        made.optimizer.zero_grad()
+        loss.backward()
+        made.optimizer.step()
+        losses.append(float(loss.detach()))
+    assert max(losses[1:]) < losses[0]
 
 
 @pytest.mark.parametrize("is_removed", [True, False])

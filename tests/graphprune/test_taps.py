@@ -106,6 +106,23 @@ def test_a_network_with_skips_is_tapped_at_each_resolution_and_before_its_head()
     assert {shape[1:] for shape in found} == {(32, 32), (16, 16), (8, 8)}
 
 
+def test_what_does_not_have_the_samples_first_is_not_tapped():
+    class Blurred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.head = conv(3, 8), conv(8, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            x = self.first(x)
+            x = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), torch.ones(1, 1, 2, 2) / 4, stride=2)
+            return self.head(self.last(x.reshape(-1, 8, *x.shape[2:])).mean((2, 3)))
+
+    shapes, _, captured = shapes_at_taps(Blurred())
+    assert shapes == [(8, 32, 32), (16, 16, 16), (16,)]
+    _, features = captured.with_taps(find_taps(captured.graph))(torch.zeros(5, 3, 32, 32))
+    assert [len(feature) for feature in features] == [5, 5, 5]
+
+
 def test_every_head_is_tapped():
     found, _, _ = shapes_at_taps(TwoHeads())
     assert (6, 16, 16) in found

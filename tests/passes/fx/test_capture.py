@@ -213,6 +213,17 @@ def test_a_program_that_was_exported_in_training_says_so(mode, caplog):
     torch.testing.assert_close(captured(batch), net.eval()(batch))
 
 
+def test_operators_that_are_always_in_training_are_said_to_be(caplog):
+    class Always(nn.Module):
+        def forward(self, x):
+            return F.dropout(x + 1, 0.5)
+
+    with caplog.at_level("INFO", "graphprune"):
+        captured = capture(Always().eval(), (torch.zeros(2, 3),))
+    assert torch.equal(captured(torch.zeros(2, 3)), torch.ones(2, 3))
+    assert "the model's code has operators of training in inference mode" in caplog.text
+
+
 def test_copies_are_independent(plain):
     model, captured = plain
     twin = copy.deepcopy(captured)
@@ -298,6 +309,59 @@ def test_a_fixed_batch_is_accepted_and_said(caplog):
     captured = capture(FixedBatch(), (torch.randn(2, 4),))
     assert captured(torch.randn(2, 4)).shape == (2, 3)
     assert "batch size of the model is fixed at 2" in caplog.text
+
+
+class OneImage(nn.Module):
+    """A batch of 1 is written into its code: with two images, one is read as more channels of the other."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.conv, self.fc = form, nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if self.form == "view":
+            return self.fc(x.view(1, 6 * 6 * 6)[:, :6])
+        x = x.squeeze(0).flatten(1).mean(1) if self.form == "squeeze" else x.reshape(1, 6, -1).mean(2)
+        return self.fc(x.reshape(1, 6) if self.form == "squeeze" else x)
+
+
+@pytest.mark.parametrize("form", ["reshape", "view", "squeeze"])
+def test_a_batch_of_one_in_the_models_code_is_kept(form, caplog):
+    model, x = OneImage(form).eval(), torch.randn(1, 3, 8, 8)
+    captured = capture(model, (x,))
+    assert torch.equal(captured(x), model(x))
+    assert caplog.text.count("batch size of the model is fixed at 1") == 1
+    graph = analyze(captured)
+    assert graph.n_groups == (5 if form == "view" else 6)  # the first channel alone is read
+
+
+class Stateful(nn.Module):
+    """Its input and its buffer are written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Buffer(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x.mul_(2)) + self.last
+        self.last.add_(1)
+        return y
+
+
+def test_capture_leaves_inputs_and_shared_buffers_as_they_are():
+    model, x = Stateful(), torch.ones(1, 3, 6, 6)
+    captured = capture(model, (x,), share=True)
+    assert model.last.item() == 0
+    assert torch.equal(x, torch.ones(1, 3, 6, 6))
+    assert torch.equal(captured.example_inputs[0], torch.ones(2, 3, 6, 6))
+
+
+def test_what_nothing_reads_is_no_part_of_the_graph():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model[0].register_parameter("spare", nn.Parameter(torch.zeros(5)))
+    captured = capture(model, (torch.randn(2, 3, 4, 4),))
+    assert [name for name, _ in captured.named_parameters()] == ["0.weight", "0.bias"]
 
 
 class Data(nn.Module):

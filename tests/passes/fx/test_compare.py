@@ -11,7 +11,8 @@ from zoo import captured_of, first_of, traced
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.analyze import analyze, trace
-from graphprune.passes.fx.compare import compare_outputs, difference, run
+from graphprune.passes.fx.compare import compare_outputs
+from graphprune.passes.fx.outputs import difference, run
 from graphprune.passes.fx.slim import mask, slim
 
 

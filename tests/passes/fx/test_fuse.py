@@ -6,7 +6,7 @@ from torch import nn
 
 from graphprune import models
 from graphprune.passes.fx.capture import capture
-from graphprune.passes.fx.fuse import activate_in_place, fold_norms
+from graphprune.passes.fx.fuse import activate_in_place, fold_norms, hold_still
 
 aten = torch.ops.aten
 
@@ -72,6 +72,46 @@ def test_norms_that_are_folded_in_each_pass_learn_as_before(net, shape):
         for parameter in other.parameters():
             parameter.mul_(0.5)
     assert not torch.allclose(other(images), results[1][0])
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_what_hardly_varies_is_not_moved_before_a_frozen_norm(is_folded):
+    """Channels: one that varies, one that does not, and one that does not and is not passed on either."""
+    module, images = prepared(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), (4, 3, 8, 8))
+    weight, norm = module.get_parameter("0.weight"), [module.get_parameter(f"1.{name}") for name in ("weight", "bias")]
+    with torch.no_grad():
+        module.get_buffer("1.running_var")[1:] = 1e-7
+        norm[0][:] = torch.tensor([1.0, 1.0, 0.0])
+    expected = module(images)
+    if is_folded:
+        fold_norms(module, live=True)
+    hold_still(module)
+    assert (aten.batch_norm.default in operators(module)) != is_folded
+    close(module(images), expected)
+    module(images).square().sum().backward()
+    moved = [weight.grad.abs().sum((1, 2, 3)), module.get_parameter("0.bias").grad.abs(), norm[1].grad.abs()]
+    assert [(values > 0).tolist() for values in moved] == [[True, False, False]] * 2 + [[True] * 3]
+
+
+def test_norms_whose_input_varies_are_left_as_they_are():
+    module, _ = prepared(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)))
+    before = operators(module)
+    hold_still(module)
+    with torch.no_grad():
+        module.get_parameter("1.weight")[0] = 0
+        module.get_buffer("1.running_var")[0] = 0
+    hold_still(module)
+    assert operators(module) == before
+
+
+def test_layers_in_bfloat16_are_folded_with_the_digits_of_float32():
+    torch.manual_seed(0)
+    module, images = prepared(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)))
+    small = copy.deepcopy(module).bfloat16()
+    again = copy.deepcopy(small)
+    fold_norms(small, live=True)
+    fold_norms(again)
+    assert torch.equal(small(images.bfloat16()), again(images.bfloat16()))
 
 
 @pytest.mark.parametrize("live", [False, True])

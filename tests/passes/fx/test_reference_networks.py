@@ -7,7 +7,7 @@ import zoo
 
 from graphprune.models import mobilenet_v2, resnet20, vgg_small
 from graphprune.passes.fx.analyze import analyze, trace
-from graphprune.passes.fx.compare import difference, run
+from graphprune.passes.fx.outputs import difference, run
 from graphprune.passes.fx.slim import mask, slim
 
 

@@ -14,8 +14,8 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze, trace
 from graphprune.passes.fx.capture import CapturedModule, capture
-from graphprune.passes.fx.compare import difference, run
 from graphprune.passes.fx.cut import cut_tensors
+from graphprune.passes.fx.outputs import difference, run
 from graphprune.passes.fx.slim import mask, slim
 
 # -- masking --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from zoo import captured_of, traced
 
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
-from graphprune.passes.fx.compare import difference, run
+from graphprune.passes.fx.outputs import difference, run
 from graphprune.passes.fx.slim import mask, slim
 
 
