@@ -79,7 +79,11 @@ def command(
 
     for path in (source, target):
         if path.suffix.lower() != ".onnx":
-            raise ModelLoadError(f"{path}: not an .onnx file; `graphprune compress` takes torch models")
+            raise ModelLoadError(
+                f"{path}: a folder, and not an .onnx file"
+                if path.is_dir()
+                else f"{path}: not an .onnx file; `graphprune compress` takes torch models"
+            )
     require_provider(provider)
     choice = _without_unset(choice)
     arrays = None if inputs is None else _arrays(inputs, source)
@@ -170,7 +174,7 @@ def _render(report: "SlimReport", console: Any = None) -> str:
     for name, text, before, after in pairs:
         table.add_row(name, text(before), text(after), f"{(after / before - 1) * 100:+.1f} %" if before else "")
     notes = [
-        f"{report.removed_channels} channels of layers removed, in {report.removed_groups} groups; the largest "
+        f"output channels of layers removed: {report.removed_channels}, in groups: {report.removed_groups}; the largest "
         f"difference of an output is {report.max_error:.1e} of its scale"
         if report.removed_groups
         else "there is nothing to remove: no channel is dead",

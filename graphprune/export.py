@@ -126,6 +126,7 @@ def _export(
 ) -> tuple[torch.onnx.ONNXProgram, list[tuple[torch.Tensor, ...]]]:
     """Export with a dynamic batch if there are several cases and the capture allows it; return what holds for it."""
     example, *others = cases
+    problem = ""
     if others:
         # A batch of 1 would be taken for a constant, hence the second of the others.
         dims = tuple({0: Dim("batch")} if a.shape != b.shape else None for a, b in zip(*others[:2], strict=True))
@@ -134,17 +135,18 @@ def _export(
                 return _to_onnx(
                     torch.export.export(module, others[1], dynamic_shapes=dims, strict=False), opset
                 ), others
-        except UnsupportedModelError:
-            raise
         except Exception as error:  # The capture runs the model's code, and fails in many types.
-            logger.warning("the ONNX file has a fixed batch, a free one is not possible: %s", _reason(error))
+            problem = _reason(error)
     try:
         with kept_quiet():
-            return _to_onnx(torch.export.export(module, example, strict=False), opset), [example]
+            exported = _to_onnx(torch.export.export(module, example, strict=False), opset)
     except UnsupportedModelError:
         raise
     except Exception as error:
         raise CaptureError(f"torch.export cannot capture the model: {_reason(error)}") from error
+    if problem:
+        logger.warning("the ONNX file has a fixed batch, a free one is not possible: %s", problem)
+    return exported, [example]
 
 
 def _to_onnx(program: ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
@@ -152,11 +154,21 @@ def _to_onnx(program: ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
         exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset, optimize=True)
     except torch.onnx.OnnxExporterError as error:
         missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
-        what = f"operator {missing[1]} has no ONNX counterpart" if missing else one_line(error)[:300]
+        what = f"operator {missing[1]} has no ONNX counterpart" if missing else _at_the_bottom(error)
         raise UnsupportedModelError(f"the model cannot be written as ONNX: {what}") from error
     if exported is None:
         raise UnsupportedModelError("the model cannot be written as ONNX: the exporter returned nothing")
     return exported
+
+
+def _at_the_bottom(error: BaseException) -> str:
+    """What the exporter failed on; above it are a page of advice and the calls that led there."""
+    node = ""
+    while error.__cause__ is not None:
+        error = error.__cause__
+        found = re.search(r"translating node %(\w+)", str(error))
+        node = f"node {found[1]}: " if found else node
+    return f"{node}{one_line(error)}"[:300]
 
 
 def _tidy(exported: torch.onnx.ONNXProgram, metadata: Mapping[str, str]) -> ir.Model:

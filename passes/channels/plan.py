@@ -116,8 +116,12 @@ class PruningPlan:
         """Write the plan as JSON, by way of a temporary name."""
         target = Path(path)
         temporary = target.with_name(f".{target.name}.part")
-        temporary.write_text(json.dumps(self.to_dict(), separators=(",", ":")) + "\n")
-        temporary.replace(target)
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), separators=(",", ":")) + "\n")
+            temporary.replace(target)
+        except OSError:  # a full disk
+            temporary.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PruningPlan":

@@ -173,7 +173,8 @@ class _Walk:
         if not isinstance(tensor, torch.Tensor):
             return tensor
         shape = tuple(tensor.shape)
-        if not tensor.is_floating_point() and tensor.numel() <= _SMALL:
+        is_mask = tensor.dtype == torch.bool  # as a rule one of channels or positions; no index
+        if not (tensor.is_floating_point() or is_mask) and tensor.numel() <= _SMALL:
             return Value(shape, constant=True, data=tensor.cpu().numpy())
         if name in self.literals:  # written in the model's code: no plan can reach it
             return Value(shape, constant=True)

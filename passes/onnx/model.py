@@ -26,11 +26,12 @@ SMALL = 1 << 16
 #: Small numbers of other types are known too: scales of a Resize, limits, zero points.
 FEW = 1 << 10
 
-#: Types that weights are stored in. Wider integers are sizes, axes and indices.
+#: Types that weights and masks are stored in. Wider integers are sizes, axes and indices.
 WEIGHT_TYPES = frozenset(
     kind
     for kind in ir.DataType
-    if kind.is_floating_point() or kind in (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
+    if kind.is_floating_point()
+    or kind in (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.BOOL)
 )
 
 #: Inputs that hold a bias in the precision of the sums: 32 bits.

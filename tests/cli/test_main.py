@@ -158,12 +158,12 @@ def test_shared_options_parse_to_what_the_library_takes(monkeypatch):
         seen.update(values)
 
     install(monkeypatch, run, shared.data_options(), shared.shape_option, shared.arch_options, shared.json_option)
-    arguments = ["demo", "--mean", "0.5,0.4,0.3", "--std", "1", "--image-size", "48x64", "--shape", "1x3x8x8"]
+    arguments = ["demo", "--mean", "0.5,0.4,0.3", "--std", "1", "--image-size", "48x64", "--shape", "images:1x3x8x8"]
     assert main([*arguments, "--shape", "mask:1x1x8x8", "--arch", "a.b:c", "--trust-pickle", "--json"]) == 0
     assert seen["mean"] == (0.5, 0.4, 0.3)
     assert seen["std"] == (1.0,)
     assert seen["image_size"] == (48, 64)
-    assert seen["shapes"] == {"": (1, 3, 8, 8), "mask": (1, 1, 8, 8)}
+    assert seen["shapes"] == {"images": (1, 3, 8, 8), "mask": (1, 1, 8, 8)}
     assert (seen["arch"], seen["trust_pickle"], seen["as_json"], seen["data"]) == ("a.b:c", True, True, None)
     assert main(["demo", "--image-size", "32"]) == 0
     assert (seen["image_size"], seen["shapes"]) == (32, None)

@@ -38,7 +38,7 @@ def test_dead_or_planned_channels_go(files, tmp_path, capsys, arguments):
     assert main(["slim", source, str(target), *options]) == 0
     out, err = capsys.readouterr()
     assert channels(target) == [4, 4]
-    assert "4 channels of layers removed" in out
+    assert "output channels of layers removed: 4, in groups: 4" in out
     assert "-50.0 %" in out
     assert out.rstrip().endswith(str(target))
     assert "error" not in err
@@ -70,6 +70,7 @@ def test_bad_input_is_one_line_and_writes_nothing(files, tmp_path, capsys):
         ([net, "new.onnx", "--plan", str(tmp_path / "none.json")], "cannot read plan"),
         ([str(files / "plan.json"), "new.onnx"], "not an .onnx file"),
         ([str(there), "new.onnx"], "not"),
+        ([net, str(files)], "a folder, and not an .onnx file"),
     ]
     for arguments, reason in cases:
         paths = [str(tmp_path / a) if a == "new.onnx" else a for a in arguments]

@@ -170,6 +170,25 @@ def test_captured_modules_and_exported_programs_give_the_same_file(tmp_path, res
     assert captured.training
 
 
+class Correlated(nn.Module):
+    """Each image is filtered with its own kernel: as many groups as images, which ONNX knows as a number only."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        found = nn.functional.conv2d(x.reshape(1, n * c, h, w), x[:, :, :3, :3], groups=n)
+        return found.reshape(n, 1, *found.shape[2:])
+
+
+def test_what_a_free_batch_cannot_be_written_for_gets_a_fixed_one(tmp_path, caplog):
+    x = image(2, 3, 8, 8)
+    path = export_onnx(Correlated(), (x,), tmp_path / "m.onnx")
+    assert dims(onnx.load(path).graph.input[0]) == [2, 3, 8, 8]
+    assert compare(Correlated(), path, x, rtol=1e-5).equal
+    (said,) = [record.getMessage() for record in caplog.records if "fixed batch" in record.getMessage()]
+    assert "node conv2d: " in said
+    assert len(said) < 300
+
+
 class FixedBatch(nn.Module):
     def forward(self, x):
         return x.view(4, -1).sum(1, keepdim=True) * torch.ones(4, 7)

@@ -183,6 +183,25 @@ class Literal(Net):
         return self.head(F.relu(self.body(torch.sigmoid(self.stem(x)) * scale)))
 
 
+class Masks(Net):
+    """Channels that a buffer switches off, and a filter for all of them that is repeated in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.on: Tensor
+        self.blur: Tensor
+        self.register_buffer("on", torch.tensor([True, False, True, True, False, True]))
+        self.register_buffer("blur", torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])[None, None] / 16)
+        self.head = classifier(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.where(self.on.view(1, -1, 1, 1), x, torch.zeros_like(x))
+        x = F.relu(self.body(F.conv2d(x, self.blur.expand(6, 1, 3, 3), groups=6)))
+        return self.head(F.conv2d(x, self.blur.repeat(8, 1, 1, 1), stride=2, groups=8))
+
+
 class Dropouts(Net):
     """Every kind of dropout."""
 

@@ -127,6 +127,8 @@ def _grouped(analysis: Analysis, op: Op, x: Axis | None, w_in: Axis | None, w_ou
     first = w_in if transposed else w_out  # the weight's dimension 0 runs over the groups
     if groups >= max(ins, outs):  # case 1
         if first is None:
+            if x is not None:
+                analysis.freeze(x.labels, op, "its filters cannot be cut (a buffer with one for each channel can)")
             return None
         by_group = first.labels.reshape(groups, -1)
         analysis.unite(by_group, by_group[:, :1])

@@ -9,8 +9,10 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from graphprune.passes.channels import movement
-from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
 from graphprune.passes.channels.coupling import broadcast, first_zero
 from graphprune.passes.channels.labels import keep_dims
 from graphprune.passes.channels.value import Value
@@ -36,9 +38,24 @@ def reshape_as(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def expand(analysis: Analysis, op: Op) -> list[Value]:
-    """Repeat dimensions of size 1; nothing differs along them."""
+    """Repeat dimensions of size 1."""
     x = op.value("input")
-    return [x.moved(op.shape, movement.expand(x.shape, op.shape))]
+    return [_repeated(analysis, x, x.moved(op.shape, movement.expand(x.shape, op.shape)))]
+
+
+def _repeated(analysis: Analysis, x: Value, result: Value) -> Value:
+    """What came out of repeating `x`, with labels along the dimensions that had size 1, along which nothing differs.
+
+    Where what is repeated is constant (a filter for all channels), they can be cut, and the repeats follow.
+    """
+    if not x.constant or (x.data is not None and x.data.dtype.kind in "iu"):  # indices
+        return result
+    rank, zero = result.rank, x.data is not None and not np.any(x.data)
+    facets = list(result.facets)
+    for dim, (before, after) in enumerate(zip((1,) * (rank - x.rank) + x.shape, result.shape, strict=True)):
+        if before == 1 < after:
+            facets.append(Axis(analysis.space.fresh(after), np.full(after, zero)).facet(rank, dim))
+    return result.with_facets(tuple(facets))
 
 
 def permute(analysis: Analysis, op: Op) -> list[Value]:
@@ -52,7 +69,7 @@ def repeat(analysis: Analysis, op: Op) -> list[Value]:
     """Repeat the whole tensor along each dimension (missing leading repeats are 1)."""
     x = op.value("input")
     repeats = [1] * (x.rank - len(op.attrs["repeats"])) + list(op.attrs["repeats"])
-    return [x.moved(op.shape, movement.tile(x.shape, repeats))]
+    return [_repeated(analysis, x, x.moved(op.shape, movement.tile(x.shape, repeats)))]
 
 
 def repeat_each(analysis: Analysis, op: Op) -> list[Value]:
@@ -127,6 +144,15 @@ def resize_shape(op: Op, cut: Cut) -> dict[str, Any]:
     for dim, kept in changed.items():
         sizes[dim] = int(kept.sum())
     return {"shape": sizes}
+
+
+def resize_repeats(op: Op, cut: Cut) -> dict[str, Any]:
+    """Repeats of the dimensions that had size 1 and got shorter."""
+    x, rank = op.value("input"), len(op.shape)
+    before = (1,) * (rank - x.rank) + x.shape
+    changed = {dim: int(kept.sum()) for dim, kept in cut.outputs[0].items() if before[dim] == 1}
+    given = len(op.attrs["repeats"])
+    return {"repeats": [changed.get(dim) for dim in range(rank - given, rank)]} if changed else {}
 
 
 def resize_unflatten(op: Op, cut: Cut) -> dict[str, Any]:
@@ -234,6 +260,7 @@ RULES = (
     Rule(
         "repeat",
         repeat,
+        resize_repeats,
         aten={"repeat": Binding(), "tile": Binding(names={"repeats": "dims"})},
         onnx={"Tile": Binding(inputs=("input", "repeats"), needs=("repeats",), read=_tile)},
         moves=True,
