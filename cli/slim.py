@@ -174,8 +174,8 @@ def _render(report: "SlimReport", console: Any = None) -> str:
     for name, text, before, after in pairs:
         table.add_row(name, text(before), text(after), f"{(after / before - 1) * 100:+.1f} %" if before else "")
     notes = [
-        f"output channels of layers removed: {report.removed_channels}, in groups: {report.removed_groups}; the largest "
-        f"difference of an output is {report.max_error:.1e} of its scale"
+        f"output channels of layers removed: {report.removed_channels}, in groups: {report.removed_groups}; the "
+        f"largest difference of an output is {report.max_error:.1e} of its scale"
         if report.removed_groups
         else "there is nothing to remove: no channel is dead",
         *(f"no rule for {name} ({times} times): its channels stay" for name, times in report.unknown_operators.items()),
