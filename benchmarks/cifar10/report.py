@@ -31,7 +31,7 @@ such a setting: its statistics follow the batches to the end.
 _ABLATION = """## One change at a time: {network}, {epochs:g} epochs
 
 On `val/`; all settings but those named are the defaults. Mean over the seeds, and the lowest and highest of them.
-*Minutes*: of one processor, spent in training. A change of accuracy has a standard error of about {error:.2f} points by
+*Minutes*: of one processor, spent in steps. A change of accuracy has a standard error of about {error:.2f} points by
 the choice of the images alone (that of a count of answers that differ).
 """
 _ABLATION_COLUMNS = ("experiment", "file", "seeds", "MACs", "agreement", "distance", "change", "images left", "minutes")
@@ -114,7 +114,7 @@ def is_as_named(run: Run) -> bool:
 
 def ablation(name: str, runs: Sequence[Run]) -> Iterator[list[str]]:
     """Lines of one experiment: the same file of all seeds in each."""
-    minutes = spread([run["cpu_seconds"]["training"] / 60 for run in runs], "{:.0f}")
+    minutes = spread([run["steps"]["cpu_seconds"] / 60 for run in runs], "{:.0f}")
     for number, first in enumerate(members(runs[0])):
         same = [members(run)[number] for run in runs]
         quality = [member["quality"] for member in same]
