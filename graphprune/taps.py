@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphprune.passes.fx.analyze import concrete
+
 _MAX_TAPS = 8
 _LAST_OPERATORS = frozenset(
     {
@@ -56,7 +58,10 @@ def _has_samples_first(node: fx.Node) -> bool:
     batches = (_value(each) for each in node.graph.nodes if each.op == "placeholder")
     batch = next((value.shape[0] for value in batches if value is not None and value.ndim > 1), None)
     value = _value(node)
-    return value is not None and value.ndim > 0 and str(value.shape[0]) == str(batch)  # sizes may be symbols
+    if value is None or not value.ndim or batch is None:
+        return False
+    size = value.shape[0]  # where the batch may vary, it is a symbol, and so is what is made of it
+    return isinstance(size, int) == isinstance(batch, int) and concrete(size) == concrete(batch)
 
 
 def _value(node: fx.Node) -> torch.Tensor | None:

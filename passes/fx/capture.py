@@ -278,7 +278,6 @@ def _captured_for_any_batch(
 def _results(captured: CapturedModule, calls: Sequence[tuple[Any, ...]]) -> list[list[torch.Tensor]]:
     """What a graph gives for each of some inputs. They stay as they are, and so do the buffers, which may be shared."""
     held = {buffer: buffer.clone() for buffer in captured.buffers()}
-    captured.eval()
     try:
         return [run(captured, tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in call)) for call in calls]
     finally:
