@@ -12,9 +12,6 @@ from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.export import ExportedProgram
-
     from graphprune.passes.channels.graph import ChannelGraph
 
 __all__ = ["command"]
@@ -89,16 +86,14 @@ def _trace_torch(
     return trace(loaded, (torch.randn(2, channels or _CHANNELS, *size),))
 
 
-def _in_order(model: "nn.Module | ExportedProgram", shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+def _in_order(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
     """The shapes in the order in which the model takes its inputs; a single one may go without a name."""
     if "" in shapes or not shapes:
         return [*shapes.values()]
-    from torch.export import ExportedProgram
+    from graphprune.model_runner import describe_inputs
 
-    if isinstance(model, ExportedProgram):
-        names = [*map(str, model.graph_signature.user_inputs)]
-    else:
-        names = [*signature(model.forward).parameters]
+    specs = describe_inputs(model)
+    names = [*signature(model.forward).parameters] if specs is None else [spec.name for spec in specs]
     for name in shapes:
         if name not in names:
             raise UsageError(f"no input is called {name!r}: the model takes {', '.join(names)}")

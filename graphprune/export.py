@@ -137,6 +137,7 @@ def _export(
                 ), others
         except Exception as error:  # The capture runs the model's code, and fails in many types.
             problem = _reason(error)
+            logger.debug("the export with a free batch failed: %s", problem)
     try:
         with kept_quiet():
             exported = _to_onnx(torch.export.export(module, example, strict=False), opset)

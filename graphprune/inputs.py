@@ -17,7 +17,7 @@ from graphprune.data import ImageSource, Preprocess, load_images
 from graphprune.model_runner import describe_inputs
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
 from graphprune.passes.fx.capture import CapturedModule, capture
-from graphprune.passes.fx.outputs import run, sample_dims
+from graphprune.passes.fx.outputs import layouts, run, turned
 from graphprune.torch_mode import evaluation
 
 __all__ = ["DataOptions", "Images", "capture_on", "expected_images", "read_images"]
@@ -29,7 +29,6 @@ Images = str | os.PathLike[str] | ImageSource | np.ndarray | torch.Tensor
 
 _EXAMPLES = 8
 _OF_FILES = (1, 3)  # channels that images from files can have
-_SAME = 1e-4  # relative; another batch size takes other kernels
 
 
 @dataclass(frozen=True)
@@ -203,23 +202,22 @@ def _require_any_batch(captured: CapturedModule, images: torch.Tensor) -> None:
     Outputs are learned sample by sample: all of them hold the samples along their first dimension.
     """
     problem, found = "", []
-    images = torch.cat([images, images.flip(-1)])[:2]  # there may be one only
+    images = torch.cat([images, *turned((images,))])[:2]  # there may be one only
     try:
-        outputs = run(captured, (images,))
-        single = [run(captured, (image[None],)) for image in images]
-        parts = zip(zip(*single, strict=True), outputs, strict=True)
-        found = [sample_dims(apart, joint, _SAME) for apart, joint in parts]
+        found = layouts(captured, [(image[None],) for image in images])
     except (RuntimeError, ValueError, IndexError) as error:
         problem = f" ({one_line(error)})"
-    if problem or None in found:
+    if problem or any(layout.dims is None for layout in found):
         raise CaptureError(
             f"the model gives other results for another batch size, or takes only one{problem}: export it with a free "
             'batch, as in torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))'
         )
-    for number, dims in enumerate(found):
-        if dims != (0,):
-            where = f"has the batch along dimension {dims[0]}" if dims else "does not depend on the images"
-            shape = "x".join(map(str, outputs[number].shape)) or "a single number"
+    for number, layout in enumerate(found):
+        if layout.dims != (0,):
+            where = (
+                f"has the batch along dimension {layout.dims[0]}" if layout.dims else "does not depend on the images"
+            )
+            shape = "x".join(map(str, layout.shape)) or "a single number"
             raise UnsupportedModelError(
                 f"output {number} of the model ({shape} for two images) {where}: let the model return outputs with the "
                 "batch first, and leave the others out"

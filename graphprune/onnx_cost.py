@@ -23,6 +23,7 @@ from onnx import inliner, shape_inference
 from graphprune.onnx_session import (
     RUNTIME_ERRORS,
     OnnxSource,
+    external_files,
     input_shapes,
     input_specs,
     label_of,
@@ -319,14 +320,3 @@ def _bytes_of(source: OnnxSource, model: onnx.ModelProto) -> int:
         return sum(file.stat().st_size for file in files)
     except OSError as error:
         raise ModelLoadError(f"{path}: its weights cannot be read from {error.filename}") from error
-
-
-def external_files(model: onnx.ModelProto) -> set[str]:
-    """Names of the files that hold weights of a model, as it states them: relative to its own folder."""
-    return {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }

@@ -333,6 +333,17 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
         raise ModelLoadError(f"the model is too large to look into its values: {one_line(error)}") from error
 
 
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that hold weights of a model, as it states them: relative to its own folder."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an exception without line breaks and without onnxruntime's code prefix."""
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())) or type(error).__name__

@@ -150,21 +150,23 @@ def _batch_norm(
     return (result if bias is None else result + bias.view(shape)).to(x.dtype)
 
 
+def _summed(value: Tensor) -> Tensor:
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
 class _Sum(torch.autograd.Function):
     """The sum over processes, through which gradients flow back to all of them."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(value)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(gradient)
 
 
 _sum_over_processes: Callable[[Tensor], Tensor] = _Sum.apply
@@ -187,8 +189,7 @@ def _instance_norm(
     )
     for buffer in (running_mean, running_var) if use_input_stats else ():
         if buffer is not None:
-            dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()
+            buffer.copy_(_summed(buffer) / dist.get_world_size())
     return result
 
 

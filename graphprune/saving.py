@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from graphprune.files import atomic_write_through_memory, refuse_overwrite
-from graphprune.onnx_session import one_line
 from graphprune.passes.errors import CaptureError, ModelLoadError
 from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.program import export
 from graphprune.passes.fx.quiet import kept_quiet
 from graphprune.pt2 import load_archive
 from graphprune.torch_mode import evaluation
@@ -80,11 +80,8 @@ def load(path: str | os.PathLike[str]) -> CapturedModule:
 
 
 def _export(model: CapturedModule) -> ExportedProgram:
-    inputs = model.example_inputs
-    free = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim > 1 else None for x in inputs)
-    with evaluation(model), torch.no_grad(), kept_quiet():
-        try:
-            return torch.export.export(model, inputs, dynamic_shapes=free, strict=False)
-        except Exception as error:  # torch.export raises in many types; here it says that the batch is not free
-            logger.warning("the saved model has a fixed batch, a free one is not possible: %s", one_line(error)[:200])
-        return torch.export.export(model, inputs, strict=False)
+    with evaluation(model):
+        program, problem = export(model, model.example_inputs)
+    if problem:
+        logger.warning("the saved model has a fixed batch, a free one is not possible: %s", problem)
+    return program

@@ -19,10 +19,11 @@ from graphprune.latency.stopwatch import stopwatch
 from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
-from graphprune.onnx_cost import external_files, onnx_cost
+from graphprune.onnx_cost import onnx_cost
 from graphprune.onnx_files import folder_beside, write, written
 from graphprune.onnx_session import (
     RUNTIME_ERRORS,
+    external_files,
     input_shapes,
     input_specs,
     one_line,

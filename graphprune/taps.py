@@ -40,7 +40,8 @@ def find_taps(graph: fx.Graph) -> list[str]:
     Args:
         graph: a captured ATen graph whose nodes carry `meta["val"]`.
     """
-    learned = {node: None for node in _learned(graph) if _has_samples_first(node)}
+    batch = _batch(graph)
+    learned = {node: None for node in _learned(graph) if _has_samples_first(node, batch)}
     spine = [node for node in _spine(graph) if node in learned and not _is_dropout(node)]
     taps = {a for a, b in pairwise(spine) if _spatial(a) and _spatial(a) != _spatial(b)}
     heads = {node for node in map(_before_dropout, _classifier_inputs(graph)) if node in learned}
@@ -53,14 +54,18 @@ def find_taps(graph: fx.Graph) -> list[str]:
     return [node.name for node in ordered]
 
 
-def _has_samples_first(node: fx.Node) -> bool:
+def _batch(graph: fx.Graph) -> Any:
+    """Size of the batch, a symbol where it may vary; None for a network without inputs that have one."""
+    values = (_value(node) for node in graph.nodes if node.op == "placeholder")
+    return next((value.shape[0] for value in values if value is not None and value.ndim > 1), None)
+
+
+def _has_samples_first(node: fx.Node, batch: Any) -> bool:
     """Features are compared sample by sample; some layouts have the channels in the first dimension, too."""
-    batches = (_value(each) for each in node.graph.nodes if each.op == "placeholder")
-    batch = next((value.shape[0] for value in batches if value is not None and value.ndim > 1), None)
     value = _value(node)
     if value is None or not value.ndim or batch is None:
         return False
-    size = value.shape[0]  # where the batch may vary, it is a symbol, and so is what is made of it
+    size = value.shape[0]  # what is made of a symbol is one
     return isinstance(size, int) == isinstance(batch, int) and concrete(size) == concrete(batch)
 
 

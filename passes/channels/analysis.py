@@ -88,6 +88,7 @@ class Analysis:
         self._shapely: list[Facet] = []
         self._declared: list[Labels] = []
         self._alive: list[tuple[Labels, Op]] = []
+        # Results that no input reaches. `Value.constant` says more: that nothing in it may go by itself.
         self._fixed: dict[int, Value] = {}
 
     # -- leaves ---------------------------------------------------------------------------------

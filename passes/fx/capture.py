@@ -14,7 +14,7 @@ from graphprune.passes.errors import CaptureError, UnsupportedModelError
 from graphprune.passes.fx.decompose import decompose
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
 from graphprune.passes.fx.operators import find_rule
-from graphprune.passes.fx.outputs import difference, run, sample_dims
+from graphprune.passes.fx.outputs import is_single, joined, layouts, repeats, turned
 from graphprune.passes.fx.plain import is_plain, plain_copy
 from graphprune.passes.fx.program import export
 from graphprune.passes.fx.quiet import kept_quiet
@@ -38,7 +38,6 @@ _TRAINING_ARGUMENT: dict[Any, tuple[int, str]] = {
 }
 #: Normalizations that have only batch statistics when their running mean (argument 3) is absent.
 _TRACKED: set[Any] = {aten.batch_norm.default, aten.instance_norm.default}
-_SAME = 1e-3  # difference of two results, relative to the largest value; other batch sizes take other kernels
 _MOMENTUM = 0.1  # of running statistics; torch's default
 _SPLITS = (
     aten.chunk.default,
@@ -206,25 +205,40 @@ def capture(
             raise CaptureError("example_inputs are needed to capture a module: pass a tuple of inputs")
         if not isinstance(example_inputs, tuple):
             raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
-        example_inputs = inputs_on(device_of(model), example_inputs)
-        return _captured(model, example_inputs, share)
+        return _captured(model, inputs_on(device_of(model), example_inputs), share)
     return _graph_of(program, example_inputs, model, share)
 
 
 def _captured(model: nn.Module, example_inputs: tuple[Any, ...], share: bool) -> CapturedModule:
     """The graph of a module, for any batch size if that can be."""
-    pair = _pair(example_inputs)
-    captured = None if pair is None else _captured_for_any_batch(model, pair, share)
+    plain, problem, captured = model if is_plain(model) else plain_copy(model), "", None
+    if is_single(example_inputs):
+        both = joined([example_inputs, turned(example_inputs)])  # in a graph, a batch of 1 would be a constant
+        try:
+            captured = _graph_of(export(plain, both)[0], both, model, share)
+            _require_samples_apart(captured, example_inputs)
+        except CaptureError as error:
+            captured, problem = None, str(error)
     if captured is None:
-        captured = _graph_of(_exported(model, example_inputs), example_inputs, model, share)
+        program, reason = export(plain, example_inputs)
+        captured, problem = _graph_of(program, example_inputs, model, share), problem or reason
     batch = next((x.shape[0] for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 1), None)
     if batch is not None and not _has_variable_sizes(captured):
-        logger.warning("the batch size of the model is fixed at %s", batch)
+        logger.warning("the batch size of the model is fixed at %s%s", batch, f": {problem}" if problem else "")
     return captured
 
 
-def _exported(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
-    return export(model if is_plain(model) else plain_copy(model), example_inputs)
+def _require_samples_apart(captured: CapturedModule, sample: tuple[Any, ...]) -> None:
+    """Refuse a graph for two samples that does not compute for each what it does for it alone.
+
+    Code that has a batch of 1 written into it, as in `x.reshape(1, -1)`, mixes them.
+    """
+    try:
+        found = layouts(captured, [sample, turned(sample)])
+        if any(layout.dims is None for layout in found) and repeats(captured, sample):
+            raise CaptureError("two samples in a batch give something else than each by itself")
+    except (RuntimeError, ValueError, IndexError) as error:  # the model's own code
+        raise CaptureError(f"it does not run on another one ({next(iter(str(error).splitlines()), '')})") from error
 
 
 def _graph_of(
@@ -242,47 +256,6 @@ def _graph_of(
     _clean(captured)
     _keep_statistics_alive(captured, () if isinstance(model, ExportedProgram) else _still_statistics(model))
     return captured.eval()
-
-
-def _pair(example_inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
-    """Two different samples, each as a batch of 1, where a single one is given: in a graph 1 would be a constant."""
-    tensors = [x for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0]
-    if not tensors or any(x.shape[0] != 1 for x in tensors):
-        return None
-    turned = tuple(x.flip(-1) if isinstance(x, torch.Tensor) and x.dim() > 0 else x for x in example_inputs)
-    return example_inputs, turned
-
-
-def _captured_for_any_batch(
-    model: nn.Module, pair: tuple[tuple[Any, ...], tuple[Any, ...]], share: bool
-) -> CapturedModule | None:
-    """The graph for two samples; None where it does not compute the same for each by itself.
-
-    Code that has a batch of 1 written into it, as in `x.reshape(1, -1)`, mixes them.
-    """
-    two = zip(*pair, strict=True)
-    both = tuple(torch.cat(each) if isinstance(each[0], torch.Tensor) and each[0].dim() else each[0] for each in two)
-    try:
-        captured = _graph_of(_exported(model, both), both, model, share)
-        *apart, joint, again = _results(captured, (*pair, both, pair[0]))
-        parts = zip(zip(*apart, strict=True), joint, strict=True)
-        if all(sample_dims(each, whole, _SAME) is not None for each, whole in parts):
-            return captured
-        if any(difference(one, other) > _SAME for one, other in zip(apart[0], again, strict=True)):
-            return captured  # other numbers each time: nothing can be told
-    except (CaptureError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        logger.debug("capture with two samples failed: %s", error)
-    return None
-
-
-def _results(captured: CapturedModule, calls: Sequence[tuple[Any, ...]]) -> list[list[torch.Tensor]]:
-    """What a graph gives for each of some inputs. They stay as they are, and so do the buffers, which may be shared."""
-    held = {buffer: buffer.clone() for buffer in captured.buffers()}
-    try:
-        return [run(captured, tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in call)) for call in calls]
-    finally:
-        for buffer, before in held.items():
-            buffer.copy_(before)
 
 
 def _has_variable_sizes(module: CapturedModule) -> bool:

@@ -61,7 +61,7 @@ def fold_norms(module: fx.GraphModule, *, live: bool = False) -> None:
             continue
         if live:
             with graph.inserting_before(layer):
-                both = graph.call_function(_folded_live, (*sources, node.args[7]))
+                both = graph.call_function(_folded, (*sources, node.args[7]))
                 found = [graph.call_function(operator.getitem, (both, at)) for at in (0, 1)]
         else:
             found = _constants(module, node, sources)
@@ -88,15 +88,15 @@ def hold_still(module: fx.GraphModule) -> None:
         still = attribute(module, node.args[4]) < _STILL * node.args[7]
         if bool((still if gamma is None else still & (gamma != 0)).any()):  # else no gradient comes through anyway
             with module.graph.inserting_before(node):
-                held = module.graph.call_function(_held, (node.args[0], node.args[4], node.args[7]))
+                held = module.graph.call_function(_held, (node.args[0], node.args[4], node.args[7], 1))
             node.replace_input_with(node.args[0], held)
     module.recompile()
 
 
-def _held(x: Tensor, variance: Tensor, epsilon: float) -> Tensor:
-    """`x` (batch, channels, ...) without a gradient where it hardly varies."""
-    still = (variance < _STILL * epsilon).reshape(1, -1, *[1] * (x.ndim - 2))
-    return torch.where(still, x.detach(), x)
+def _held(x: Tensor, variance: Tensor, epsilon: float, dim: int) -> Tensor:
+    """`x`, without a gradient where a channel hardly varies; channels are along `dim`."""
+    still = variance < _STILL * epsilon
+    return torch.where(still.reshape([-1 if d == dim else 1 for d in range(x.ndim)]), x.detach(), x)
 
 
 @torch.no_grad()
@@ -116,22 +116,6 @@ def _constants(module: fx.GraphModule, norm: fx.Node, sources: list[Any]) -> lis
     return found
 
 
-def _folded_live(
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
-    """`_folded`, without a gradient for weights and biases of channels that hardly vary."""
-    still = variance < _STILL * epsilon
-    weight = torch.where(still.reshape(-1, *[1] * (weight.ndim - 1)), weight.detach(), weight)
-    bias = bias if bias is None else torch.where(still, bias.detach(), bias)
-    return _folded(weight, bias, gamma, beta, mean, variance, epsilon)
-
-
 def _folded(
     weight: Tensor,
     bias: Tensor | None,
@@ -141,7 +125,12 @@ def _folded(
     variance: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer with the norm after it. Shapes: weight: (channels, ...), all others (channels,)."""
+    """Weight and bias of a layer with the norm after it. Shapes: weight: (channels, ...), all others (channels,).
+
+    Those of the layer get no gradient in channels that hardly vary; see `hold_still`.
+    """
+    weight = _held(weight, variance, epsilon, 0)
+    bias = None if bias is None else _held(bias, variance, epsilon, 0)
     scale = (variance.to(torch.promote_types(variance.dtype, torch.float32)) + epsilon).rsqrt()
     scale = scale if gamma is None else scale * gamma
     shift = (-mean if bias is None else bias.to(scale.dtype) - mean) * scale

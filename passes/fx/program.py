@@ -1,6 +1,5 @@
 """A module as a program of ATen operators, by torch.export, and its errors in words."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,14 +9,14 @@ from torch.export import Dim, ExportedProgram
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.quiet import kept_quiet
 
-logger = logging.getLogger("graphprune")
-
 #: What torch raises where a Python branch or a size hangs on the numbers in a tensor; their names are not public.
 _DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
 
-def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[ExportedProgram, str]:
     """An ATen program of a module in inference mode, in which the batch may vary unless the module forbids it.
+
+    And where torch refuses a batch that varies, its reason; else "".
 
     Args:
         model: without hooks and the like; see `plain_copy`.
@@ -29,16 +28,17 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
+        problem = ""
         shapes = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.dim() > 1 else None for x in example_inputs)
         try:
             program = _quiet_export(model, example_inputs, shapes)
-        except Exception as dynamic_error:
-            logger.debug("capture with a variable batch failed: %s", dynamic_error)
+        except Exception as dynamic_error:  # torch.export raises in many types
+            problem = _first_line(dynamic_error)
             try:
                 program = _quiet_export(model, example_inputs, None)
             except Exception as error:
                 raise CaptureError(_explain(error, model)) from error
-        return program
+        return program, problem
     finally:
         for module, training in modes.items():
             module.training = training
@@ -49,8 +49,12 @@ def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any
         return torch.export.export(model, example_inputs, dynamic_shapes=shapes, strict=False)
 
 
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
 def _explain(error: Exception, model: nn.Module) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = _first_line(error)
     frame = None
     trace = error.__traceback__
     while trace is not None:
@@ -64,4 +68,4 @@ def _explain(error: Exception, model: nn.Module) -> str:
             "what is computed there depends on the numbers in a tensor, and a graph has one way only; take torch.where "
             f"instead of a branch ({text})"
         )
-    return f"torch.export cannot capture {type(model).__name__}{where}: {text[:300]}"
+    return f"torch.export cannot capture {type(model).__name__}{where}: {text}"

@@ -296,46 +296,6 @@ def test_captured_models_are_returned_as_they_are(plain):
     assert capture(captured, captured.example_inputs) is captured
 
 
-class FixedBatch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(x.reshape(2, 4))
-
-
-def test_a_fixed_batch_is_accepted_and_said(caplog):
-    captured = capture(FixedBatch(), (torch.randn(2, 4),))
-    assert captured(torch.randn(2, 4)).shape == (2, 3)
-    assert "batch size of the model is fixed at 2" in caplog.text
-
-
-class OneImage(nn.Module):
-    """A batch of 1 is written into its code: with two images, one is read as more channels of the other."""
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.form, self.conv, self.fc = form, nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x)
-        if self.form == "view":
-            return self.fc(x.view(1, 6 * 6 * 6)[:, :6])
-        x = x.squeeze(0).flatten(1).mean(1) if self.form == "squeeze" else x.reshape(1, 6, -1).mean(2)
-        return self.fc(x.reshape(1, 6) if self.form == "squeeze" else x)
-
-
-@pytest.mark.parametrize("form", ["reshape", "view", "squeeze"])
-def test_a_batch_of_one_in_the_models_code_is_kept(form, caplog):
-    model, x = OneImage(form).eval(), torch.randn(1, 3, 8, 8)
-    captured = capture(model, (x,))
-    assert torch.equal(captured(x), model(x))
-    assert caplog.text.count("batch size of the model is fixed at 1") == 1
-    graph = analyze(captured)
-    assert graph.n_groups == (5 if form == "view" else 6)  # the first channel alone is read
-
-
 class Stateful(nn.Module):
     """Its input and its buffer are written to."""
 
@@ -364,26 +324,6 @@ def test_what_nothing_reads_is_no_part_of_the_graph():
     assert [name for name, _ in captured.named_parameters()] == ["0.weight", "0.bias"]
 
 
-class Data(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.sum() > 0:
-            return x + 1
-        return x - 1
-
-
-def test_a_model_that_cannot_be_captured_is_an_error_with_its_source_line():
-    with pytest.raises(CaptureError, match=r"torch.export cannot capture Data at .*test_capture.py:\d+: ") as caught:
-        capture(Data(), (torch.randn(2, 3),))
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 3
-
-
-def test_a_branch_on_numbers_is_said_to_be_one_and_nothing_else_is_printed(capfd):
-    with pytest.raises(CaptureError, match=r"depends on the numbers in a tensor, .* torch\.where instead of a branch"):
-        capture(Data(), (torch.randn(2, 3),))
-    assert capfd.readouterr() == ("", "")
-
-
 def test_programs_that_take_inputs_by_name_are_refused_with_the_way_out():
     program = torch.export.export(nn.Linear(3, 2), (), {"input": torch.zeros(2, 3)})
     with pytest.raises(CaptureError, match=r"takes input by name: .*torch\.export\.export\(model, \(images,\)\)"):
@@ -392,9 +332,9 @@ def test_programs_that_take_inputs_by_name_are_refused_with_the_way_out():
 
 def test_inputs_are_a_tuple():
     with pytest.raises(CaptureError, match="must be a tuple of inputs, got Tensor"):
-        capture(Data(), torch.randn(2, 3))
+        capture(nn.Linear(3, 2), torch.randn(2, 3))
     with pytest.raises(CaptureError, match="example_inputs are needed"):
-        capture(Data())
+        capture(nn.Linear(3, 2))
 
 
 class Assertion(nn.Module):
