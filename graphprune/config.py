@@ -48,6 +48,14 @@ class Budget:
         """The limits on what is counted, as shares of the dense cost by unit."""
         return {name: limit for name, limit in self.limits().items() if name in ("macs", "params")}
 
+    def is_tighter_than(self, other: "Budget") -> bool:
+        """Whether what is within this budget is within the other, too, and they are not the same."""
+        mine, others = self.limits(), other.limits()
+        return self != other and all(
+            name in mine and (mine[name] >= limit if name == "speedup" else mine[name] <= limit)
+            for name, limit in others.items()
+        )
+
     @property
     def has_latency(self) -> bool:
         """Whether something is to be reached that has to be measured."""
@@ -75,7 +83,7 @@ class CompressConfig:
         grad_clip: largest norm of a student's gradient; 0 = unlimited.
         lambda_out: weight of the loss on outputs.
         lambda_feature: weight of the loss on intermediate features.
-        lambda_mutual: weight of the loss between students.
+        lambda_mutual: weight of the loss between students; none learns from one with a tighter budget.
         lambda_sparsity: weight of the group sparsity term.
         temperature: softmax temperature of the loss on outputs.
         output_loss: "kl" for class logits, "mse" for anything else, "auto" decides by the output's shape.

@@ -144,10 +144,9 @@ def spreads_of(answers: Iterable[Sequence[Tensor]]) -> list[float]:
     return [max(float(squares - mean.square()), _EPS) for mean, squares in means]
 
 
-def mutual_loss(loss: OutputLoss, outputs: Sequence[Sequence[Tensor]], student: int) -> Tensor:
-    """Mean distance of one student's outputs to those of all others, which receive no gradient from it."""
-    others = [loss(other, outputs[student]) for i, other in enumerate(outputs) if i != student]
-    return torch.stack(others).mean()
+def mutual_loss(loss: OutputLoss, others: Sequence[Sequence[Tensor]], outputs: Sequence[Tensor]) -> Tensor:
+    """Mean distance of one student's outputs to those of others, which receive no gradient from it."""
+    return torch.stack([loss(other, outputs) for other in others]).mean()
 
 
 class FeatureLoss:

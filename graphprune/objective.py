@@ -3,6 +3,9 @@
     L_n = l1 L_out + l2 L_feat + l3 L_mut         (graphprune.distill)
     L   = sum of L_n over the students that learn in the step
 
+Students learn from each other, but none from one with a tighter budget: that one knows less than it can itself, and
+drags it away from the teacher (`benchmarks/family`).
+
 Where not all learn in every step they take turns, so that a run of several costs less: all share batch and teacher, and
 each has so many fewer steps. The course of their sets is that of the run's steps all the same.
 """
@@ -44,6 +47,11 @@ class Objective:
     def __init__(self, config: CompressConfig, loss: OutputLoss) -> None:
         self._config = config
         self._loss = loss
+        budgets = [config.budget(number) for number in range(config.n_students)]
+        self._learns_from = [
+            [other for other, theirs in enumerate(budgets) if other != number and not theirs.is_tighter_than(own)]
+            for number, own in enumerate(budgets)
+        ]
 
     def __call__(
         self, target: list[Tensor], target_features: list[Tensor], students: "Sequence[Student]", answers: list[Answer]
@@ -57,14 +65,15 @@ class Objective:
             answers: theirs.
         """
         config = self._config
-        outputs = [flatten_outputs(output) for output, _ in answers]
+        outputs = {s.number: flatten_outputs(output) for s, (output, _) in zip(students, answers, strict=True)}
         totals, records = [], []
-        for place, (student, (_, features)) in enumerate(zip(students, answers, strict=True)):
-            terms = {"out": config.lambda_out * self._loss(target, outputs[place])}
+        for student, (_, features) in zip(students, answers, strict=True):
+            own = outputs[student.number]
+            terms = {"out": config.lambda_out * self._loss(target, own)}
             if config.lambda_feature:
                 terms["feature"] = config.lambda_feature * student.features(target_features, features)
-            if len(students) > 1:
-                terms["mutual"] = config.lambda_mutual * mutual_loss(self._loss, outputs, place)
+            if others := [outputs[number] for number in self._learns_from[student.number] if number in outputs]:
+                terms["mutual"] = config.lambda_mutual * mutual_loss(self._loss, others, own)
             totals.append(torch.stack(list(terms.values())).sum())
             records.append({name: float(term.detach()) for name, term in terms.items()})
         # A mean would make each student's gradient, and so its learning rate, depend on how many there are.

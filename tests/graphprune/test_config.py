@@ -84,3 +84,22 @@ def test_resuming_may_change_what_does_not_change_the_result():
     before = CompressConfig(macs=0.5).fingerprint()
     CompressConfig(macs=0.5, threads=2, checkpoint_seconds=5, device="cuda").refuse_resume_from(before)
     CompressConfig(macs=0.5).refuse_resume_from({**before, "device": "cuda"})  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "tighter"),
+    [
+        (Budget(macs=0.4), Budget(macs=0.5), True),
+        (Budget(macs=0.5), Budget(macs=0.4), False),
+        (Budget(macs=0.5), Budget(macs=0.5), False),
+        (Budget(macs=0.5, params=0.5), Budget(macs=0.5), True),
+        (Budget(macs=0.5), Budget(macs=0.5, params=0.5), False),
+        (Budget(macs=0.4, params=0.5), Budget(macs=0.5, params=0.4), False),
+        (Budget(speedup=3.0), Budget(speedup=2.0), True),
+        (Budget(latency_ms=3.0), Budget(latency_ms=2.0), False),
+        (Budget(speedup=3.0), Budget(latency_ms=2.0), False),
+        (Budget(macs=0.5), Budget(), True),
+    ],
+)
+def test_budgets_compare_where_each_limit_does(one, other, tighter):
+    assert one.is_tighter_than(other) is tighter

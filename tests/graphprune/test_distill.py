@@ -186,7 +186,7 @@ def test_students_teach_each_other_but_only_learn_from_their_own_loss():
     torch.manual_seed(0)
     outputs = [[torch.randn(4, 5, requires_grad=True)] for _ in range(3)]
     loss = OutputLoss("logits", 2.0)
-    value = mutual_loss(loss, outputs, 1)
+    value = mutual_loss(loss, [outputs[0], outputs[2]], outputs[1])
     expected = (loss(outputs[0], outputs[1]) + loss(outputs[2], outputs[1])) / 2
     torch.testing.assert_close(value, expected)
     value.backward()
