@@ -41,6 +41,7 @@ def main() -> None:
     """Run what is missing and print the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--only", metavar="RUN", help='such as family, or "alone 0.5"')
     parser.add_argument("--output", type=Path, default=HERE / "results" / "digits.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,7 +52,7 @@ def main() -> None:
     configs = {"family": _FAMILY, **{f"alone {s:g}": dataclasses.replace(_CONFIG, macs=s) for s in SHARES}}
     for seed in range(arguments.seeds):
         for name, config in configs.items():
-            if rows.has(revision=revision(), seed=seed, run=name):
+            if name != (arguments.only or name) or rows.has(revision=revision(), seed=seed, run=name):
                 continue
             for row in run(captured, digits, dataclasses.replace(config, seed=seed)):
                 rows.add({"revision": revision(), "seed": seed, "run": name, **row})
