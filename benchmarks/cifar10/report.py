@@ -28,7 +28,7 @@ on images held out of `train/`, by which settings are chosen. *Agreement*, *dist
 to their spread) and *accuracy*: on the images named in *judged on*. A run without `bn_freeze` is one before there was
 such a setting: its statistics follow the batches to the end.
 """
-_ABLATION = """## One change at a time: {network}, {epochs:g} epochs
+_ABLATION = """## One change at a time: {network} of {accuracy:.2%}, {epochs:g} epochs
 
 On `val/`; all settings but those named are the defaults. Mean over the seeds, and the lowest and highest of them.
 *Minutes*: of one processor, spent in steps. A change of accuracy has a standard error of about {error:.2f} points by
@@ -88,19 +88,20 @@ def members(run: Run) -> Sequence[Mapping[str, Any]]:
 
 
 def ablations(runs: Sequence[Run]) -> Iterator[str]:
-    """A table of the runs that differ from the defaults in nothing but what their experiment names."""
-    groups: dict[tuple[str, float], dict[str, list[Run]]] = {}
+    """For each dense network, a table of the runs that differ from the defaults in what they are named for alone."""
+    groups: dict[tuple[str, float, float], dict[str, list[Run]]] = {}
     for run in runs:
         if run["record"]["judged_on"] == "val/" and is_as_named(run):
             name = run["record"]["experiment"]
-            group = groups.setdefault((EXPERIMENTS[name].model, run["config"]["epochs"]), {})
+            dense = run["models"][0]["accuracy"]  # tells networks of one name apart that were trained twice
+            group = groups.setdefault((EXPERIMENTS[name].model, dense, run["config"]["epochs"]), {})
             group.setdefault(name, []).append(run)
-    for (network, epochs), group in groups.items():
+    for (network, accuracy, epochs), group in groups.items():
         if len(group) > 2:
             ordered = [(name, group[name]) for name in EXPERIMENTS if name in group]
             differing = mean(1 - member["quality"]["agreement"] for _, same in ordered for member in members(same[0]))
             error = 100 * math.sqrt(differing / ordered[0][1][0]["quality"]["images"])
-            yield _ABLATION.format(network=network, epochs=epochs, error=error)
+            yield _ABLATION.format(network=network, accuracy=accuracy, epochs=epochs, error=error)
             lines = ["| " + " | ".join(_ABLATION_COLUMNS) + " |", "|---" * len(_ABLATION_COLUMNS) + "|"]
             yield "\n".join([*lines, *("| " + " | ".join(row) + " |" for each in ordered for row in ablation(*each))])
 
