@@ -61,7 +61,8 @@ def compress(**options):
     return gp.compress(staircase.network(), images(), config=options.pop("config", SETTINGS), **options)
 
 
-def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path):
+def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path, caplog):
+    caplog.set_level("INFO", "graphprune")
     benchmark = gp.BenchmarkOptions(seconds=0.1, threads=2, batch=3, provider="CPUExecutionProvider")
     result = compress(speedup=2.0, macs=0.6, output=tmp_path / "out", benchmark=benchmark)
     kept = {entry["set"]: entry["slim"] for entry in result.metrics["channels"]}
@@ -75,6 +76,9 @@ def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path):
     said = machine["said"]["options"]
     assert (said["threads"], said["batch"], said["provider"]) == (2, 3, "CPUExecutionProvider")
     assert json.loads((tmp_path / "out" / "latency.json").read_text())["model"]["structure"] == "made up"
+    (done,) = [message for message in caplog.messages if message.startswith("done: ")]
+    assert "macs 0." in done
+    assert "latency" not in done  # what is predicted of it is no result
 
 
 def test_a_miss_is_measured_twice_and_delivered_and_said(machine, tmp_path):
