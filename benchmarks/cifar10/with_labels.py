@@ -7,7 +7,7 @@ Needs torch-pruning. The same images, batches, augmentation, optimizer, course o
 as ours, and labels on top: a share of the epochs trains with regularization, then channels are removed step
 by step until the multiply-accumulates are at most those asked for, and the rest of the epochs fine-tunes. They are
 counted in the ONNX file at the end. Judged on `val/` once, at the end. Rows go to results/with-labels.json and are not
-repeated.
+repeated; a run that was stopped goes on from the end of its last whole epoch when the command is given again.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from torch import nn  # noqa: E402
 
 import graphprune as gp  # noqa: E402
 from graphprune.data.batches import TrainingBatches, evaluation_batches  # noqa: E402
+from graphprune.files import atomic_write  # noqa: E402
 from graphprune.onnx_cost import onnx_cost  # noqa: E402
 
 PRUNERS = {
@@ -46,6 +47,7 @@ PRUNERS = {
 _LEFT_ALONE = dict.fromkeys(("resnet20", "resnet56"), ("conv1", "layer*.conv2"))
 _STEPS = 400  # of the removal: the budget is met to a fraction of a percent
 _BATCH = 250
+_KEY = ("network", "pruner", "asked", "epochs", "lr", "sparse", "reg", "seed")  # of a row
 
 
 class Run:
@@ -67,7 +69,14 @@ class Run:
         self.sparse = round(options.sparse * self.total)
         self.costs = {"macs": self._macs(), "params": sum(p.numel() for p in self.model.parameters())}
         self.ops = self._ops()
-        self.pruner = self._pruner()
+        self.done = 0  # steps
+        self.seconds = 0.0  # of processor time that earlier parts of the run took
+        self.optimizer = self._optimizer()
+        name = "-".join(f"{key}{getattr(options, key)}" for key in (*_KEY, "limit"))
+        self.checkpoint = options.work / f"{name}.checkpoint"
+        if self.checkpoint.exists():
+            self._load()
+        self.pruner = self._pruner() if self.done <= self.sparse else None
 
     def _pruner(self) -> Any:
         kind, importance = PRUNERS[self.options.pruner]
@@ -103,27 +112,24 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         """Train sparsely, remove, fine-tune; the row."""
-        start = time.process_time()
-        optimizer = self._optimizer()
-        for step in range(self.total):
+        start = time.process_time() - self.seconds
+        for step in range(self.done, self.total):
+            if step % self.batches.steps_per_epoch == 0:
+                self._save(step, time.process_time() - start)
             if step == self.sparse:
                 self._remove()
-                optimizer = self._optimizer()
-            for group in optimizer.param_groups:
+                self.optimizer = self._optimizer()
+            for group in self.optimizer.param_groups:
                 group["lr"] = 0.5 * self.options.lr * (1 + math.cos(math.pi * step / self.total))
             if step < self.sparse and step % self.batches.steps_per_epoch == 0:
                 self.pruner.update_regularizer()
-            loss = self._step(optimizer, step)
+            loss = self._step(step)
             if step % 100 == 0:
                 print(f"{step} of {self.total}, loss {loss:.3f}", flush=True)
         answers = self._answers()
         right = [(found.argmax(1) == self.val.labels).mean() for found in (self.dense, answers)]
         return {
-            **{
-                name: getattr(self.options, name)
-                for name in ("network", "pruner", "epochs", "lr", "sparse", "reg", "seed")
-            },
-            "asked": self.options.macs,
+            **{name: getattr(self.options, name) for name in _KEY},
             "macs": self._macs() / self.costs["macs"],
             "params": sum(p.numel() for p in self.model.parameters()) / self.costs["params"],
             "accuracy_dense": float(right[0]),
@@ -140,26 +146,38 @@ class Run:
             self.model.parameters(), lr=self.options.lr, momentum=0.9, nesterov=True, weight_decay=self.options.decay
         )
 
-    def _step(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+    def _save(self, step: int, seconds: float) -> None:
+        """Keep the state before `step`, the first of an epoch: pruners regularize by what they find there."""
+        kept = {"step": step, "seconds": seconds, "model": self.model, "optimizer": self.optimizer.state_dict()}
+        with atomic_write(self.checkpoint) as path:
+            torch.save(kept, path)
+
+    def _load(self) -> None:
+        kept = torch.load(self.checkpoint, weights_only=False)  # a whole network: after removal its shapes are its own
+        self.done, self.seconds, self.model = kept["step"], kept["seconds"], kept["model"]
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state_dict(kept["optimizer"])
+
+    def _step(self, step: int) -> float:
         self.model.train()
         at = divmod(step, self.batches.steps_per_epoch)
         images = self.batches.batch(*at).to(memory_format=torch.channels_last)
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         labels = self.labels[torch.from_numpy(self.batches.chosen(*at))]
         loss = nn.functional.cross_entropy(self.model(images), labels)
         loss.backward()
         if step < self.sparse:
             self.pruner.regularize(self.model)
-        optimizer.step()
+        self.optimizer.step()
         return float(loss.detach())
 
     def _remove(self) -> None:
         self.model.eval()
         for _ in range(_STEPS):
-            if self._ops() <= self.options.macs * self.ops:
+            if self._ops() <= self.options.asked * self.ops:
                 return
             self.pruner.step()
-        raise SystemExit(f"error: {self.options.pruner} does not come down to {self.options.macs:g} of the work")
+        raise SystemExit(f"error: {self.options.pruner} does not come down to {self.options.asked:g} of the work")
 
 
 def main() -> None:
@@ -167,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=sorted(ARCHITECTURES))
     parser.add_argument("--pruner", choices=sorted(PRUNERS), default="group-norm")
-    parser.add_argument("--macs", type=float, required=True)
+    parser.add_argument("--macs", dest="asked", type=float, required=True)
     parser.add_argument("--epochs", type=float, required=True)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--sparse", type=float, default=0.4, help="share of the epochs with regularization")
@@ -184,14 +202,14 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    key = ("network", "pruner", "asked", "epochs", "lr", "sparse", "reg", "seed")
-    rows = Rows(options.results / "with-labels.json", key)
-    fields = {name: getattr(options, name) for name in key if name != "asked"}
-    if rows.has(**fields, asked=options.macs):
+    rows = Rows(options.results / "with-labels.json", _KEY)
+    if rows.has(**{name: getattr(options, name) for name in _KEY}):
         print("done already")
         return
-    row = Run(options).go()
+    run = Run(options)
+    row = run.go()
     rows.add(row)
+    run.checkpoint.unlink(missing_ok=True)
     print(row)
 
 
