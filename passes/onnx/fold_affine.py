@@ -115,9 +115,14 @@ def _layer(model: ir.Model, value: ir.Value | None) -> _Layer | None:
         channels = sizes[1] * (1 if groups is None else groups.as_int())
     elif node.op_type == "Gemm" and not transposed:
         channels = sizes[1]
-    if bias is not None and bias.size not in (1, channels):
+    if bias is not None and not _is_row(tuple(bias.shape.numpy()), channels):
         return None
     return _Layer(node, weight.numpy(), None if bias is None else bias.numpy().reshape(-1), channels)
+
+
+def _is_row(shape: tuple[int, ...], channels: int) -> bool:
+    """One number a channel, or one for all: not the column of a Gemm, with one number a sample."""
+    return set(shape[:-1]) <= {1} and set(shape[-1:]) <= {1, channels}
 
 
 def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
