@@ -191,13 +191,15 @@ class _Walk:
             self.env[value] = Value(shape, constant=True, data=data)
 
     def _pin(self, value: ir.Value) -> None:
+        """A literal that the caller may override: nothing of it can go, and its numbers say nothing."""
         known = self.env.get(value)
         if known is None:
             return
         for facet in known.facets:
             self.analysis.space.freeze(facet.labels, None)
         self.numbers.pop(value, None)
-        self.env[value] = replace(known, data=None)
+        facets = tuple(facet.with_zero(False) for facet in known.facets)
+        self.env[value] = replace(known, facets=facets, constant=False, data=None)
 
     # -- nodes ---------------------------------------------------------------------------------------
 

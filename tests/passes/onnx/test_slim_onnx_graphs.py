@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from builder import FLOAT, Builder, difference, image, run, shapes, zero
-from slimmed import ONE, check, kill, two_layers
+from slimmed import ONE, X, check, kill, two_layers
 
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.slim import ChannelRemovalPass, slim_model
@@ -138,6 +138,14 @@ def test_a_literal_that_may_be_overridden_stays():
     model.graph.input.append(onnx.helper.make_tensor_value_info("second.weight", FLOAT, (4, 8, 3, 3)))
     kill(model, "first", [1])
     check(model, {"first.weight": (8, 3, 3, 3), "second.weight": (4, 8, 3, 3)})
+
+
+def test_zeros_that_may_be_overridden_are_added():
+    b = Builder()
+    zeros = b.literal(np.zeros((8, 1, 1), np.float32), "shift")
+    model = two_layers(b, between=lambda x: b.call("Add", x, zeros))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("shift", FLOAT, (8, 1, 1)))
+    check(model, {"shift": (8, 1, 1)}, {**X, "shift": image(8, 1, 1)})
 
 
 def test_unknown_operators_are_frozen_and_named():
