@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from graphprune.passes.channels.branches import Fate, Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.operators import is_random
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
-from graphprune.passes.onnx.contract import add_literal
+from graphprune.passes.onnx.contract import add_literal, literal
 from graphprune.passes.onnx.model import evaluate
 
 
@@ -29,6 +30,7 @@ class _Folder:
         self.removed = removed
         self.front: OnnxFrontEnd = graph.front_end
         self.constants: dict[ir.Value, NDArray[Any]] = {}
+        self.computed: dict[ir.Value, NDArray[Any]] = {}  # from literals, outside of the branches
         self.literals: dict[ir.Value, ir.Value] = {}  # of the constants that something reads
 
     def run(self, fates: dict[int, Fate]) -> None:
@@ -50,23 +52,37 @@ class _Folder:
         size = step.op.shape[dim] if kept is None else int(kept.sum())
         shape = [size if d == dim else 1 for d in range(len(step.op.shape))]
         bias = step.op.inputs.get("bias")
-        if isinstance(bias, Value):
-            given = next(value for value in node.inputs if value is not None and self.front.env.get(value) is bias)
-            numbers = self._known(given)
-            if numbers is not None:
-                return np.broadcast_to(numbers, (size,)).reshape(shape)
-        kind = self.front.kinds.get(node.outputs[0], ir.DataType.FLOAT)
-        return np.zeros(shape, dtype=kind.numpy())
+        if not isinstance(bias, Value):
+            kind = self.front.kinds.get(node.outputs[0], ir.DataType.FLOAT)
+            return np.zeros(shape, dtype=kind.numpy())
+        given = next(value for value in node.inputs if value is not None and self.front.env.get(value) is bias)
+        numbers = self._known(given)
+        if numbers is None:
+            raise UnsupportedModelError(
+                f"{node.op_type} ({node.name}): its bias '{given.name}' cannot be computed ahead to fold its branch"
+            )
+        scaled = (numbers * step.op.attrs.get("beta", 1)).astype(numbers.dtype)  # of a Gemm
+        lifted = scaled.reshape((*scaled.shape, *shape[dim + 1 :]))
+        return np.broadcast_to(lifted, np.broadcast_shapes(lifted.shape, tuple(shape)))
 
     def _known(self, value: ir.Value | None) -> NDArray[Any] | None:
+        """The numbers of a folded value, of a literal, or of what is computed from such alone; None where unknown."""
         if value is None:
             return None
-        if value in self.constants:
-            return self.constants[value]
+        found = self.constants.get(value, self.computed.get(value))
+        if found is not None:
+            return found
+        if (tensor := literal(self.front.model, value)) is not None:
+            return tensor.numpy()
         producer = value.producer()
-        if producer is not None and producer.op_type == "Constant":
-            return producer.attributes["value"].as_tensor().numpy()
-        return None if value.const_value is None else value.const_value.numpy()
+        if producer is None or is_random(producer.op_type):
+            return None
+        inputs = [self._known(item) for item in producer.inputs]
+        if any(item is not None and known is None for item, known in zip(producer.inputs, inputs, strict=True)):
+            return None
+        results = evaluate(producer, inputs, dict(self.front.model.graph.opset_imports))
+        self.computed.update(zip(producer.outputs, results or (), strict=False))
+        return self.computed.get(value)
 
     def _evaluate(self, node: ir.Node) -> None:
         opsets = dict(self.front.model.graph.opset_imports)

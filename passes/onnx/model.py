@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,10 @@ def shape_types(shape: tuple[int, ...], dtype: ir.DataType | None) -> onnx.TypeP
 
 
 def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str, int]) -> list[NDArray[Any]] | None:
-    """The results of one node on known numbers, by onnx's reference implementation; None where it has none."""
+    """The results of one node on known numbers, by onnx's reference implementation; None where it has none.
+
+    Of some operators it only has the later versions (DequantizeLinear: from 19): the node is converted to these.
+    """
     names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
     try:
         proto = ir.serde.serialize_node(node)
@@ -174,11 +178,18 @@ def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str,
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     )
+    found = _run(model, dict(given))
+    if found is None and node.domain in ("", "ai.onnx"):
+        with suppress(*_BROKEN):
+            found = _run(onnx.version_converter.convert_version(model, onnx.defs.onnx_opset_version()), dict(given))
+    return found
+
+
+def _run(model: onnx.ModelProto, given: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
     try:
-        found = ReferenceEvaluator(model).run(None, dict(given))
+        return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, given)]
     except (*_BROKEN, ArithmeticError, MemoryError):
         return None
-    return [np.asarray(result) for result in found]
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:
