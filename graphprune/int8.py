@@ -32,7 +32,12 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from graphprune.machine import machine_facts
 from graphprune.onnx_session import RUNTIME_ERRORS, one_line, open_session
 from graphprune.passes.errors import UnsupportedModelError, UsageError
-from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentityPass, ZeroDenormalsPass
+from graphprune.passes.onnx.clean import (
+    EliminateDeadCodePass,
+    EliminateIdentityPass,
+    UnlistLiteralsPass,
+    ZeroDenormalsPass,
+)
 from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
 from graphprune.passes.onnx.model import load_model
@@ -148,6 +153,7 @@ def prepare(source: Path) -> onnx.ModelProto:
     if found := next((node for node in model.graph if node.op_type in _QUANTIZED), None):
         raise UnsupportedModelError(f"{source}: is quantized already, it holds {found.op_type} '{found.name}'")
     for tidy in (
+        UnlistLiteralsPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # the quantizer knows no others
         EliminateIdentityPass(),
         FoldBatchNormPass(),

@@ -7,7 +7,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.passes.onnx.contract import GraphPass, is_overridable, literal, set_literal
+from graphprune.passes.onnx.contract import (
+    UNLISTED_SINCE,
+    GraphPass,
+    is_overridable,
+    lists_literals,
+    literal,
+    set_literal,
+)
 
 #: Weights below this are written as 0: denormal numbers make a convolution 20 times slower.
 SMALLEST_WEIGHT = 1e-30
@@ -94,6 +101,23 @@ def _eliminate(model: ir.Model, node: ir.Node) -> bool:
     result.replace_all_uses_with(source)  # case 1
     model.graph.remove(node, safe=True)
     return True
+
+
+class UnlistLiteralsPass(GraphPass):
+    """Bring a model of an old version to the first in which literals are no inputs.
+
+    Tools that add literals, like onnxruntime's quantizer, do not list them.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        if not lists_literals(model):
+            return ir.passes.PassResult(model, False)
+        for value in model.graph.initializers.values():
+            if value.is_graph_input():
+                model.graph.inputs.remove(value)
+        model.ir_version = UNLISTED_SINCE
+        return ir.passes.PassResult(model, True)
 
 
 class EliminateDeadCodePass(GraphPass):

@@ -70,9 +70,18 @@ def _is_constant(node: ir.Node) -> bool:
     return len(node.outputs) == 1 and (value is None or value.type == ir.AttributeType.TENSOR)
 
 
+#: IR version from which literals need not be inputs as well; one that is may be given another value.
+UNLISTED_SINCE = 4
+
+
+def lists_literals(model: ir.Model) -> bool:
+    """Is a model of an old version, in which every literal is listed as an input?"""
+    return (model.ir_version or 0) < UNLISTED_SINCE
+
+
 def is_overridable(model: ir.Model, value: ir.Value) -> bool:
-    """May a literal be given another value at run time? Before IR version 4 all had to be listed as inputs."""
-    return value.is_graph_input() and (model.ir_version or 0) >= 4
+    """May a literal be given another value at run time?"""
+    return value.is_graph_input() and not lists_literals(model)
 
 
 def literal(model: ir.Model, value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -114,6 +123,6 @@ def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Val
         name=free, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     model.graph.register_initializer(value)
-    if (model.ir_version or 0) < 4:  # which lists all literals as inputs
+    if lists_literals(model):
         model.graph.inputs.append(value)
     return value

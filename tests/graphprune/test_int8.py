@@ -348,6 +348,18 @@ def test_weights_in_constant_nodes_are_weights(source, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_an_old_file_lists_its_weights_as_inputs(source, tmp_path):
+    model, target = onnx.load(source), tmp_path / "int8.onnx"
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, tmp_path / "old.onnx")
+    assert quantize_onnx(tmp_path / "old.onnx", target, pictures(), options=QUICK).layers == 4
+    quantize_onnx(source, tmp_path / "new.onnx", pictures(), options=QUICK)
+    assert [value.name for value in onnx.load(target).graph.input] == [onnx.load(source).graph.input[0].name]
+    np.testing.assert_array_equal(*(answers(path, pictures(seed=1)) for path in (target, tmp_path / "new.onnx")))
+
+
 def test_the_size_before_is_that_of_all_files(source, tmp_path):
     beside = tmp_path / "net.onnx"
     onnx.save(onnx.load(source), beside, save_as_external_data=True, location="net.data", size_threshold=0)
