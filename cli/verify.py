@@ -105,14 +105,15 @@ def _random_inputs(
 def _images(models: list[Any], data: Path, limit: int, options: dict[str, Any]) -> np.ndarray:
     """Return images as both models take them; size and channels are those of the model unless they are given."""
     from graphprune.data import load_images
+    from graphprune.inputs import image_sizes
 
     specs = _specs(models)
     if specs is not None and (len(specs) != 1 or len(specs[0].dims) != 4):
         raise UsageError("--data is for models with one input of images; leave it out to compare on random inputs")
-    channels, *size = specs[0].dims[1:] if specs is not None else (3,)
-    if options["image_size"] is None and len(size) == 2 and all(isinstance(side, int) for side in size):
+    channels, *size = image_sizes(specs[0].dims) if specs is not None else (None,)
+    if options["image_size"] is None and len(size) == 2 and None not in size:
         options["image_size"] = tuple(size)
-    source = load_images(data, limit=limit, channels=channels if isinstance(channels, int) else 3, **options)
+    source = load_images(data, limit=limit, channels=3 if channels is None else channels, **options)
     return source.batch(slice(None))
 
 

@@ -20,7 +20,7 @@ from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.outputs import layouts, run, turned
 from graphprune.torch_mode import evaluation
 
-__all__ = ["DataOptions", "Images", "capture_on", "expected_images", "read_images"]
+__all__ = ["DataOptions", "Images", "capture_on", "expected_images", "image_sizes", "read_images"]
 
 logger = logging.getLogger("graphprune")
 
@@ -68,9 +68,27 @@ def expected_images(model: nn.Module | ExportedProgram) -> tuple[int | None, tup
         raise UnsupportedModelError(
             f"the model takes {found}; only a single input of images (NxCxHxW) can be learned from"
         )
-    _, channels, height, width = specs[0].dims
-    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    return (channels if isinstance(channels, int) else None), size
+    channels, height, width = image_sizes(specs[0].dims)
+    return channels, (height, width) if height is not None and width is not None else None
+
+
+def image_sizes(dims: Sequence[int | str | None]) -> tuple[int | None, int | None, int | None]:
+    """Return channels, height and width of an input of images, as far as it states them.
+
+    Args:
+        dims: batch, channels, height and width.
+
+    Raises:
+        UnsupportedModelError: it has the channels last, as in files from TensorFlow.
+    """
+    channels, height, width = (size if isinstance(size, int) else None for size in dims[1:])
+    if channels not in _OF_FILES and width in _OF_FILES:
+        shape = "x".join(str(size) if isinstance(size, int) else "?" for size in dims)
+        raise UnsupportedModelError(
+            f"the model takes images with the channels last ({shape}); they must come first (NxCxHxW): put a Transpose "
+            "in front, or convert the model again with channels first"
+        )
+    return channels, height, width
 
 
 def read_images(

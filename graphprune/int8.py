@@ -41,6 +41,7 @@ from graphprune.passes.onnx.clean import (
 from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
 from graphprune.passes.onnx.model import load_model
+from graphprune.passes.onnx.resize import ResizeAllAxesPass
 
 __all__ = [
     "CALIBRATIONS",
@@ -147,11 +148,11 @@ def prepare(source: Path) -> onnx.ModelProto:
 
     Raises:
         ModelLoadError: it cannot be read.
-        UnsupportedModelError: it is quantized already, or too old for a scale a channel.
+        UnsupportedModelError: it is quantized already, computes in another type than float32, or is too old for a scale
+            a channel.
     """
     model = load_model(source)
-    if found := next((node for node in model.graph if node.op_type in _QUANTIZED), None):
-        raise UnsupportedModelError(f"{source}: is quantized already, it holds {found.op_type} '{found.name}'")
+    _require_float32(model, source)
     for tidy in (
         UnlistLiteralsPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # the quantizer knows no others
@@ -160,6 +161,7 @@ def prepare(source: Path) -> onnx.ModelProto:
         FoldBiasPass(),
         SelectChannelsPass(),
         GlobalPoolPass(),
+        ResizeAllAxesPass(),
         EliminateDeadCodePass(),
         ZeroDenormalsPass(),
     ):
@@ -177,6 +179,22 @@ def prepare(source: Path) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto)
     except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
         raise UnsupportedModelError(f"{source}: cannot be prepared for quantization: {one_line(error)}") from error
+
+
+def _require_float32(model: ir.Model, source: Path) -> None:
+    if found := next((node for node in model.graph if node.op_type in _QUANTIZED), None):
+        raise UnsupportedModelError(f"{source}: is quantized already, it holds {found.op_type} '{found.name}'")
+    if wrong := next((value for node in model.graph for value in node.inputs if _is_other_float(node, value)), None):
+        raise UnsupportedModelError(
+            f"{source}: computes in {str(wrong.dtype).lower()} ('{wrong.name}'); only float32 files can be quantized: "
+            "convert or export it in float32 first"
+        )
+
+
+def _is_other_float(node: ir.Node, value: ir.Value | None) -> bool:
+    """Is a value what a layer reads, and in another floating point type than float32?"""
+    kind = None if value is None or node.op_type not in _LAYERS else value.dtype
+    return kind is not None and kind.is_floating_point() and kind != ir.DataType.FLOAT
 
 
 class Calibrated:

@@ -17,7 +17,7 @@ import onnx
 
 from graphprune.data import ImageSource
 from graphprune.files import atomic_write, refuse_overwrite
-from graphprune.inputs import DataOptions, Images, read_images
+from graphprune.inputs import DataOptions, Images, image_sizes, read_images
 from graphprune.int8 import CALIBRATIONS, Calibrated, Scheme, calibrate, layers_of, prepare, scheme_of_machine
 from graphprune.int8_search import Choice, Judge, Trial, choose_layers, describe_miss
 from graphprune.onnx_cost import size_of
@@ -213,7 +213,12 @@ def _read(model: onnx.ModelProto, images: Images, data: DataOptions | None) -> I
     dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else ()
     if len(dims) != 4:
         raise UnsupportedModelError("only a model with a single input of images (NxCxHxW) can be calibrated on images")
-    _, channels, height, width = (dim.dim_value or None for dim in dims)
+    if (kind := inputs[0].type.tensor_type.elem_type) != onnx.TensorProto.FLOAT:
+        raise UnsupportedModelError(
+            f"the model takes images in {onnx.TensorProto.DataType.Name(kind).lower()}; only one that takes them in "
+            "float32 can be quantized"
+        )
+    channels, height, width = image_sizes([dim.dim_value or None for dim in dims])
     noted = next((p.value for p in model.metadata_props if p.key == "graphprune_preprocessing"), None)
     seen = json.loads(noted) if noted else {}
     given = data or DataOptions()

@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 
 from graphprune.data import ImageSource, Preprocess
-from graphprune.inputs import DataOptions, capture_on, expected_images, read_images
+from graphprune.inputs import DataOptions, capture_on, expected_images, image_sizes, read_images
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
 
 
@@ -163,6 +163,26 @@ def test_an_input_that_is_no_image_is_shown_with_its_free_sizes():
     flat = torch.export.export(nn.Conv1d(3, 4, 3), (torch.zeros(2, 3, 9),), dynamic_shapes=free)
     with pytest.raises(UnsupportedModelError, match=r"the model takes \?x3x9;"):
         expected_images(flat)
+
+
+@pytest.mark.parametrize(
+    ("dims", "found"),
+    [
+        ((None, 3, 8, 9), (3, 8, 9)),
+        (("n", 1, "h", "w"), (1, None, None)),
+        ((4, 3, 3, 3), (3, 3, 3)),
+        ((1, 8, 8, 8), (8, 8, 8)),
+        ((None, 8, 8, 3), None),
+        (("n", None, None, 1), None),
+    ],
+)
+def test_channels_stand_in_front(dims, found):
+    if found is not None:
+        assert image_sizes(dims) == found
+        return
+    with pytest.raises(UnsupportedModelError, match="channels last") as caught:
+        image_sizes(dims)
+    assert "\n" not in str(caught.value)
 
 
 def test_several_inputs_are_refused():

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
 import torch
 from onnx import numpy_helper
@@ -269,28 +268,6 @@ def test_the_preprocessing_of_the_file_is_used(source, tmp_path):
     assert scales[1] == pytest.approx((18 / 255, 255), rel=0.05)  # from -18 to 0
     assert scales[2] == pytest.approx((2 / 255, 128), rel=0.05)
     assert scales[0] != scales[1]
-
-
-BROKEN = {
-    "two": "net (float[n,3,8,8] x, float[n,3,8,8] z) => (float[n,3,8,8] y) { y = Add(x, z) }",
-    "bare": "net (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = Relu(x) }",
-}
-
-
-def parsed(folder, text):
-    path = folder / "m.onnx"
-    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}'), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [(BROKEN["two"], "single input of images"), (BROKEN["bare"], "nothing to quantize")]
-)
-def test_what_cannot_be_quantized_is_refused_in_one_line(tmp_path, text, message):
-    with pytest.raises(UnsupportedModelError, match=message) as caught:
-        quantize_onnx(parsed(tmp_path, text), tmp_path / "out.onnx", pictures(), options=QUICK)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_a_file_that_is_quantized_already_is_refused(source, tmp_path):
