@@ -41,6 +41,10 @@ from graphprune.passes.onnx.wire import outline
 __all__ = ["OnnxCost", "onnx_cost"]
 
 Shape = tuple[int, ...]
+Formula = Callable[[onnx.NodeProto, Mapping[str, Shape]], int]
+
+_ONNX = ("", "ai.onnx")
+_RUNTIME = ("com.microsoft", "com.microsoft.nchwc")  # onnxruntime's own
 
 _FAILURES: tuple[type[Exception], ...] = (GraphPruneError, *RUNTIME_ERRORS)
 
@@ -56,6 +60,11 @@ _SETTINGS = {
     "OneHot": {2},
     "QuantizeLinear": {1, 2},
     "DequantizeLinear": {1, 2},
+    "QLinearConv": {1, 4, 6},
+    "QLinearMatMul": {1, 4, 6},
+    "QGemm": {1, 4, 7},
+    "MatMulIntegerToFloat": {2, 3},
+    "DynamicQuantizeMatMul": {2},
 }
 # Weights that are stored as integers.
 _QUANTIZED_WEIGHTS = {
@@ -64,11 +73,21 @@ _QUANTIZED_WEIGHTS = {
     "QLinearMatMul": {3},
     "ConvInteger": {1},
     "MatMulInteger": {1},
+    "QGemm": {3, 6},
+    "MatMulIntegerToFloat": {1},
+    "DynamicQuantizeMatMul": {1},
 }
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)  # which read more than the node's inputs
-# Operators that compute and that no formula here covers.
-_NO_FORMULA = frozenset(
-    {"Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "DeformConv", "If", "Loop", "Scan"}
+# ONNX operators that compute and that no formula here covers.
+_NO_FORMULA = frozenset({"Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "If", "Loop", "Scan"})
+# Onnxruntime's that neither convolve nor multiply matrices. What is not among them, or of another domain, is unknown.
+_NOTHING_TO_COUNT = frozenset(
+    "AveragePool BiasAdd BiasGelu BiasSoftmax BiasSplitGelu CropAndResize DequantizeLinear EmbedLayerNormalization "
+    "ExpandDims FastGelu GatherND Gelu GlobalAveragePool GlobalMaxPool GridSample GroupNorm MaxPool MaxpoolWithMask "
+    "MulInteger NhwcMaxPool Pad QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu "
+    "QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu Range "
+    "ReduceSumInteger ReorderInput ReorderOutput RotaryEmbedding SkipGroupNorm SkipLayerNormalization "
+    "SkipSimplifiedLayerNormalization Trilu Unique Upsample".split()
 )
 
 
@@ -77,7 +96,7 @@ class OnnxCost:
     """Cost of one ONNX model.
 
     Attributes:
-        macs: Multiply-accumulates of one sample.
+        macs: Multiply-accumulates of one sample; of one run, where the inputs do not say how many samples that is.
         params: Elements of the weights (float, or quantized) that the file stores; shape constants and settings are
             left out.
         size_bytes: Size of the file, external data included.
@@ -120,9 +139,7 @@ def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None 
         measured, reason = _measure_shapes(load_proto(source), label_of(source), missing, sizes)
         known.update(measured)
     macs, uncounted = _count_macs(_varying(model), known, reason)
-    first = known.get(feeds[0].name, ()) if feeds else ()
-    batch = first[0] if len(first) > 1 else 1
-    return OnnxCost(macs // batch, _count_weights(model), size_bytes, tuple(uncounted))
+    return OnnxCost(macs // _batch(feeds, known), _count_weights(model.graph), size_bytes, tuple(uncounted))
 
 
 def size_of(source: OnnxSource) -> int:
@@ -142,6 +159,16 @@ def _outline(source: OnnxSource) -> onnx.ModelProto:
         return onnx.load_model_from_string(outline(source))
     except (DecodeError, ValueError, OSError):
         return load_proto(source)  # which says what is wrong
+
+
+def _batch(feeds: Sequence[onnx.ValueInfoProto], known: Mapping[str, Shape]) -> int:
+    """Samples in a run: the first size that all inputs have in common; those that leave it open know best."""
+    firsts: dict[bool, set[int]] = {True: set(), False: set()}
+    for value in feeds:
+        if len(shape := known.get(value.name, ())) > 1:
+            firsts[not value.type.tensor_type.shape.dim[0].HasField("dim_value")].add(shape[0])
+    found = firsts[True] or firsts[False]
+    return max(1, *found) if len(found) == 1 else 1
 
 
 def _infer_shapes(
@@ -183,7 +210,7 @@ def _infer_shapes(
 
 def _missing(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape]) -> list[str]:
     """Values whose shape a formula needs and that inference did not find."""
-    needed = (name for node in nodes if node.op_type in _FORMULAS for name in (*node.input, *node.output) if name)
+    needed = (name for node in nodes if _formula(node) for name in (*node.input, *node.output) if name)
     return [name for name in dict.fromkeys(needed) if name not in known]
 
 
@@ -220,15 +247,16 @@ def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], rea
     for node in nodes:
         if _only_selects(node):
             continue
-        label = f"{node.op_type} '{node.name or node.output[0]}'"
-        if formula := _FORMULAS.get(node.op_type):
+        kind = node.op_type if node.domain in _ONNX else f"{node.domain}.{node.op_type}"
+        label = f"{kind} '{node.name or node.output[0]}'"
+        if formula := _formula(node):
             try:
                 total += formula(node, known)
             except KeyError as error:
                 uncounted.append(
                     f"{label}: the shape of '{error.args[0]}' is unknown" + (f" ({reason})" if reason else "")
                 )
-        elif node.op_type in _NO_FORMULA:
+        elif _is_unknown(node):
             uncounted.append(f"{label}: no formula for this operator")
     return total, uncounted
 
@@ -236,6 +264,17 @@ def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], rea
 def _only_selects(node: onnx.NodeProto) -> bool:
     """A convolution by zeros and ones that stands for data movement is no work of the network's."""
     return any(entry.key == SELECTS for entry in node.metadata_props)
+
+
+def _formula(node: onnx.NodeProto) -> Formula | None:
+    return _FORMULAS.get(node.op_type) if node.domain in (*_ONNX, *_RUNTIME) else None
+
+
+def _is_unknown(node: onnx.NodeProto) -> bool:
+    """May a node that has no formula compute something that counts?"""
+    if node.domain in _ONNX:
+        return node.op_type in _NO_FORMULA
+    return node.domain not in _RUNTIME or node.op_type not in _NOTHING_TO_COUNT
 
 
 def _conv_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
@@ -248,38 +287,48 @@ def _conv_transpose_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> in
 
 
 def _gemm_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
-    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    return math.prod(known[node.output[0]]) * known[node.input[0]][0 if transposed else 1]
+    return math.prod(known[node.output[0]]) * known[node.input[0]][0 if _is_set(node, "transA") else 1]
 
 
 def _matmul_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
-    return math.prod(known[node.output[0]]) * known[node.input[0]][-1]
+    """With `transBatchA` the rows come before the batch."""
+    rows = 0 if _is_set(node, "transBatchA") else -2
+    return math.prod(known[node.output[0]]) * known[node.input[0]][rows if _is_set(node, "transA") else -1]
+
+
+def _is_set(node: onnx.NodeProto, name: str) -> bool:
+    return any(attribute.name == name and attribute.i for attribute in node.attribute)
 
 
 _CONV_WEIGHT = {"QLinearConv": 3}
-_FORMULAS: dict[str, Callable[[onnx.NodeProto, Mapping[str, Shape]], int]] = {
-    "Conv": _conv_macs,
-    "FusedConv": _conv_macs,
-    "ConvInteger": _conv_macs,
-    "QLinearConv": _conv_macs,
-    "ConvTranspose": _conv_transpose_macs,
-    "Gemm": _gemm_macs,
-    "MatMul": _matmul_macs,
-    "MatMulInteger": _matmul_macs,
-    "QLinearMatMul": _matmul_macs,
+_FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv", "NhwcFusedConv"), _conv_macs),
+    **dict.fromkeys(("ConvTranspose", "ConvTransposeWithDynamicPads"), _conv_transpose_macs),
+    **dict.fromkeys(("Gemm", "FusedGemm", "QGemm"), _gemm_macs),
+    **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat"), _matmul_macs),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "GemmFastGelu", "TransposeMatMul", "FusedMatMul"), _matmul_macs),
+    "FusedMatMulActivation": _matmul_macs,
 }
 
 
-def _count_weights(model: onnx.ModelProto) -> int:
+def _count_weights(graph: onnx.GraphProto) -> int:
     """Elements of every stored tensor that some node uses as a weight; a tensor used twice counts once.
 
     Of one that is stored sparse, those that are stored.
     """
-    sparse = [tensor.values for tensor in model.graph.sparse_initializer]
-    stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *sparse, *_constants(model.graph.node))}
-    weights = set()
-    selections = {name for node in _all_nodes(model.graph) if _only_selects(node) for name in node.input[1:]}
-    for node in _all_nodes(model.graph):
+    return sum(math.prod(tensor.dims) for tensor in _weights(graph, {}).values())
+
+
+def _weights(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> dict[int, onnx.TensorProto]:
+    """The weights of a graph and of the bodies of its control flow, by identity; `outer`: what it can read besides."""
+    sparse = [tensor.values for tensor in graph.sparse_initializer]
+    own = (*graph.initializer, *sparse, *_constants(graph.node))
+    stored = {**outer, **{tensor.name: tensor for tensor in own}}
+    weights: dict[int, onnx.TensorProto] = {}
+    selections = {name for node in graph.node if _only_selects(node) for name in node.input[1:]}
+    for node in graph.node:
+        for body in _bodies(node):
+            weights |= _weights(body, stored)
         if _only_selects(node) or selections & {*node.output}:
             continue
         for at, name in enumerate(node.input):
@@ -288,8 +337,8 @@ def _count_weights(model: onnx.ModelProto) -> int:
                 continue
             is_setting = at in _SETTINGS.get(node.op_type, ()) or not tensor.dims
             if at in _QUANTIZED_WEIGHTS.get(node.op_type, ()) or (tensor.data_type in _FLOATS and not is_setting):
-                weights.add(name)
-    return sum(math.prod(stored[name].dims) for name in weights)
+                weights[id(tensor)] = tensor
+    return weights
 
 
 def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
@@ -302,13 +351,12 @@ def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
             yield tensor
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of the graph and of the graphs inside its control flow."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(inner)
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node of control flow."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _bytes_of(source: OnnxSource, model: onnx.ModelProto) -> int:

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import ModelLoadError
 from graphprune.onnx_cost import onnx_cost
+from graphprune.onnx_session import open_session
 
 
 def weight(name, *shape):
@@ -169,6 +170,100 @@ def test_an_operator_without_a_formula_is_said():
     cost = onnx_cost(model)
     assert cost.uncounted == ("Einsum 'y': no formula for this operator",)
     assert json.loads(json.dumps(cost.to_dict()))["uncounted"] == list(cost.uncounted)
+
+
+RELU = {"activation": "Relu"}
+
+
+def microsoft(op, weights, inputs, rank, **attributes):
+    return single(op, weights, inputs, rank, domain="com.microsoft", **attributes)
+
+
+@pytest.mark.parametrize(
+    ("model", "macs", "params"),
+    [
+        (microsoft("FusedMatMul", [weight("w", 8, 4)], [("x", ["n", 8])], 2), 32, 32),
+        (microsoft("FusedMatMul", [weight("w", 4, 8)], [("x", ["n", 2, 8])], 3, transB=1, alpha=0.5), 64, 32),
+        (microsoft("FusedMatMul", [weight("w", 2, 8)], [("x", ["n", 2, 3])], 3, transA=1), 3 * 2 * 8, 16),
+        (microsoft("FusedGemm", [weight("w", 4, 8), weight("b", 4)], [("x", ["n", 8])], 2, transB=1, **RELU), 32, 36),
+        (microsoft("FusedConv", [weight("w", 8, 2, 3, 3)], [("x", ["n", 4, 5, 5])], 4, group=2), 8 * 9 * 2 * 9, 144),
+        (microsoft("QuickGelu", [], [("x", ["n", 8])], 2), 0, 0),
+    ],
+)
+def test_operators_that_onnxruntime_fused_count_as_those_they_were_made_of(model, macs, params):
+    cost = onnx_cost(model)
+    assert (cost.macs, cost.params, cost.uncounted) == (macs, params, ())
+
+
+@pytest.mark.parametrize("shape", [["n", 8, 6, 6], [1, 16, 9, 9]])
+def test_a_file_that_onnxruntime_optimized_costs_what_it_did(tmp_path, shape):
+    layers = [weight("v", 16, shape[1], 1, 1), weight("w", 32, 16, 3, 3)]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["y"]),
+    ]
+    model = net(nodes, layers, [("x", shape)], [("y", ["n", 32, "h", "w"])])
+    open_session(model, optimized=str(tmp_path / "fast.onnx"))
+    before, after = onnx_cost(model), onnx_cost(tmp_path / "fast.onnx")
+    assert (before.macs, before.uncounted) == (after.macs, after.uncounted)
+
+
+@pytest.mark.parametrize(
+    ("domain", "op"), [("com.microsoft", "MultiHeadAttention"), ("my.domain", "Conv"), ("my.domain", "Gelu")]
+)
+def test_operators_that_nobody_knows_are_named(domain, op):
+    node = helper.make_node(op, ["x", "w"], ["y"], domain=domain)
+    cost = onnx_cost(net([node], [weight("w", 4, 3, 1, 1)], [("x", ["n", 3, 8, 8])], [("y", ["n", 4, 8, 8])]))
+    assert (cost.macs, cost.params) == (0, 12)
+    assert cost.uncounted == (f"{domain}.{op} 'y': no formula for this operator",)
+
+
+def test_weights_of_integer_operators_count_their_scales_do_not():
+    names = ["x", "a", "z", "w", "s", "u", "a", "z", "b"]
+    stored = [
+        numpy_helper.from_array(np.ones(n, k), m) for m, k, n in (("w", np.int8, (4, 3, 1, 1)), ("u", np.int8, 4))
+    ]
+    stored += [numpy_helper.from_array(np.ones(4, np.int32), "b"), numpy_helper.from_array(np.uint8(0), "z")]
+    stored += [weight("s", 4), numpy_helper.from_array(np.float32(1), "a")]
+    model = net(
+        [helper.make_node("QLinearConv", names, ["y"])], stored, [("x", ["n", 3, 2, 2])], [("y", ["n", 4, 2, 2])]
+    )
+    proto = onnx.load_model_from_string(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.UINT8
+    assert (onnx_cost(proto.SerializeToString()).macs, onnx_cost(proto.SerializeToString()).params) == (48, 16)
+
+
+def test_weights_inside_control_flow_count():
+    def body(own):
+        out = helper.make_tensor_value_info(f"{own}_out", TensorProto.FLOAT, None)
+        nodes = [helper.make_node("MatMul", ["x", own], ["h"]), helper.make_node("MatMul", ["h", "shared"], [out.name])]
+        return helper.make_graph(nodes, own, [], [out], [weight(own, 4, 5), *([weight("h2", 9)] if own == "v" else [])])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=body("v"), else_branch=body("w"))
+    proto = onnx.load_model_from_string(
+        net([node], [weight("shared", 5, 4)], [("x", ["n", 4]), ("c", [])], [("y", ["n", 4])])
+    )
+    proto.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
+    cost = onnx_cost(proto.SerializeToString())
+    assert (cost.params, cost.uncounted) == (20 + 20 + 20, ("If 'y': no formula for this operator",))
+
+
+@pytest.mark.parametrize(
+    ("table", "image", "samples"),
+    [
+        ([7, 16], ["n", 3, 8, 8], 1),
+        ([7, 16], [2, 3, 8, 8], 2),  # no batch is told: all of the run
+        ([2, 16], [2, 3, 8, 8], 1),
+        ([], [2, 3, 8, 8], 1),
+        (["n", 16], ["n", 3, 8, 8], 1),
+    ],
+)
+def test_the_batch_is_what_the_inputs_have_in_common(table, image, samples):
+    nodes = [helper.make_node("Conv", ["image", "w"], ["y"]), helper.make_node("Relu", ["table"], ["z"])]
+    inputs, outputs = [("table", table), ("image", image)], [("y", ["b", 4, 6, 6]), ("z", table)]
+    assert onnx_cost(net(nodes, [weight("w", 4, 3, 3, 3)], inputs, outputs)).macs == samples * 4 * 36 * 27
 
 
 def test_open_sizes_come_from_the_user():
