@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import InlinePass
 
-from graphprune.passes.errors import ModelLoadError
+from graphprune.passes.errors import ModelLoadError, UnsupportedModelError
 from graphprune.passes.onnx.contract import find_fault
 from graphprune.passes.onnx.wire import outline
 
@@ -44,6 +44,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
 
     Raises:
         ModelLoadError: the file is missing, is no ONNX model, or refers to data that is not there.
+        UnsupportedModelError: a local function is written in another opset, in which its operators mean something else.
     """
     source = Path(path)
     if not source.is_file():
@@ -59,13 +60,37 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelLoadError(f"{source}: is not an ONNX model (it has no graph)")
     try:
         if model.functions:
-            InlinePass()(model)
+            _inline(model, source)
         fault = find_fault(model) or _find_lost_data(model)
     except _BROKEN as error:
         fault = _first_line(error)
     if fault:
         raise ModelLoadError(f"{source}: is not a valid ONNX model ({fault})")
     return model
+
+
+def _inline(model: ir.Model, source: Path) -> None:
+    """Put the bodies of local functions where they are called; those in another opset, if it makes no difference."""
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            own = model.opset_imports.get(domain, version)
+            nodes = [node for node in function.all_nodes() if node.domain == domain and own != version]
+            changed = [node for node in nodes if _since(node, version) != _since(node, own)]
+            if changed:
+                raise UnsupportedModelError(
+                    f"{source}: its function '{function.domain}.{function.name}' is written in opset {version}, the "
+                    f"model in {own}, and {changed[0].op_type} is not the same in both; convert them to one opset first"
+                )
+            function.opset_imports[domain] = own
+    InlinePass()(model)
+
+
+def _since(node: ir.Node, version: int) -> int | None:
+    """The version of an operator's definition that an opset has; None where nobody knows it."""
+    try:
+        return onnx.defs.get_schema(node.op_type, version, node.domain).since_version
+    except onnx.defs.SchemaError:
+        return None
 
 
 def _fill_sparse(graph: onnx.GraphProto) -> None:
