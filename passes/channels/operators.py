@@ -103,6 +103,7 @@ class Binding:
         inputs: names of positional inputs (ONNX), in order; a name that ends in `...` takes all the rest.
         fixed: arguments that the operator's name itself implies.
         needs: inputs whose numbers the rule reads (ONNX); where they are computed, the operator is unknown.
+        covers: does the rule hold for this form of the operator (ONNX)? Where not, the operator is unknown.
         read: turns the vocabulary's attributes into the rule's, given the operator's input values.
         write: turns what `resize` returned back into the vocabulary's attributes (given the old ones).
     """
@@ -111,6 +112,7 @@ class Binding:
     inputs: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    covers: "Callable[[Op], bool] | None" = None
     read: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
     write: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
 

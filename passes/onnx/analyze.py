@@ -238,13 +238,16 @@ class _Walk:
         if found is not None:
             try:
                 op = self._op(node, op_name, found, shapes)
-                results = self.analysis.run(found[0], self._with_captured(node, op))
+                covered = found[1].covers is None or found[1].covers(op)
+                results = self.analysis.run(found[0], self._with_captured(node, op)) if covered else []
             except _MISFITS as error:
                 logger.debug("the rule for %s (%s) was not applied: %r", op_name, node.name, error)
                 op_name = f"{op_name} that does not fit its inputs"
             else:
-                self.ops[node] = (*found, op)
-                return self._with_captured(node, op), found, results
+                if covered:
+                    self.ops[node] = (*found, op)
+                    return self._with_captured(node, op), found, results
+                op_name = f"{op_name} of this form"
         self.unknown[op_name] += 1
         op = self._with_captured(node, self._op(node, op_name, None, shapes))
         return op, None, self.analysis.run(None, op)

@@ -73,22 +73,19 @@ def resize_attention(op: Op, cut: Cut) -> dict[str, Any]:
     return {"scale": q.shape[-1] ** -0.5}
 
 
-def onnx_attention(analysis: Analysis, op: Op) -> list[Value]:
-    """ONNX Attention with heads as a dimension of their own; of another form, all it touches is frozen."""
-    cached = op.optional("past_key") is not None or len(op.out_shapes) > 1
-    if op.value("query").rank == 4 and not cached:
-        return attention(analysis, op)
-    for value in op.values():
-        analysis.freeze_value(value, op, "attention of this form has no rule")
-    return [Value(shape) for shape in op.out_shapes]
+def has_heads(op: Op) -> bool:
+    """Does ONNX's Attention have heads as a dimension of their own, and no cache?"""
+    return op.value("query").rank == 4 and op.optional("past_key") is None and len(op.out_shapes) == 1
 
+
+_INPUTS = ("query", "key", "value", "attn_mask", "past_key", "past_value")
 
 RULES = (
-    Rule("attention", attention, resize_attention, aten={"scaled_dot_product_attention": Binding()}),
     Rule(
-        "attention with a cache",
-        onnx_attention,
+        "attention",
+        attention,
         resize_attention,
-        onnx={"Attention": Binding(inputs=("query", "key", "value", "attn_mask", "past_key", "past_value"))},
+        aten={"scaled_dot_product_attention": Binding()},
+        onnx={"Attention": Binding(inputs=_INPUTS, covers=has_heads)},
     ),
 )

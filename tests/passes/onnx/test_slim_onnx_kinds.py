@@ -128,6 +128,29 @@ def test_inputs_of_a_recurrent_layer():
     check(model, {"first": (5, 7), "W": (1, 16, 7), "R": (1, 16, 4)}, {"x": image(3, 2, 5)})
 
 
+@pytest.mark.parametrize("form", ["heads", "no heads", "a cache"])
+def test_attention_without_heads_or_with_a_cache_is_named(form):
+    b, cached = Builder(23), form == "a cache"
+    x = b.input(("n", 5, 8))
+    parts = [b.call("MatMul", x, b.weight(8, 8, name=name)) for name in ("query", "key", "value")]
+    if form == "no heads":
+        x = b.call("Attention", *parts, q_num_heads=2, kv_num_heads=2)
+    else:
+        sizes, back = b.literal(np.array([0, 0, 2, 4])), b.literal(np.array([0, 0, 8]))
+        parts = [b.call("Transpose", b.call("Reshape", x, sizes), perm=[0, 2, 1, 3]) for x in parts]
+        past = [b.input(("n", 2, 3, 4), name) for name in ("past_key", "past_value")] if cached else []
+        found = b.call("Attention", *parts, *([""] if cached else []), *past, outputs=3 if cached else 1)
+        x = b.call("Reshape", b.call("Transpose", found[0] if cached else found, perm=[0, 2, 1, 3]), back)
+    b.output(b.call("MatMul", x, b.weight(8, 4)))
+    model = b.model(ir_version=11)
+    zero(model, "query", (slice(None), [1, 5]))
+    zero(model, "key", (slice(None), [1, 5]))
+    result = ir.from_proto(model)
+    done = slim_model(result)
+    assert done.unknown == ({} if form == "heads" else {"Attention of this form": 1})
+    assert shapes(result)["query"] == ((8, 6) if form == "heads" else (8, 8))
+
+
 @pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
 def test_bodies_stay_as_they_are(kind):
     b = Builder()
