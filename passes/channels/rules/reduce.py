@@ -112,10 +112,12 @@ def unpool(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def resize_resample(op: Op, cut: Cut) -> dict[str, Any]:
-    """ONNX Resize may repeat the size of every dimension."""
+    """ONNX Resize may repeat the size of every dimension, or of those that it names."""
     if op.optional("sizes") is None or not cut.outputs[0]:
         return {}
-    return {"sizes": [int(cut.outputs[0][d].sum()) if d in cut.outputs[0] else None for d in range(len(op.shape))]}
+    rank = len(op.shape)
+    dims = [axis % rank for axis in op.attrs.get("axes") or range(rank)]
+    return {"sizes": [int(cut.outputs[0][d].sum()) if d in cut.outputs[0] else None for d in dims]}
 
 
 def _pools(*names: str) -> dict[str, Binding]:
@@ -127,7 +129,7 @@ def _onnx_spatial(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
 
 
 def _onnx_resize(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    return {"spatial": inputs["input"].rank - 2}
+    return {"spatial": inputs["input"].rank - 2, "axes": attrs.get("axes")}
 
 
 def _onnx_dims(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:

@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+
+from graphprune.passes.channels.value import Value
 
 
 def conv(sketch, channels: int = 4):
@@ -78,3 +81,14 @@ def test_onnx_reduce_without_axes_may_mean_nothing_or_all(sketch):
     assert same.facets[0].dims == (1,)
     sketch.onnx("ReduceMean", (1, 1, 1, 1), input=x, noop_with_empty_axes=0)
     assert not sketch.graph(same).exact.any()
+
+
+@pytest.mark.parametrize(
+    ("axes", "before", "after"),
+    [(None, [1, 4, 8, 8], [None, 3, None, None]), ([2, 3], [8, 8], [None, None]), ([-1, 1], [8, 4], [None, 3])],
+)
+def test_sizes_of_an_onnx_resize_follow_where_they_are_named(sketch, axes, before, after):
+    sizes = Value((len(before),), constant=True, data=np.array(before))
+    y = sketch.onnx("Resize", (1, 4, 8, 8), input=conv(sketch), sizes=sizes, axes=axes)
+    graph = sketch.graph(sketch.conv(y, "head", 2))
+    assert sketch.resized(graph, 1, [1]) == {"sizes": after}
