@@ -123,6 +123,7 @@ def _trace_onnx(
     from graphprune.model_runner import describe_inputs
     from graphprune.onnx_session import refuse_other_shapes
     from graphprune.passes.onnx.analyze import trace_onnx
+    from graphprune.passes.onnx.model import free_sizes, load_model
 
     if arch is not None:
         raise UsageError(f"{model} holds a whole model, not only its weights: leave --arch {arch} out")
@@ -133,11 +134,9 @@ def _trace_onnx(
     only = specs[0].name if len(specs) == 1 else ""
     asked |= {name or only: shape for name, shape in shapes.items()}
     refuse_other_shapes(specs, asked, str(model))
-    sizes: dict[str, int] = {}
-    for spec in specs:
-        given = zip(spec.dims, asked.get(spec.name, ()), strict=False)
-        sizes.update({dim: n for dim, n in given if isinstance(dim, str) and isinstance(n, int) and n})
-    return trace_onnx(model, sizes=sizes)
+    stated = {name: [n if isinstance(n, int) else 0 for n in shape] for name, shape in asked.items()}
+    loaded = load_model(model)
+    return trace_onnx(loaded, sizes=free_sizes(loaded, stated))
 
 
 def _render(found: Mapping[str, Any], console: Any = None) -> str:

@@ -156,12 +156,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def free_sizes(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
-    """What the names of free sizes stand for when inputs have these shapes (the key "" stands for the only input)."""
+    """What the names of free sizes stand for when inputs have these shapes (the key "" stands for the only input).
+
+    A size of 0 stays free. So does a batch of 1, in which samples cannot be told from what is alike in all of them.
+    """
     found: dict[str, int] = {}
     for value in model.graph.inputs:
         shape = (shapes or {}).get(value.name or "", (shapes or {}).get("", ()) if len(model.graph.inputs) == 1 else ())
         for index, (dim, size) in enumerate(zip(value.shape or (), shape, strict=False)):
-            if index > 0 and not isinstance(dim, int):  # the batch stays what it is for all
+            if not isinstance(dim, int) and size > (index == 0):
                 found[free_name(value, index, dim)] = size
     return found
 

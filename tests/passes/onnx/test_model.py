@@ -1,12 +1,17 @@
-"""Reading files: local functions in the opset of the model, or in another."""
+"""Reading files, and what free sizes stand for during the analysis."""
 
+import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
-from builder import difference, image, run
+from builder import Builder, difference, image, run, shapes
+from slimmed import kill, two_layers
 
 from graphprune.passes.errors import UnsupportedModelError
-from graphprune.passes.onnx.model import load_model
+from graphprune.passes.onnx.analyze import trace_onnx
+from graphprune.passes.onnx.model import free_sizes, load_model
+from graphprune.passes.onnx.slim import slim_model
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
 net (float[n,4] x) => (float[n,4] y) {{ y = local.block(x) }}
@@ -34,3 +39,33 @@ def test_a_function_in_another_opset_is_refused_where_they_are_not(tmp_path):
     with pytest.raises(UnsupportedModelError, match=said) as caught:
         load_model(tmp_path / "net.onnx")
     assert "\n" not in str(caught.value)
+
+
+def test_a_stated_batch_is_that_of_the_analysis():
+    """Frames beside one another in the batch, which hide in it how many there are."""
+    b = Builder()
+    frames = b.literal(np.array([-1, 4, 8, 8, 8]))
+    one, two = b.literal(np.array([1])), b.literal(np.array([9]))
+
+    def shifted(x):
+        x = b.call("Reshape", x, frames)
+        return b.call("Reshape", b.call("Slice", b.call("Concat", x, x, axis=1), one, two, one), still)
+
+    still = b.literal(np.array([-1, 8, 8, 8]))
+    model = two_layers(b, between=shifted)
+    kill(model, "first", [1])
+    result = ir.from_proto(model)
+    sizes = free_sizes(result, {"": (4, 3, 8, 8)})
+    assert sizes == {"n": 4}
+    slim_model(result, sizes=sizes)
+    assert shapes(result)["first.weight"] == (7, 3, 3, 3)
+    feeds = {"x": image(8, 3, 8, 8)}
+    assert difference(run(model, feeds), run(result, feeds)) < 1e-5
+
+
+@pytest.mark.parametrize(("shape", "batch"), [((), 2), ((0, 3, 8, 8), 2), ((1, 3, 8, 8), 2), ((4, 3, 8, 8), 4)])
+def test_costs_are_those_of_one_sample_whatever_the_batch(shape, batch):
+    model = ir.from_proto(two_layers(Builder()))
+    graph = trace_onnx(model, sizes=free_sizes(model, {"": shape}))
+    assert graph.front_end.env[model.graph.inputs[0]].shape == (batch, 3, 8, 8)
+    assert graph.cost.macs(graph.all_kept()) == 64 * 9 * (3 * 8 + 8 * 4)
