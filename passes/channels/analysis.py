@@ -24,7 +24,7 @@ from graphprune.passes.channels.operators import Binding as Binding
 from graphprune.passes.channels.operators import Cut as Cut
 from graphprune.passes.channels.operators import Op as Op
 from graphprune.passes.channels.operators import Rule as Rule
-from graphprune.passes.channels.operators import is_random, without_zero_points
+from graphprune.passes.channels.operators import computes_constant, is_random, without_zero_points
 from graphprune.passes.channels.segments import Segments
 from graphprune.passes.channels.value import Facet, Value, spread
 from graphprune.passes.channels.zeros import zero_slices
@@ -207,12 +207,14 @@ class Analysis:
         if rule is None:
             for value in op.values():
                 self.freeze_value(value, op, "no rule for this operator")
-            constant = all(value.constant for value in op.values())
-            return [Value(shape, constant=constant) for shape in op.out_shapes]
+            return [Value(shape, constant=computes_constant(op)) for shape in op.out_shapes]
         if not rule.quantized and any(value.zero_point is not None for value in op.values()):
             op, rule = without_zero_points(op, rule)
         counted = len(self.terms)
-        results = [self.normalize(value, op) for value in rule.couple(self, op)]
+        results = rule.couple(self, op)
+        if not rule.is_constant(op):  # a table is constant; what is looked up in it is not
+            results = [replace(value, constant=False) for value in results]
+        results = [self.normalize(value, op) for value in results]
         results.extend(Value(shape) for shape in op.out_shapes[len(results) :])  # saved statistics and the like
         if self._is_fixed(op):
             del self.terms[counted:]

@@ -18,7 +18,7 @@ _RANDOM = re.compile(r"Random|Bernoulli$|Multinomial$|aten\.(rand|bernoulli|norm
 
 def is_random(kind: str) -> bool:
     """Does an operator of that kind (`aten.rand_like.default`, `RandomNormalLike`) give other numbers every time?"""
-    return _RANDOM.match(kind) is not None
+    return _RANDOM.match(str(kind)) is not None  # which in a damaged file is no text
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class Rule:
             the bias lies; over no channels, the bias is the result.
         pointwise: treats every position alone (a constant map stays one); may depend on the operator's arguments.
         moves: gives elements of its input as they are, so that the zero point of a quantized tensor stays what it was.
+        measures: inputs of which it reads the sizes or the type alone, so that it computes nothing from their numbers.
         quantized: reads and sets zero points itself.
     """
 
@@ -142,11 +143,21 @@ class Rule:
     sums: "Callable[[Op], int] | None" = None
     pointwise: "bool | Callable[[Op], bool]" = False
     moves: bool = False
+    measures: tuple[str, ...] = ()
     quantized: bool = False
 
     def is_pointwise(self, op: Op) -> bool:
         """Does this operator treat every position alone?"""
         return self.pointwise(op) if callable(self.pointwise) else self.pointwise
+
+    def is_constant(self, op: Op) -> bool:
+        """Are the numbers that this operator reads made of parameters, buffers and literals alone?"""
+        return computes_constant(replace(op, inputs={k: v for k, v in op.inputs.items() if k not in self.measures}))
+
+
+def computes_constant(op: Op) -> bool:
+    """Are all inputs made of parameters, buffers and literals alone, and the results the same every time?"""
+    return not is_random(op.kind) and all(value.constant for value in op.values())
 
 
 def without_zero_points(op: Op, rule: Rule) -> tuple[Op, Rule]:

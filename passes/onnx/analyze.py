@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.operators import is_random
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.contract import is_overridable
@@ -288,7 +289,9 @@ class _Walk:
             options = attributes(node)
             return [shape[slice(options.get("start"), options.get("end"))]]
         known = [value is None or value in self.numbers for value in node.inputs]
-        if not node.inputs or not all(known) or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        if not node.inputs or not all(known) or is_random(node.op_type):
+            return None
+        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
             return None
         found = evaluate(node, [None if v is None else self.numbers[v] for v in node.inputs], self.opsets)
         return found if found is not None and all(array.size <= SMALL for array in found) else None

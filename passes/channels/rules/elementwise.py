@@ -158,7 +158,13 @@ _FAMILY = (
         onnx=_bind("Identity", inputs=("input",)),
         moves=True,
     ),
-    Rule("cast", _cast, aten=_bind("to", "type_as"), onnx=_bind("CastLike", inputs=("input", "other"))),
+    Rule(
+        "cast",
+        _cast,
+        aten=_bind("to", "type_as"),
+        onnx=_bind("CastLike", inputs=("input", "other")),
+        measures=("other",),
+    ),
     _rule("copy", _copied, ("copy",)),
     _rule("activation, zero at zero", lambda op: first_zero, tuple(_KEEPS_ZERO), tuple(_ONNX_KEEPS_ZERO)),
     _rule(

@@ -60,6 +60,8 @@ def index(analysis: Analysis, op: Op) -> list[Value]:
     for item in indices:
         if isinstance(item, Value):
             analysis.freeze_value(item, op, "is used as an index")
+    if indexed == [0]:  # rows of a table
+        analysis.outputs_along(x, -1)
     free = freeze_along(analysis, op, x, indexed, "is picked by an index of several dimensions")
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     picked = len(op.shape) - (x.rank - len(indexed))  # rank that the indices have together

@@ -84,6 +84,12 @@ RULES = (
             **{name: _filling(1, value="fill_value") for name in ("full", "new_full")},
         },
         onnx={"ConstantOfShape": Binding(inputs=("shape",))},
+        measures=("input",),
     ),
-    Rule("shape", shape_of, onnx={"Shape": Binding(inputs=("input",)), "Size": Binding(inputs=("input",))}),
+    Rule(
+        "shape",
+        shape_of,
+        onnx={"Shape": Binding(inputs=("input",)), "Size": Binding(inputs=("input",))},
+        measures=("input",),
+    ),
 )

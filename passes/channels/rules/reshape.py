@@ -230,7 +230,12 @@ RULES = (
         },
         moves=True,
     ),
-    Rule("reshape to the shape of another", reshape_as, aten={"reshape_as": Binding(), "view_as": Binding()}),
+    Rule(
+        "reshape to the shape of another",
+        reshape_as,
+        aten={"reshape_as": Binding(), "view_as": Binding()},
+        measures=("other",),
+    ),
     Rule("unflatten", reshape, resize_unflatten, aten={"unflatten": Binding()}, moves=True),
     Rule(
         "expand",

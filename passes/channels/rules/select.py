@@ -136,6 +136,8 @@ def take(analysis: Analysis, op: Op) -> list[Value]:
             analysis.freeze_value(x.with_facets((facet,)), op, "is picked by computed indices")
         rest = tuple(f for f in x.facets if dim not in f.dims)
         analysis.freeze_value(index, op, "indices")
+        if dim == 0:  # rows of a table
+            analysis.outputs_along(x, -1)
         x = Value(x.shape, rest, x.constant)
         return [x.moved(op.shape, movement.take(dim, np.zeros(index.shape, dtype=np.int64)))]
     indices = index.data.astype(np.int64) % x.shape[dim]

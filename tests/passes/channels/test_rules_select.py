@@ -181,6 +181,29 @@ def test_computed_indices_freeze_channels(sketch):
     assert "is picked by computed indices: index_select at line 1" in [f.reason for f in graph.frozen]
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [("index_select", {"dim": 0, "index": Value((5,))}), ("index", {"indices": [Value((5,))]})],
+)
+def test_what_is_looked_up_in_a_table_has_its_channels_and_is_worked_on_for_every_input(
+    sketch, groups_of, kind, arguments
+):
+    rows = sketch.call(kind, (5, 2), input=sketch.parameter("table", 10, 2), **arguments)
+    graph = sketch.graph(sketch.linear(sketch.relu(sketch.linear(rows, "a", 3)), "b", 2))
+    assert groups_of(graph)[:2] == [f"table/1[{i}] a.weight/1[{i}]" for i in (0, 1)]
+    assert graph.n_groups == 5
+    assert graph.sets[0].outputs == (("table", 1, 1),)
+    assert graph.cost.macs(graph.all_kept()) == 5 * (2 * 3 + 3 * 2)
+
+
+def test_what_is_looked_up_by_known_indices_is_computed_once(sketch):
+    index = Value((5,), constant=True, data=np.arange(5))
+    rows = sketch.call("index_select", (5, 2), input=sketch.parameter("table", 10, 2), dim=0, index=index)
+    assert rows.constant
+    graph = sketch.graph(sketch.linear(rows, "a", 3))
+    assert graph.cost.macs(graph.all_kept()) == 0
+
+
 def test_stack_and_sum_over_the_new_dimension(sketch, groups_of):
     x = sketch.input(1, 3, 4, 4)
     a, b = sketch.conv(x, "a", 2, bias=False), sketch.conv(x, "b", 2, bias=False)
