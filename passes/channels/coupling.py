@@ -10,11 +10,13 @@ from graphprune.passes.channels.analysis import Analysis, Op
 from graphprune.passes.channels.labels import Labels, Mask
 from graphprune.passes.channels.value import Facet, Value, spread
 
-#: What each operand says of zeros, aligned to the result; None where it has no such channels.
-Combine = Callable[[Sequence["Mask | None"]], "Mask | bool"]
+#: What an operand says of zeros, aligned to the result; None where it has no such channels, True where it has none and
+#: is zero.
+Zero = Mask | bool | None
+Combine = Callable[[Sequence[Zero]], "Mask | bool"]
 
 
-def all_zero(zeros: Sequence[Mask | None]) -> Mask | bool:
+def all_zero(zeros: Sequence[Zero]) -> Mask | bool:
     """The result is zero where all operands are (sums, maxima)."""
     result: Mask | bool = True
     for zero in zeros:
@@ -22,7 +24,7 @@ def all_zero(zeros: Sequence[Mask | None]) -> Mask | bool:
     return result
 
 
-def any_zero(zeros: Sequence[Mask | None]) -> Mask | bool:
+def any_zero(zeros: Sequence[Zero]) -> Mask | bool:
     """The result is zero where one operand is (products)."""
     result: Mask | bool = False
     for zero in zeros:
@@ -31,12 +33,12 @@ def any_zero(zeros: Sequence[Mask | None]) -> Mask | bool:
     return result
 
 
-def first_zero(zeros: Sequence[Mask | None]) -> Mask | bool:
+def first_zero(zeros: Sequence[Zero]) -> Mask | bool:
     """The result is zero where the first operand is (quotients, activations with f(0) = 0)."""
     return False if zeros[0] is None else zeros[0]
 
 
-def never_zero(zeros: Sequence[Mask | None]) -> bool:
+def never_zero(zeros: Sequence[Zero]) -> bool:
     """The result is not zero where the operands are (sigmoid, exp, a constant added)."""
     return False
 
@@ -89,6 +91,7 @@ def broadcast(analysis: Analysis, op: Op, values: Sequence[Value], combine: Comb
     2. Where an operand has a real size along such a dimension but nothing that could be cut there,
        the channels of the others are frozen.
     3. Facets along different dimensions (a gate over space and one over channels) stay apart.
+    4. An operand that has no channels there, and is known to be zero, is zero at every position.
     """
     shape = op.shape
     rank = len(shape)
@@ -99,15 +102,22 @@ def broadcast(analysis: Analysis, op: Op, values: Sequence[Value], combine: Comb
         for _, other in meeting.facets[1:]:
             analysis.unite(labels, other.labels)  # case 1
         labels = _at_full_size(labels, meeting)
-        zeros: list[Mask | None] = []
+        zeros: list[Zero] = []
         for index, value in enumerate(values):
             own = meeting.of(index)
-            zeros.append(reduce(np.logical_or, [spread(f.zero, labels.shape) for f in own]) if own else None)
+            if own:
+                zeros.append(reduce(np.logical_or, [spread(f.zero, labels.shape) for f in own]))
+            else:
+                zeros.append(True if _is_zero(value) else None)  # case 4
             sizes = (1,) * (rank - value.rank) + value.shape
             if not own and any(sizes[dim] > 1 for dim in meeting.dims):  # case 2
                 _freeze(analysis, labels, meeting, values, op, "meets a tensor that cannot be cut")
         facets.append(Facet(labels, spread(combine(zeros), labels.shape)))
     return Value(shape, tuple(facets), constant=all(value.constant for value in values))
+
+
+def _is_zero(value: Value) -> bool:
+    return value.data is not None and value.zero_point is None and not np.any(value.data)
 
 
 def _freeze(

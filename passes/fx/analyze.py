@@ -177,7 +177,7 @@ class _Walk:
         if not (tensor.is_floating_point() or is_mask) and tensor.numel() <= _SMALL:
             return Value(shape, constant=True, data=tensor.cpu().numpy())
         if name in self.literals:  # written in the model's code: no plan can reach it
-            return Value(shape, constant=True)
+            return Value(shape, constant=True, data=tensor.cpu().numpy() if tensor.numel() <= 1 else None)
         data = tensor.detach().cpu().numpy() if self.dead and tensor.is_floating_point() else None
         return self.analysis.parameter(self.canonical.get(id(tensor), name), shape, data)
 
@@ -224,9 +224,9 @@ class _Walk:
     def _written(self, value: Value, zero: bool, constant: bool) -> Value:
         """The same value after a change in place: known to be zero or constant only if what was written is.
 
-        It stays the same to who follows the flow of values.
+        Its numbers are known no longer. It stays the same to who follows the flow of values.
         """
-        if zero and (constant or not value.constant):
+        if value.data is None and zero and (constant or not value.constant):
             return value
         facets = value.facets if zero else tuple(facet.with_zero(False) for facet in value.facets)
         restated = replace(value.with_facets(facets), constant=value.constant and constant)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.coupling import Combine, all_zero, any_zero, broadcast, first_zero, never_zero
 from graphprune.passes.channels.value import Value
@@ -71,10 +73,32 @@ def _add(op: Op) -> Combine:
     return all_zero if op.optional("other") is not None or _scalar(op, "other") == 0 else never_zero
 
 
+def _numbers(op: Op, name: str) -> Any:
+    """An argument that is a number or a tensor: its numbers, NaN where they are not known, None where it is absent."""
+    value = op.optional(name)
+    if value is None:
+        return op.attrs.get(name)
+    return np.nan if value.data is None else value.data
+
+
 def _clamp(op: Op) -> Combine:
-    low, high = op.attrs.get("min"), op.attrs.get("max")
-    keeps = (low is None or low <= 0) and (high is None or high >= 0)
-    return first_zero if keeps and len(op.values()) == 1 else never_zero
+    low, high = _numbers(op, "min"), _numbers(op, "max")
+    keeps = (low is None or np.all(low <= 0)) and (high is None or np.all(high >= 0))
+    return first_zero if keeps else never_zero
+
+
+def _extremum(keeps: Callable[[Any], Any]) -> Choose:
+    """The larger or smaller of the operands is zero where all of them are, and where no other number is beyond zero.
+
+    Args:
+        keeps: which numbers do not win against zero.
+    """
+
+    def choose(op: Op) -> Combine:
+        harmless = [v.data is not None and bool(np.all(keeps(v.data))) for v in op.values()]
+        return lambda zeros: all_zero([z if z is not None else h or None for z, h in zip(zeros, harmless, strict=True)])
+
+    return choose
 
 
 def _power(analysis: Analysis, op: Op) -> list[Value]:
@@ -94,7 +118,8 @@ def _where(op: Op) -> Combine:
 
 
 def _masked_fill(op: Op) -> Combine:
-    return first_zero if op.attrs.get("value") == 0 else never_zero
+    value = _numbers(op, "value")
+    return first_zero if value is not None and np.all(value == 0) else never_zero
 
 
 def _hardtanh(op: Op) -> Combine:
@@ -112,7 +137,7 @@ _KEEPS_ZERO = (
 ).split()
 _LOSES_ZERO = (
     "acos bitwise_not cos cosh erfc exp exp2 hardsigmoid isfinite isinf isnan log_sigmoid logical_not sigmoid "
-    "softplus zeros_like ones_like full_like empty_like rand_like randn_like eq ne lt le gt ge logical_or "
+    "softplus ones_like full_like empty_like rand_like randn_like eq ne lt le gt ge logical_or "
     "logical_xor bitwise_or bitwise_xor atan2 xlogy fill"
 ).split()
 _SINGULAR = ["acosh", "digamma", "lgamma", "log", "log10", "log2", "logit", "reciprocal", "rsqrt"]
@@ -124,13 +149,6 @@ _ONNX_LOSES_ZERO = (
     "Acos And Bernoulli BitwiseNot BitwiseOr BitwiseXor Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf "
     "IsNaN Less LessOrEqual Not Or RandomNormalLike RandomUniformLike Sigmoid Softplus Xor"
 ).split()
-
-
-def _onnx_clip(op: Op) -> Combine:
-    low, high = op.optional("min"), op.optional("max")
-    low_ok = op.attrs.get("min", -1) <= 0 if low is None else low.data is not None and low.data.max() <= 0
-    high_ok = op.attrs.get("max", 1) >= 0 if high is None else high.data is not None and high.data.min() >= 0
-    return first_zero if low_ok and high_ok else never_zero
 
 
 def _onnx_power(analysis: Analysis, op: Op) -> list[Value]:
@@ -166,6 +184,7 @@ _FAMILY = (
         measures=("other",),
     ),
     _rule("copy", _copied, ("copy",)),
+    _rule("zeros of the same size", lambda op: lambda zeros: True, ("zeros_like",)),
     _rule("activation, zero at zero", lambda op: first_zero, tuple(_KEEPS_ZERO), tuple(_ONNX_KEEPS_ZERO)),
     _rule(
         "activation or comparison, not zero at zero", lambda op: never_zero, tuple(_LOSES_ZERO), (*_ONNX_LOSES_ZERO,)
@@ -177,9 +196,8 @@ _FAMILY = (
         onnx=_bind("Acosh", "Log", "Reciprocal", inputs=("input",)),
     ),
     _rule("addition", _add, ("add", "sub", "rsub"), ("Add", "Sub", "Sum", "Mean"), ("input...",)),
-    _rule(
-        "maximum", _add, ("maximum", "minimum", "max.other", "min.other", "fmax", "fmin"), ("Max", "Min"), ("input...",)
-    ),
+    _rule("maximum", _extremum(lambda n: n <= 0), ("maximum", "max.other", "fmax"), ("Max",), ("input...",)),
+    _rule("minimum", _extremum(lambda n: n >= 0), ("minimum", "min.other", "fmin"), ("Min",), ("input...",)),
     _rule("product", lambda op: any_zero, ("mul", "logical_and", "bitwise_and"), ("Mul", "BitwiseAnd")),
     _rule("relu with a slope of any shape", lambda op: first_zero, (), ("PRelu",)),
     Rule(
@@ -188,8 +206,7 @@ _FAMILY = (
         aten=_bind("div", "true_divide", "floor_divide", "fmod", "remainder"),
         onnx=_bind("Div", "Mod", inputs=("input", "other")),
     ),
-    _rule("clamp", _clamp, ("clamp", "clamp_min", "clamp_max", "clip")),
-    _rule("clip", _onnx_clip, (), ("Clip",), ("input", "min", "max")),
+    _rule("clamp", _clamp, ("clamp", "clamp_min", "clamp_max", "clip"), ("Clip",), ("input", "min", "max")),
     _rule("hardtanh", _hardtanh, ("hardtanh",)),
     _rule("threshold", _threshold, ("threshold",)),
     Rule("power", _power, aten=_bind("pow")),

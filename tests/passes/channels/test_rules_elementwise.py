@@ -8,6 +8,11 @@ def one_conv(sketch):
     return sketch.conv(sketch.input(1, 3, 4, 4), "a", 2)
 
 
+def scalar(number: float | None) -> Value:
+    """A literal; None for one whose number is not known."""
+    return Value((), constant=True, data=None if number is None else np.float32(number))
+
+
 def two_convs(sketch, channels: int = 2):
     x = sketch.input(1, 3, 4, 4)
     return sketch.conv(x, "a", channels), sketch.conv(x, "b", channels)
@@ -75,6 +80,21 @@ def test_a_sum_with_something_not_zero_is_not_zero(sketch):
         ("pow", {"exponent": -1}, False),
         ("masked_fill", {"value": 0}, True),
         ("masked_fill", {"value": -1e9}, False),
+        ("masked_fill", {"value": scalar(0)}, True),
+        ("masked_fill", {"value": scalar(1)}, False),
+        ("clamp", {"min": scalar(0), "max": scalar(6)}, True),
+        ("clamp", {"min": scalar(1)}, False),
+        ("clamp", {"min": scalar(None)}, False),
+        ("maximum", {"other": scalar(0)}, True),
+        ("maximum", {"other": scalar(-1)}, True),
+        ("maximum", {"other": scalar(1)}, False),
+        ("maximum", {"other": scalar(None)}, False),
+        ("minimum", {"other": scalar(6)}, True),
+        ("minimum", {"other": scalar(-6)}, False),
+        ("add", {"other": scalar(0)}, True),
+        ("add", {"other": scalar(1)}, False),
+        ("zeros_like", {}, True),
+        ("ones_like", {}, False),
     ],
 )
 def test_is_zero_kept(sketch, kind, attrs, exact):
@@ -168,7 +188,7 @@ def test_copy_takes_the_zeros_of_its_source(sketch):
     assert not summed(sketch, sketch.call("copy", a.shape, input=a, src=half)).exact.any()
 
 
-@pytest.mark.parametrize(("other", "exact"), [(0.0, True), (1.0, False)])
+@pytest.mark.parametrize(("other", "exact"), [(0.0, True), (1.0, False), (scalar(0), True), (scalar(1), False)])
 def test_where_is_zero_when_both_branches_are(sketch, other, exact):
     a = one_conv(sketch)
     flag = sketch.call("gt", (1, 1, 4, 4), input=sketch.input(1, 1, 4, 4), other=0.5)
@@ -178,6 +198,14 @@ def test_where_is_zero_when_both_branches_are(sketch, other, exact):
 
 @pytest.mark.parametrize(("low", "high", "exact"), [(0.0, 6.0, True), (1.0, 6.0, False), (-1.0, -0.5, False)])
 def test_onnx_clip_reads_its_limits_from_constants(sketch, low, high, exact):
-    limits = {n: Value((), constant=True, data=np.float32(v)) for n, v in (("min", low), ("max", high))}
     a = one_conv(sketch)
-    assert summed(sketch, sketch.onnx("Clip", a.shape, input=a, **limits)).exact.all() == exact
+    clipped = sketch.onnx("Clip", a.shape, input=a, min=scalar(low), max=scalar(high))
+    assert summed(sketch, clipped).exact.all() == exact
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("Max", 0), ("Min", 6)])
+@pytest.mark.parametrize("first", [True, False])
+def test_onnx_extrema_with_a_number_keep_zero_in_any_order(sketch, kind, limit, first):
+    a = one_conv(sketch)
+    operands = [scalar(limit), a] if first else [a, scalar(limit)]
+    assert summed(sketch, sketch.onnx(kind, a.shape, input=operands)).exact.all()

@@ -93,6 +93,45 @@ def test_a_literal_in_the_models_code_freezes_what_it_meets():
     assert any(found.startswith(reason) for found in reasons(graph))
 
 
+class Between(nn.Module):
+    """A sum over channels after `between`, which is exact where that keeps zero at zero."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.between = between
+
+    def forward(self, x):
+        return self.between(self.conv(x)).sum(1)
+
+
+def _raised(y):
+    limit = torch.tensor(0.0)
+    view = limit.view(1)
+    limit.add_(1)
+    return torch.maximum(y, view)
+
+
+@pytest.mark.parametrize(
+    ("between", "exact"),
+    [
+        (lambda y: torch.maximum(y, torch.tensor(0.0)), True),
+        (lambda y: torch.maximum(y, torch.tensor(1.0)), False),
+        (lambda y: torch.minimum(y.relu(), torch.tensor(6.0)), True),
+        (lambda y: torch.clamp(y, min=0), True),
+        (lambda y: torch.where(y > 0, y, 0.0), True),
+        (lambda y: torch.where(y > 0, y, torch.tensor(0.0)), True),
+        (lambda y: torch.where(y > 0, y, torch.zeros_like(y)), True),
+        (lambda y: torch.where(y > 0, y, torch.ones_like(y)), False),
+        (_raised, False),
+    ],
+)
+def test_numbers_in_the_models_code_keep_zero_or_do_not(between, exact):
+    graph = trace(Between(between).eval(), (torch.randn(2, 3, 4, 4),))
+    assert graph.n_groups == 4
+    assert graph.exact.all() == exact
+
+
 class InPlace(nn.Module):
     """A convolution, something in place, and a sum over channels of what was changed."""
 

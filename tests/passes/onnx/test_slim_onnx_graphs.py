@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from builder import FLOAT, Builder, difference, image, run, shapes, zero
+from builder import FLOAT, INT64, Builder, difference, image, run, shapes, zero
 from slimmed import ONE, X, check, kill, two_layers
 
 from graphprune.passes.onnx.analyze import trace_onnx
@@ -34,6 +34,68 @@ def test_sigmoid_of_zero_is_not_zero():
     model = two_layers(b := Builder(), between=lambda x: b.call("Sigmoid", x))
     kill(model, "first", [1])
     check(model, {"first.weight": (8, 3, 3, 3)})
+
+
+@pytest.mark.parametrize("kind", ["max", "min", "where"])
+def test_rectifiers_written_with_numbers_keep_zero_at_zero(kind):
+    b = Builder()
+    none, six = (b.literal(np.float32(n)) for n in (0, 6))
+    write = {
+        "max": lambda x: b.call("Max", none, x),
+        "min": lambda x: b.call("Min", x, six),
+        "where": lambda x: b.call("Where", b.call("Greater", x, none), x, none),
+    }
+    model = two_layers(b, between=write[kind])
+    kill(model, "first", [1, 5])
+    check(model, {"first.weight": (6, 3, 3, 3), "second.weight": (4, 6, 3, 3)})
+
+
+@pytest.mark.parametrize(("sizes", "axes"), [([12, 12], [2, 3]), ([12, 8, 12], [3, 1, 2]), ([2, 8, 12, 12], None)])
+def test_a_resize_names_sizes_of_some_dimensions_or_of_all(sizes, axes):
+    b = Builder()
+    named = {} if axes is None else {"axes": axes}
+    target = b.literal(np.array(sizes))
+    model = two_layers(b, between=lambda x: b.call("Resize", x, "", "", target, mode="nearest", **named))
+    kill(model, "first", [1, 5])
+    check(model, {"first.weight": (6, 3, 3, 3), "second.weight": (4, 6, 3, 3)})
+
+
+def test_channels_of_a_table_that_the_input_indexes_go():
+    b = Builder()
+    x = b.call("Gather", b.weight(10, 8, name="table"), b.input(("n", 16), dtype=INT64))
+    x = b.call("Relu", b.call("MatMul", x, b.weight(8, 6, name="first")))
+    b.output(b.call("MatMul", x, b.weight(6, 4, name="second")), ("n", 16, 4))
+    model = b.model()
+    zero(model, "table", (slice(None), [3]))
+    zero(model, "first", (slice(None), [1, 2]))
+    feeds = {"x": np.random.default_rng(0).integers(0, 10, (2, 16))}
+    check(model, {"table": (10, 7), "first": (7, 4), "second": (4, 4)}, feeds)
+
+
+def test_a_branch_goes_where_the_input_chooses_its_bias():
+    """What is looked up stays: it is no constant that could be computed ahead."""
+    b = Builder()
+    x, label = b.input(("n", 3, 8, 8)), b.input(("n",), "label", dtype=INT64)
+    stem = b.call("Relu", b.conv(x, 3, 8, name="stem"))
+    inner = b.conv(b.call("Relu", b.conv(stem, 8, 6, name="first")), 6, 8, name="second")
+    bias = b.call("Gather", b.weight(10, 8, name="table"), label)
+    bias = b.call("Unsqueeze", bias, b.literal(np.array([2, 3])))
+    y = b.call("Add", stem, b.call("Relu", b.call("Add", inner, bias)))
+    b.output(b.conv(y, 8, 4, name="head"), ("n", 4, 8, 8))
+    model = b.model()
+    kill(model, "first", slice(None))
+    feeds = {"x": image(2, 3, 8, 8), "label": np.array([1, 7])}
+    check(model, {"table": (10, 8), "head.weight": (4, 8, 3, 3)}, feeds)
+
+
+def test_random_numbers_are_never_known():
+    b = Builder()
+    x = b.input(("n", 3, 8, 8))
+    b.output(b.call("Add", x, b.call("RandomNormalLike", b.literal(np.zeros((3, 1, 1), np.float32)))), ("n", 3, 8, 8))
+    front = trace_onnx(ir.from_proto(b.model())).front_end
+    noise = next(value for value in front.env if value.name.startswith("randomnormallike"))
+    assert not front.env[noise].constant
+    assert noise not in front.numbers
 
 
 def test_free_sizes_stay_free():
