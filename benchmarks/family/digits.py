@@ -31,7 +31,6 @@ from graphprune.engine import Engine  # noqa: E402
 from graphprune.passes.fx.capture import CapturedModule, capture  # noqa: E402
 
 SHARES = (0.66, 0.5, 0.33)  # of the multiply-accumulates
-_WIDTH = 16
 _EPOCHS_OF_TRAINING = 6
 _CONFIG = gp.CompressConfig(macs=0.5, epochs=20, flip=False, crop=False, precision="float32", threads=1)
 _FAMILY = dataclasses.replace(_CONFIG, macs=SHARES, n_students=len(SHARES), students_per_step=2)
@@ -41,33 +40,35 @@ def main() -> None:
     """Run what is missing and print the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--width", type=int, default=16, help="channels of the network's first stage")
     parser.add_argument("--only", metavar="RUN", help='such as family, or "alone 0.5"')
     parser.add_argument("--output", type=Path, default=HERE / "results" / "digits.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = Rows(arguments.output, ("revision", "seed", "run", "macs"))
+    rows = Rows(arguments.output, ("revision", "width", "seed", "run", "macs"))
     digits = load_digits()
-    dense = train(digits, _EPOCHS_OF_TRAINING, width=_WIDTH)
+    dense = train(digits, _EPOCHS_OF_TRAINING, width=arguments.width)
     captured = capture(dense, (torch.zeros(2, 1, SIDE, SIDE),))
     configs = {"family": _FAMILY, **{f"alone {s:g}": dataclasses.replace(_CONFIG, macs=s) for s in SHARES}}
+    at = {"revision": revision(), "width": arguments.width}
     for seed in range(arguments.seeds):
         for name, config in configs.items():
-            if name != (arguments.only or name) or rows.has(revision=revision(), seed=seed, run=name):
+            if name != (arguments.only or name) or rows.has(**at, seed=seed, run=name):
                 continue
-            for row in run(captured, digits, dataclasses.replace(config, seed=seed)):
-                rows.add({"revision": revision(), "seed": seed, "run": name, **row})
+            for row in run(captured, digits, dataclasses.replace(config, seed=seed), arguments.width):
+                rows.add({**at, "seed": seed, "run": name, **row})
     show(rows)
 
 
-def run(captured: CapturedModule, digits: Digits, config: gp.CompressConfig) -> list[dict[str, float]]:
+def run(captured: CapturedModule, digits: Digits, config: gp.CompressConfig, width: int) -> list[dict[str, float]]:
     """One training; per member the share asked for, and how far its answers are from the dense network's."""
     preprocess = Preprocess.of((SIDE, SIDE), channels=1)
     engine = Engine(captured, gp.trace(captured), ImageSource(digits.train[..., None], preprocess), config)
     images = torch.from_numpy(preprocess(digits.val[..., None]))
-    expected = answers(captured.state_dict(), images)
+    expected = answers(width, captured.state_dict(), images)
     found = []
     for number, result in enumerate(engine.run()):
-        own = answers(result.state_dict, images)
+        own = answers(width, result.state_dict, images)
         found.append(
             {
                 "macs": config.budget(number).macs or 1.0,
@@ -79,9 +80,9 @@ def run(captured: CapturedModule, digits: Digits, config: gp.CompressConfig) -> 
 
 
 @torch.no_grad()
-def answers(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def answers(width: int, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """Logits of the network with these weights."""
-    net = DigitNet(_WIDTH)
+    net = DigitNet(width)
     net.load_state_dict(state)
     return net.eval()(images)
 
@@ -90,10 +91,11 @@ def show(rows: Rows) -> None:
     """Means over the seeds."""
     found = defaultdict(list)
     for row in rows.rows:
-        found[row["revision"], row["run"], row["macs"]].append((row["distance"], row["agreement"]))
-    for (at, name, macs), values in found.items():
+        at = (row["revision"], row["width"], row["run"], row["macs"])
+        found[at].append((row["distance"], row["agreement"]))
+    for (at, width, name, macs), values in found.items():
         distance, agreement = np.mean(values, axis=0)
-        print(f"{at}  {name:10}  {macs:4g}  distance {distance:.4f}  agreement {agreement:.4f}  ({len(values)} seeds)")
+        print(f"{at}  width {width}  {name:10}  {macs:4g}  {distance:.4f}  {agreement:.2%}  ({len(values)} seeds)")
 
 
 if __name__ == "__main__":
