@@ -161,8 +161,8 @@ def _render(found: Mapping[str, Any], console: Any = None) -> str:
         f"{count(found['macs'])} MACs, {count(found['params'])} parameters; {found['groups']} groups of coupled "
         f"channels in {len(found['sets'])} sets.",
         "MACs and parameters of a set: what would go with all of it; sets share layers, so the sum is above 100 %.",
-        f"With everything removed that may go, {100 * found['least_macs_share']:.2g} % of the MACs and "
-        f"{100 * found['least_params_share']:.2g} % of the parameters remain.",
+        f"With everything removed that may go, {100 * found['least_macs_share']:.3g} % of the MACs and "
+        f"{100 * found['least_params_share']:.3g} % of the parameters remain.",
         *(
             f"Operator without a rule (used {times} times), nothing that it touches is removed: {name}"
             for name, times in found["unknown_operators"].items()

@@ -23,12 +23,14 @@ from graphprune.onnx_cost import onnx_cost
 from graphprune.onnx_files import folder_beside, write, written
 from graphprune.onnx_session import (
     RUNTIME_ERRORS,
+    InputSpec,
     external_files,
     input_shapes,
     input_specs,
     one_line,
     open_session,
     random_inputs,
+    refuse_other_shapes,
 )
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, UsageError, VerificationError
@@ -286,20 +288,44 @@ def _proof(
     session = open_session(reference, optimize=False, name=name, threads=machine_facts().logical_cores, mapped=True)
     specs = input_specs(session, name)
     feeds = [random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name)) for batch in _BATCHES]
-    if inputs is not None:
-        missing = [spec.name for spec in specs if spec.name not in inputs]
-        if missing:
-            raise DataError(f"{name}: no array is given for the input '{missing[0]}'")
-        feeds.append({spec.name: np.asarray(inputs[spec.name], dtype=spec.dtype) for spec in specs})
+    given = None if inputs is None else _given(specs, inputs, name)
     cases, problem = [], ""
-    for feed in feeds:
+    for feed in (*feeds, *([given] if given else [])):
         try:
             cases.append((feed, [np.asarray(output) for output in session.run(None, feed)]))
         except RUNTIME_ERRORS as error:  # a file with a batch size hidden in it; another may do
             problem = one_line(error)
+            if feed is given:
+                raise DataError(f"{name}: onnxruntime cannot run it on the arrays given: {problem}") from error
     if not cases:
         raise ModelLoadError(f"{name}: onnxruntime cannot run it: {problem}")
     return _Proof(reference, tuple(output.name for output in session.get_outputs()), tuple(cases))
+
+
+def _given(specs: Sequence[InputSpec], inputs: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Arrays as the model takes them.
+
+    Raises:
+        DataError: one is missing, empty, or not of numbers.
+        UsageError: one has not the shape that the file states.
+    """
+    feed = {}
+    for spec in specs:
+        if spec.name not in inputs:
+            raise DataError(f"{name}: no array is given for the input '{spec.name}'")
+        try:
+            array = np.asarray(inputs[spec.name]).astype(spec.dtype, copy=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name}: the array for the input '{spec.name}' is not of numbers") from error
+        if not array.size:
+            raise DataError(f"{name}: the array for the input '{spec.name}' is empty, of shape {array.shape}")
+        if np.issubdtype(array.dtype, np.inexact) and np.isnan(array).any():
+            raise DataError(
+                f"{name}: the array for the input '{spec.name}' holds NaN, with which nothing can be compared"
+            )
+        feed[spec.name] = array
+    refuse_other_shapes(specs, {key: array.shape for key, array in feed.items()}, name)
+    return feed
 
 
 def _compare(proof: _Proof, draft: Path, tolerance: float) -> float:

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -56,6 +57,25 @@ def test_json(files, tmp_path, capsys):
     assert found["schema"] == 1
     assert found["removed_channels"] == 4
     assert found["macs_after"] < found["macs_before"]
+
+
+@pytest.mark.parametrize(
+    ("array", "code", "message"),
+    [
+        (np.zeros((4, 3, 9, 8), "f4"), 2, "x3x8x8"),
+        (np.zeros((3, 8, 8), "f4"), 2, "the shape given is 3x8x8"),
+        (np.zeros((0, 3, 8, 8), "f4"), 1, "is empty, of shape (0, 3, 8, 8)"),
+        (np.full((1, 3, 8, 8), np.nan, "f4"), 1, "holds NaN"),
+        (np.full((1, 3, 8, 8), "x"), 1, "is not of numbers"),
+    ],
+)
+def test_arrays_that_the_model_does_not_take_are_refused(files, tmp_path, capsys, array, code, message):
+    np.save(tmp_path / "in.npy", array)
+    target = tmp_path / "slim.onnx"
+    assert main(["slim", str(files / "zeros.onnx"), str(target), "--inputs", str(tmp_path / "in.npy")]) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not target.exists()
 
 
 def test_bad_input_is_one_line_and_writes_nothing(files, tmp_path, capsys):
