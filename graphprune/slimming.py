@@ -43,7 +43,7 @@ from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
 from graphprune.sparse_storage import store_sparse_like
-from graphprune.verify import ATOL, RTOL, first_difference
+from graphprune.verify import ATOL, first_difference, tolerance_of
 from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]
@@ -109,7 +109,7 @@ def slim_onnx(
     seed: int = 0,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    tolerance: float = RTOL,
+    tolerance: float | None = None,
     force: bool = False,
 ) -> SlimReport:
     """Remove channels from an ONNX file: those that are dead, those of a plan, or the least important ones.
@@ -135,7 +135,8 @@ def slim_onnx(
         seed: of the criterion "random".
         inputs: arrays by input name to check with, besides random ones at several batch sizes.
         shapes: sizes of inputs that the file leaves free (beyond the batch).
-        tolerance: largest difference relative to the largest value of an output.
+        tolerance: largest difference relative to the largest value of an output; by default what the file's number
+            format leaves: 1e-4, and 1e-2 where it computes in float16.
         force: overwrite `target`.
 
     Raises:
@@ -164,6 +165,7 @@ def slim_onnx(
         proof = _proof(reference, inputs, shapes, Path(source).name)
         give_back_memory()
         model = load_model(source)
+        tolerance = tolerance_of(model) if tolerance is None else tolerance
         done = slim_model(model, plan, free_sizes(model, shapes))
         changed = ZeroDenormalsPass()(model).modified or done.changed
         if done.removal.groups:  # a branch that went leaves an addition behind

@@ -10,16 +10,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from graphprune.bisection import find_first_difference
 from graphprune.closeness import Agreement, Judge, OutputComparison
 from graphprune.model_runner import Model, Runner, open_runner
 from graphprune.passes.errors import DataError, VerificationError
 
-__all__ = ["Comparison", "OutputComparison", "compare", "explain", "first_difference", "require_equal"]
+__all__ = [
+    "Comparison",
+    "OutputComparison",
+    "compare",
+    "explain",
+    "first_difference",
+    "require_equal",
+    "tolerance_of",
+]
 
 ATOL = 1e-6
 RTOL = 1e-4
+#: Where every layer rounds to coarser numbers than float32, another order of a sum alone makes some units of rounding.
+_COARSER = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 8e-2}
 _BATCH_SIZE = 64
 
 
@@ -58,6 +69,19 @@ class Comparison:
         for output in plain["outputs"]:
             output.update({k: None for k, v in output.items() if isinstance(v, float) and not np.isfinite(v)})
         return plain
+
+
+def tolerance_of(model: ir.Model) -> float:
+    """The relative tolerance for files that must compute the same: that of the coarsest numbers it computes with.
+
+    Weights that are only kept in such numbers, and cast before they are used, do not count.
+    """
+    computed = (
+        value.dtype
+        for value in model.graph.initializers.values()
+        if any(use.node.op_type != "Cast" for use in value.uses())
+    )
+    return max((_COARSER.get(dtype, RTOL) for dtype in computed if dtype is not None), default=RTOL)
 
 
 def compare(

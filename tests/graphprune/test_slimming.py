@@ -95,6 +95,23 @@ def test_given_inputs_count_too(source, monkeypatch):
     assert not source.with_name("seen.onnx").exists()
 
 
+def test_a_file_in_float16_is_held_to_what_float16_can_say(source):
+    model = network()
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    right = slimming._run
+    noise = np.float16(1.002)  # two units of rounding: what another order of sums makes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slimming, "_run", lambda *arguments: [output * noise for output in right(*arguments)])
+        onnx.save(model, source)
+        assert slim_onnx(source, source.with_name("slim.onnx")).removed_channels == 2
+        onnx.save(network(), source)
+        with pytest.raises(VerificationError, match=r"0\.0001 is tolerated"):
+            slim_onnx(source, source.with_name("other.onnx"))
+
+
 def test_names_texts_and_versions_survive(source):
     model = network(producer_name="somebody", producer_version="9", domain="d", model_version=7, doc_string="text")
     helper.set_model_props(model, {"key": "value"})

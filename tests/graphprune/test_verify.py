@@ -4,13 +4,14 @@ import re
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
 
 from graphprune.errors import DataError, ModelLoadError, UnsupportedModelError, VerificationError
-from graphprune.verify import compare, explain, first_difference, require_equal
+from graphprune.verify import compare, explain, first_difference, require_equal, tolerance_of
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[BATCH,4] x) => (float[BATCH,3] scores, float[BATCH,5] hidden)
@@ -223,3 +224,24 @@ def test_a_program_that_was_exported_in_training_is_compared_in_evaluation_mode(
 def test_exported_programs_can_be_compared_and_keep_to_their_batch():
     program = torch.export.export(Torch().eval(), (torch.from_numpy(samples(2)),))
     assert compare(program, net(), samples(7)).equal
+
+
+@pytest.mark.parametrize(
+    ("kept", "computed", "tolerance"),
+    [
+        ("FLOAT", "FLOAT", 1e-4),
+        ("FLOAT16", "FLOAT16", 1e-2),
+        ("BFLOAT16", "BFLOAT16", 8e-2),
+        ("FLOAT16", "FLOAT", 1e-4),
+    ],
+)
+def test_the_tolerance_is_that_of_the_numbers_that_a_file_computes_with(kept, computed, tolerance):
+    weight = ir.tensor(np.ones((2, 2), ir.DataType[kept].numpy()), name="weight")
+    value = ir.Value(name="weight", type=ir.TensorType(weight.dtype), const_value=weight)
+    x = ir.Value(name="x")
+    nodes = [] if kept == computed else [ir.node("Cast", [value], {"to": ir.DataType[computed]})]
+    used = nodes[0].outputs[0] if nodes else value
+    graph = ir.Graph(
+        [x], [], nodes=[*nodes, ir.node("MatMul", [x, used])], initializers=[value], opset_imports={"": 18}
+    )
+    assert tolerance_of(ir.Model(graph, ir_version=10)) == tolerance
