@@ -33,6 +33,17 @@ def widths(problem, removed):
     return set_widths(problem.graph, ~removed).tolist()
 
 
+def can_grow(problem, removed):
+    """Would the budgets leave room for one more channel of a set that has some?"""
+    for choice, width in zip(choices_of(problem, 10_000), widths(problem, removed), strict=True):
+        wider = removed.copy()
+        wider[choice.order] = False
+        wider[choice.removed(min((w for w in choice.widths if w > width > 0), default=width))] = True
+        if not np.array_equal(wider, removed) and problem.fits(~wider):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
 def test_nothing_better_is_found_by_trying_everything(model, share):
     problem = make(model, {LATENCY: share})
@@ -144,19 +155,17 @@ def test_channels_that_are_worth_nothing_are_kept_where_no_budget_needs_them(mod
     removed = allocate(problem)
     assert problem.fits(~removed)
     assert widths(problem, removed) == [32, 32, 0]
-    for choice, width in zip(choices_of(problem, 10_000), widths(problem, removed), strict=True):
-        wider = removed.copy()
-        wider[choice.order] = False
-        wider[choice.removed(min((w for w in choice.widths if w > width > 0), default=width))] = True
-        assert np.array_equal(wider, removed) or not problem.fits(~wider)
+    assert not can_grow(problem, removed)
 
 
 @pytest.mark.parametrize("unit", ["macs", "params"])
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
 def test_without_latency_any_width_may_be_had(unit, share):
     problem = make(None, {unit: share})
-    cost = problem.count(~allocate(problem, "knapsack"))[unit] / problem.budgets[unit]
-    assert 0.99 <= cost <= 1.0
+    removed = allocate(problem, "knapsack")
+    # One channel of so small a network is up to three percent of it, so that more may be left over than one.
+    assert 0.97 <= problem.count(~removed)[unit] / problem.budgets[unit] <= 1.0
+    assert not can_grow(problem, removed)
 
 
 @pytest.mark.parametrize("trouble", ["widest", "infeasible", "unsolved"])
