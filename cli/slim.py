@@ -162,7 +162,7 @@ def _arrays(path: Path, source: Path) -> dict[str, Any]:
 
 
 def _render(report: "SlimReport", console: Any = None) -> str:
-    from graphprune.report import count, size
+    from graphprune.report import count, size, some_of
     from graphprune.tables import new_table, rendered
 
     pairs = (
@@ -180,6 +180,13 @@ def _render(report: "SlimReport", console: Any = None) -> str:
         else "there is nothing to remove: no channel is dead",
         *(f"no rule for {name} ({times} times): its channels stay" for name, times in report.unknown_operators.items()),
     ]
+    if report.replaceable:
+        notes.append(
+            f"{report.replaceable} weights are inputs of the graph as well, so whoever runs it may replace them, and "
+            "their channels stay: take them off its inputs first"
+        )
+    if report.uncounted:
+        notes.append(f"not in the MACs: {some_of(report.uncounted)}")
     if report.missing_tensors:
         notes.append(
             f"{report.missing_tensors} tensors that the plan cuts are not in this file under their name and size; "

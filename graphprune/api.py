@@ -21,6 +21,7 @@ from graphprune.allocation import (
     Problem,
     allocate,
     allocator,
+    check_reachable,
     count_dense,
     removable_groups,
     require_policy,
@@ -146,6 +147,8 @@ def plan(
     )
     asked = {"ratio": ratio, **budgets, "speedup": speedup, "latency_ms": latency_ms}
     meta: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if ratio is None:
+        check_reachable(graph.cost, problem.budgets, graph.sets, removable, limits)
     if ratio is not None:
         removed = select_ratio(scores, ratio, graph.sets, removable, limits)
     elif speedup is None and latency_ms is None and align != "auto":

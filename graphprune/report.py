@@ -35,6 +35,7 @@ __all__ = [
     "render_benchmarks",
     "render_comparison",
     "render_metrics",
+    "some_of",
 ]
 
 METRICS_SCHEMA = 1
@@ -219,13 +220,18 @@ def _metrics_notes(metrics: Metrics) -> list[str]:
         notes.append(_conditions(metrics["benchmark"]))
     for model in metrics["models"]:
         if missing := model.get("uncounted"):
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            notes.append(f"not in the MACs of {model['name']}: {'; '.join(missing[:3])}{more}")
+            notes.append(f"not in the MACs of {model['name']}: {some_of(missing)}")
         if len(metrics["models"]) > 2 and model.get("verdict"):
             notes.append(f"{model['name']}: {model['verdict']}")
     notes += [describe_int8(fact) for fact in metrics.get("int8", ())]
     notes += [_describe_sparse(name, fact) for name, fact in metrics.get("sparse_weights", {}).items()]
     return notes
+
+
+def some_of(facts: Sequence[str]) -> str:
+    """The first three of several facts in one line, and how many there are besides."""
+    more = f" and {len(facts) - 3} more" if len(facts) > 3 else ""
+    return "; ".join(facts[:3]) + more
 
 
 def _describe_sparse(name: str, fact: Metrics) -> str:

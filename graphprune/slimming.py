@@ -4,16 +4,14 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
-from graphprune.closeness import Judge, OutputComparison
 from graphprune.files import refuse_overwrite
 from graphprune.latency.stopwatch import stopwatch
 from graphprune.latency.target import LatencyTarget
@@ -21,39 +19,26 @@ from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
 from graphprune.onnx_cost import onnx_cost
 from graphprune.onnx_files import folder_beside, write, written
-from graphprune.onnx_session import (
-    RUNTIME_ERRORS,
-    InputSpec,
-    external_files,
-    input_shapes,
-    input_specs,
-    one_line,
-    open_session,
-    random_inputs,
-    refuse_other_shapes,
-)
+from graphprune.onnx_session import external_files, one_line, open_session
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, UsageError, VerificationError
+from graphprune.passes.errors import UsageError, VerificationError
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
+from graphprune.passes.onnx.contract import is_overridable
 from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.layout import ShiftPass
 from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
+from graphprune.proof import run_reference
 from graphprune.sparse_storage import store_sparse_like
-from graphprune.verify import ATOL, first_difference, tolerance_of
+from graphprune.verify import tolerance_of
 from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]
 
 logger = logging.getLogger("graphprune")
-
-#: Batch sizes that the result is checked at, where the batch is free.
-_BATCHES = (1, 2)
-
-_REFERENCE, _OURS = "the given file", "the slim file"
 
 
 @dataclass(frozen=True)
@@ -73,6 +58,8 @@ class SlimReport:
         unknown_operators: operators without a rule, whose channels stay, and how often each occurs.
         missing_tensors: tensors that the plan cuts and the file does not have under their name and size; what
             they alone name has stayed.
+        replaceable: weights that are inputs of the graph as well; a caller may replace them, so their channels stay.
+        uncounted: nodes of the slim file that compute but are missing from `macs_after`, each with the reason.
     """
 
     removed_groups: int
@@ -86,10 +73,12 @@ class SlimReport:
     max_error: float
     unknown_operators: Mapping[str, int]
     missing_tensors: int = 0
+    replaceable: int = 0
+    uncounted: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "uncounted": list(self.uncounted)}
 
 
 def slim_onnx(
@@ -162,7 +151,7 @@ def slim_onnx(
         reference = Path(source)
         if plan is not None:
             reference = _masked(source, plan, shapes, stack.enter_context(folder_beside(Path(target))))
-        proof = _proof(reference, inputs, shapes, Path(source).name)
+        proof = run_reference(reference, inputs, shapes, Path(source).name)
         give_back_memory()
         model = load_model(source)
         tolerance = tolerance_of(model) if tolerance is None else tolerance
@@ -176,7 +165,7 @@ def slim_onnx(
             give_back_memory()
             store_sparse_like(source, draft)
             _check(draft, Path(source), Path(target).name)
-            error = _compare(proof if changed else proof.shortened(), draft, tolerance)
+            error = (proof if changed else proof.shortened()).error_of(draft, tolerance)
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
     return SlimReport(
         removed_groups=done.removal.groups,
@@ -190,6 +179,8 @@ def slim_onnx(
         max_error=error,
         unknown_operators=done.unknown,
         missing_tensors=done.removal.missing,
+        replaceable=sum(is_overridable(model, value) for value in model.graph.initializers.values()),
+        uncounted=after.uncounted,
     )
 
 
@@ -250,9 +241,10 @@ def _invalidity(path: Path) -> str:
     same size in place of those that hold weights.
     """
     text = outline(path, location=path.name)
+    model = onnx.load_model_from_string(text)
     with tempfile.TemporaryDirectory(prefix="graphprune-") as name:
         folder = Path(name)
-        for holder in {path.name, *external_files(onnx.load_model_from_string(text))}:
+        for holder in {path.name, *external_files(model)}:
             if (path.parent / holder).is_file() and ".." not in Path(holder).parts and not Path(holder).is_absolute():
                 (folder / holder).parent.mkdir(parents=True, exist_ok=True)
                 with (folder / holder).open("wb") as stand_in:
@@ -260,138 +252,23 @@ def _invalidity(path: Path) -> str:
         sketch = folder / f"{path.name}.outline"
         sketch.write_bytes(text)
         try:
+            if model.graph.sparse_initializer:
+                onnx.checker.check_model(str(sketch))
+                sketch.write_bytes(_with_dense_types(model).SerializeToString())
             onnx.checker.check_model(str(sketch), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
             return one_line(error)
     return ""
 
 
-@dataclass(frozen=True)
-class _Proof:
-    """What the reference gave: inputs and outputs of each case, kept so that one model is in memory at a time."""
+def _with_dense_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inputs in place of its sparse literals: onnx's inference takes the latter for another type.
 
-    path: Path
-    names: tuple[str, ...]
-    cases: tuple[tuple[dict[str, np.ndarray], list[np.ndarray]], ...]
-
-    def shortened(self) -> "_Proof":
-        """The first case alone: enough to see that a graph was written well in which nothing was changed."""
-        return replace(self, cases=self.cases[:1])
-
-
-def _proof(
-    reference: Path, inputs: Mapping[str, np.ndarray] | None, shapes: Mapping[str, tuple[int, ...]] | None, name: str
-) -> _Proof:
-    """Run the reference on random inputs at several batch sizes, and on those that were given.
-
-    Without onnxruntime's optimization: what is compared are the graphs, and rounding to integers in between would make
-    different fusions look like different results.
+    By the letter of the specification it is right. But onnxruntime writes them out as it loads them, and reads them as
+    any other weight.
     """
-    session = open_session(reference, optimize=False, name=name, threads=machine_facts().logical_cores, mapped=True)
-    specs = input_specs(session, name)
-    feeds = [random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name)) for batch in _BATCHES]
-    given = None if inputs is None else _given(specs, inputs, name)
-    cases, problem = [], ""
-    for feed in (*feeds, *([given] if given else [])):
-        try:
-            cases.append((feed, [np.asarray(output) for output in session.run(None, feed)]))
-        except RUNTIME_ERRORS as error:  # a file with a batch size hidden in it; another may do
-            problem = one_line(error)
-            if feed is given:
-                raise DataError(f"{name}: onnxruntime cannot run it on the arrays given: {problem}") from error
-    if not cases:
-        raise ModelLoadError(f"{name}: onnxruntime cannot run it: {problem}")
-    return _Proof(reference, tuple(output.name for output in session.get_outputs()), tuple(cases))
-
-
-def _given(specs: Sequence[InputSpec], inputs: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """Arrays as the model takes them.
-
-    Raises:
-        DataError: one is missing, empty, or not of numbers.
-        UsageError: one has not the shape that the file states.
-    """
-    feed = {}
-    for spec in specs:
-        if spec.name not in inputs:
-            raise DataError(f"{name}: no array is given for the input '{spec.name}'")
-        try:
-            array = np.asarray(inputs[spec.name]).astype(spec.dtype, copy=False)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{name}: the array for the input '{spec.name}' is not of numbers") from error
-        if not array.size:
-            raise DataError(f"{name}: the array for the input '{spec.name}' is empty, of shape {array.shape}")
-        if np.issubdtype(array.dtype, np.inexact) and np.isnan(array).any():
-            raise DataError(
-                f"{name}: the array for the input '{spec.name}' holds NaN, with which nothing can be compared"
-            )
-        feed[spec.name] = array
-    refuse_other_shapes(specs, {key: array.shape for key, array in feed.items()}, name)
-    return feed
-
-
-def _compare(proof: _Proof, draft: Path, tolerance: float) -> float:
-    """The largest error of an output.
-
-    A file with sums of products of bytes gets a second chance where those do not saturate: the processor may clip them
-    otherwise for other channels beside each other.
-
-    Raises:
-        VerificationError: it is above the tolerance; names the first value inside that differs.
-    """
-    session = open_session(draft, optimize=False, name=_OURS, threads=machine_facts().logical_cores, mapped=True)
-    worst = 0.0
-    for feed, expected in proof.cases:
-        found = _run(session, proof.names, feed)
-        error, failed = _judge(proof.names, expected, found, tolerance)
-        if failed is not None and _multiplies_bytes(draft):
-            exact = [
-                open_session(path, name=name, threads=machine_facts().logical_cores, saturates=False)
-                for path, name in ((proof.path, _REFERENCE), (draft, _OURS))
-            ]
-            ours, theirs = (_run(one, proof.names, feed) for one in exact)
-            error, failed = _judge(proof.names, ours, theirs, tolerance)
-        if failed is not None:
-            del session
-            raise VerificationError(_explain(proof, draft, feed, failed, tolerance))
-        worst = max(worst, error)
-    return worst
-
-
-def _run(session: ort.InferenceSession, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    try:
-        return [np.asarray(output) for output in session.run(list(names), feed)]
-    except RUNTIME_ERRORS as error:
-        raise VerificationError(f"onnxruntime cannot run {_OURS}: {one_line(error)}") from error
-
-
-def _judge(
-    names: Sequence[str], expected: Sequence[np.ndarray], found: Sequence[np.ndarray], tolerance: float
-) -> tuple[float, OutputComparison | None]:
-    """The largest error of an output, and the first output that is beyond the tolerance."""
-    worst = 0.0
-    for name, ours, theirs in zip(names, expected, found, strict=True):
-        judge = Judge(name, tolerance, ATOL)
-        judge.see(ours, theirs, at=0, same_faults=True)
-        result = judge.result()
-        if not result.equal:
-            return worst, result
-        worst = max(worst, result.error if result.scale > ATOL else 0.0)
-    return worst, None
-
-
-def _multiplies_bytes(path: Path) -> bool:
-    kinds = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DequantizeLinear"}
-    return any(node.op_type in kinds for node in load_model(path).graph)
-
-
-def _explain(
-    proof: _Proof, draft: Path, feed: Mapping[str, np.ndarray], result: OutputComparison, tolerance: float
-) -> str:
-    said = result.problem or f"differs by {result.error:.2g} of its scale, {tolerance:.2g} is tolerated"
-    try:
-        found = first_difference(proof.path, draft, tuple(feed.values()), rtol=tolerance)
-    except GraphPruneError:  # too large to look into: that the files differ is what counts
-        found = None
-    where = f"; first difference inside: {found}" if found else ""
-    return f"{_OURS} does not compute what {_REFERENCE} does: output '{result.name}' {said}{where}"
+    for sparse in model.graph.sparse_initializer:
+        value = onnx.helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
+        model.graph.input.append(value)
+    model.graph.ClearField("sparse_initializer")
+    return model

@@ -5,6 +5,7 @@ the share of samples that both models put into the same class. A comparison that
 output, its error, the tolerance, and the first value inside the two graphs that differs.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,8 @@ import onnx_ir as ir
 from graphprune.bisection import find_first_difference
 from graphprune.closeness import Agreement, Judge, OutputComparison
 from graphprune.model_runner import Model, Runner, open_runner
-from graphprune.passes.errors import DataError, VerificationError
+from graphprune.passes.errors import DataError, GraphPruneError, VerificationError
+from graphprune.passes.onnx.model import load_model
 
 __all__ = [
     "Comparison",
@@ -84,12 +86,22 @@ def tolerance_of(model: ir.Model) -> float:
     return max((_COARSER.get(dtype, RTOL) for dtype in computed if dtype is not None), default=RTOL)
 
 
+def _tolerance_of_file(model: Model) -> float:
+    """The same for a file; whatever is none counts as float32."""
+    if not isinstance(model, str | os.PathLike):
+        return RTOL
+    try:
+        return tolerance_of(load_model(model))
+    except GraphPruneError:  # whether onnxruntime can run it is seen when it is opened
+        return RTOL
+
+
 def compare(
     reference: Model,
     candidate: Model,
     inputs: Any,
     *,
-    rtol: float = RTOL,
+    rtol: float | None = None,
     atol: float = ATOL,
     batch_size: int = _BATCH_SIZE,
     unoptimized: bool = False,
@@ -101,7 +113,8 @@ def compare(
         reference: ONNX file (path or content), torch module, or exported program.
         candidate: The model to judge; any of the same kinds.
         inputs: An array or tensor with the samples along dimension 0, or a tuple of them, by position.
-        rtol: Tolerated error relative to the output's scale.
+        rtol: Tolerated error relative to the output's scale; by default what the number formats of ONNX files leave:
+            1e-4, and 1e-2 where one computes in float16.
         atol: Tolerated absolute difference, for outputs that are zero throughout.
         batch_size: Samples that are run at a time; a model with a fixed batch overrides it.
         unoptimized: Compare a second time with onnxruntime's graph optimization switched off, and report the
@@ -114,6 +127,7 @@ def compare(
         ModelLoadError: An ONNX file cannot be loaded.
     """
     arrays = _as_arrays(inputs)
+    rtol = max(_tolerance_of_file(model) for model in (reference, candidate)) if rtol is None else rtol
     result: Comparison | None = None
     for optimize in (True, False) if unoptimized else (True,):
         first, second = _open_both(reference, candidate, labels, optimize=optimize)

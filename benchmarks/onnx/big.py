@@ -79,13 +79,14 @@ def slim(path: Path) -> dict[str, Any]:
 
     from graphprune import slimming
     from graphprune.cli.main import main as command
+    from graphprune.proof import Proof
 
     for name in ("graphprune.cli.slim", "graphprune.tables", "graphprune.report", "rich.console", "rich.table"):
         importlib.import_module(name)  # what the command imports when it is called
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         target = Path(folder) / "slim.onnx"
-        with clock_calls(slimming, ("_proof", "_compare")) as proof:
+        with clock_calls(slimming, ("run_reference",)) as reference, clock_calls(Proof, ("error_of",)) as comparison:
             reset_peak()
             before, start = resident()[0], time.perf_counter()
             sys.stdout, told = sys.stderr, sys.stdout
@@ -95,7 +96,13 @@ def slim(path: Path) -> dict[str, Any]:
         if code:
             raise SystemExit(code)
         size = sum(part.stat().st_size for part in Path(folder).iterdir())
-    return {"seconds": seconds, "proof": proof()[0], "imported": before, "peak": peak, "written": size / MEGABYTE}
+    return {
+        "seconds": seconds,
+        "proof": reference()[0] + comparison()[0],
+        "imported": before,
+        "peak": peak,
+        "written": size / MEGABYTE,
+    }
 
 
 def resident() -> tuple[float, float]:

@@ -94,7 +94,19 @@ def check_reachable(
     removable: np.ndarray,
     limits: Limits | None = None,
 ) -> None:
-    """Raises: BudgetError: some budget is below the cost of the smallest model that may remain."""
+    """See that there is something to remove, and that the budgets are not below the smallest model that may remain.
+
+    Raises:
+        BudgetError: it is not so.
+    """
+    if not removable.any():
+        raise BudgetError(
+            "no channel of this network can be removed, so no budget can be met; `graphprune inspect` says what holds "
+            "them"
+        )
+    for unit in budgets:
+        if not cost.dense[unit]:
+            raise BudgetError(f"the network has no {unit} of which a share could be asked for: set another budget")
     blocks = make_blocks(np.zeros(len(removable)), sets, removable, limits or Limits())
     _Problem(cost, dict(budgets), blocks, np.zeros(blocks.count)).check_reachable()
 

@@ -142,7 +142,7 @@ class _Walk:
             self.analysis,
             {v.name: known for v, known in self.env.items() if v.name and v not in constants},
             parameters=frozenset(self.names),
-            batch=batch,
+            batch=batch or 1,  # of a batch of nothing, nothing is computed
             inputs=tuple(
                 {"name": v.name, "shape": list(self.env[v].shape), "dtype": str(v.dtype)}
                 for v in graph.inputs
@@ -197,7 +197,7 @@ class _Walk:
         if known is None:
             return
         for facet in known.facets:
-            self.analysis.space.freeze(facet.labels, None)
+            self.analysis.freeze(facet, "an input of the graph", "may be replaced at run time")
         self.numbers.pop(value, None)
         facets = tuple(facet.with_zero(False) for facet in known.facets)
         self.env[value] = replace(known, facets=facets, constant=False, data=None)

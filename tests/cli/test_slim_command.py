@@ -167,3 +167,33 @@ def test_a_shape_that_leaves_the_batch_open_is_checked_at_several(files, tmp_pat
     options = ["--ratio", "0.5", "--align", "2", "--shape", "?x3x8x8"]
     assert main(["slim", str(files / "net.onnx"), str(tmp_path / "slim.onnx"), *options]) == 0
     assert channels(tmp_path / "slim.onnx") == [4, 4]
+
+
+def test_weights_that_may_be_replaced_are_said_to_be_the_reason(files, tmp_path, capsys):
+    model = onnx.load(files / "zeros.onnx")
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, tmp_path / "listed.onnx")
+    assert main(["slim", str(tmp_path / "listed.onnx"), str(tmp_path / "slim.onnx")]) == 0
+    assert "4 weights are inputs of the graph as well" in capsys.readouterr().out
+
+
+def test_what_the_macs_leave_out_is_said(files, tmp_path, capsys):
+    model = onnx.load(files / "zeros.onnx")
+    output = model.graph.output[0]
+    twice = onnx.helper.make_node("Einsum", [output.name] * 2, ["squares"], equation="bchw,bchw->bc")
+    model.graph.node.append(twice)
+    output.CopyFrom(onnx.helper.make_tensor_value_info("squares", onnx.TensorProto.FLOAT, ["n", 4]))
+    onnx.save(model, tmp_path / "einsum.onnx")
+    assert main(["slim", str(tmp_path / "einsum.onnx"), str(tmp_path / "slim.onnx")]) == 0
+    assert "not in the MACs: Einsum 'squares': no formula for this operator" in capsys.readouterr().out
+    assert main(["slim", str(tmp_path / "einsum.onnx"), str(tmp_path / "other.onnx"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["uncounted"] == ["Einsum 'squares': no formula for this operator"]
+
+
+@pytest.mark.parametrize("goal", [("--macs", "0.5"), ("--params", "0.5"), ("--speedup", "2")])
+def test_a_network_of_which_nothing_can_go_is_refused_in_one_line(tmp_path, capsys, goal):
+    b = nn.ReLU().eval()
+    gp.export_onnx(b, INPUTS, tmp_path / "relu.onnx")
+    assert main(["slim", str(tmp_path / "relu.onnx"), str(tmp_path / "slim.onnx"), *goal]) == 5
+    assert "no channel of this network can be removed" in capsys.readouterr().err.splitlines()[-1]

@@ -55,6 +55,23 @@ def images(tmp_path):
     return str(folder)
 
 
+def test_files_in_float16_are_held_to_what_float16_can_say(tmp_path, capsys):
+    for name, scale in (("a.onnx", 1.0), ("b.onnx", 1.001), ("c.onnx", 1.05)):
+        write(tmp_path / name, scale)
+        model = onnx.load(tmp_path / name)
+        for tensor in model.graph.initializer:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        onnx.save(model, tmp_path / name)
+    a, b, c = (str(tmp_path / name) for name in ("a.onnx", "b.onnx", "c.onnx"))
+    assert main(["verify", a, b]) == 0
+    assert "1.0e-02" in capsys.readouterr().out
+    assert main(["verify", a, c]) == 4
+    assert main(["verify", a, b, "--rtol", "1e-4"]) == 4
+
+
 def test_equal_models_give_0_and_a_table(tmp_path, capsys):
     assert main(["verify", write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx")]) == 0
     captured = capsys.readouterr()

@@ -201,6 +201,18 @@ def test_a_budget_out_of_reach_is_refused_with_what_can_be_reached():
     check_reachable(cost, {"macs": 0.01 * dense}, cost.sets, everything(cost))
 
 
+def test_a_network_of_which_nothing_can_go_is_refused_with_the_reason():
+    cost = chain()
+    with pytest.raises(BudgetError, match="no channel of this network can be removed"):
+        check_reachable(cost, {}, cost.sets, np.zeros(sum(WIDTHS), dtype=bool))
+
+
+def test_a_share_of_nothing_is_refused():
+    cost = Chain(chain().sets, [0] * (len(WIDTHS) + 1))
+    with pytest.raises(BudgetError, match="has no macs of which a share"):
+        check_reachable(cost, {"macs": 0.0}, cost.sets, everything(cost))
+
+
 def test_scores_that_are_all_zero_still_meet_the_budget():
     cost = chain()
     budget = 0.5 * cost.macs(cost.every)

@@ -133,3 +133,15 @@ def difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> f
 
 def image(*shape: int, seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def network(dead=(1, 5), opset=18, **fields) -> onnx.ModelProto:
+    """Three convolutions; some channels of the first are dead."""
+    b = Builder(opset)
+    x = b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first"))
+    x = b.call("Relu", b.conv(x, 8, 8, name="middle"))
+    b.output(b.conv(x, 8, 4, name="last"), ("n", 4, 8, 8))
+    model = b.model(**fields)
+    for name in ("first.weight", "first.bias"):
+        zero(model, name, list(dead))
+    return model

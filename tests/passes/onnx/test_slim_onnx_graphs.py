@@ -200,6 +200,8 @@ def test_a_literal_that_may_be_overridden_stays():
     model.graph.input.append(onnx.helper.make_tensor_value_info("second.weight", FLOAT, (4, 8, 3, 3)))
     kill(model, "first", [1])
     check(model, {"first.weight": (8, 3, 3, 3), "second.weight": (4, 8, 3, 3)})
+    (reason,) = {f.reason for f in trace_onnx(ir.from_proto(model)).frozen if "second.weight" in f.parameters}
+    assert reason == "may be replaced at run time: an input of the graph"
 
 
 def test_zeros_that_may_be_overridden_are_added():

@@ -1,0 +1,156 @@
+"""What is proven before a slim file is written, and what is said when that fails."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
+
+from builder import Builder, image, network, zero
+
+import graphprune.passes.onnx.slim as removal
+from graphprune import onnx_files, proof
+from graphprune.cli import main
+from graphprune.errors import VerificationError
+from graphprune.slimming import slim_onnx
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(network(), path)
+    return path
+
+
+@pytest.fixture
+def _wrong(monkeypatch):
+    """A mistake of ours: a channel that is alive is taken for dead."""
+    right, calls = removal.dead_groups, []
+
+    def wrong(graph):
+        found = right(graph)
+        if not calls:
+            found[np.flatnonzero(~found)[0]] = True
+        calls.append(graph)
+        return found
+
+    monkeypatch.setattr(removal, "dead_groups", wrong)
+
+
+@pytest.mark.usefixtures("_wrong")
+def test_a_wrong_removal_is_refused_and_the_first_value_named(source):
+    with pytest.raises(VerificationError) as caught:
+        slim_onnx(source, source.with_name("slim.onnx"))
+    message = str(caught.value)
+    assert "the slim file does not compute what the given file does: output 'conv_9' differs by" in message
+    # the convolution that lost a channel has another size; the next one is the first whose numbers differ
+    assert "first difference inside: 'conv_5'" in message
+    assert sorted(path.name for path in source.parent.iterdir()) == ["net.onnx"]
+
+
+@pytest.mark.usefixtures("_wrong")
+def test_that_is_exit_code_4(source, capsys):
+    target = source.with_name("slim.onnx")
+    assert main(["slim", str(source), str(target)]) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "first difference inside" in err
+    assert not target.exists()
+
+
+def test_given_inputs_count_too(source, monkeypatch):
+    """A difference that only real inputs show: the random ones are not used here."""
+    monkeypatch.setattr(proof, "random_inputs", lambda specs, shapes, seed=0: {"x": np.zeros(shapes["x"], "f4")})
+    right = removal.dead_groups
+    monkeypatch.setattr(removal, "dead_groups", lambda graph: right(graph) | (np.arange(graph.n_groups) == 0))
+    model = network()
+    zero(model, "first.bias", slice(None))
+    zero(model, "middle.bias", slice(None))
+    onnx.save(model, source)
+    slim_onnx(source, source.with_name("unseen.onnx"))
+    with pytest.raises(VerificationError):
+        slim_onnx(source, source.with_name("seen.onnx"), inputs={"x": image(2, 3, 8, 8)})
+    assert not source.with_name("seen.onnx").exists()
+
+
+def test_a_file_in_float16_is_held_to_what_float16_can_say(source):
+    model = network()
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    right = proof.Proof._run
+    noise = np.float16(1.002)  # two units of rounding: what another order of sums makes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof.Proof, "_run", lambda *arguments: [output * noise for output in right(*arguments)])
+        onnx.save(model, source)
+        assert slim_onnx(source, source.with_name("slim.onnx")).removed_channels == 2
+        onnx.save(network(), source)
+        with pytest.raises(VerificationError, match=r"0\.0001 is tolerated"):
+            slim_onnx(source, source.with_name("other.onnx"))
+
+
+def counted(monkeypatch):
+    """The batch sizes of all that is run, by model."""
+    runs = []
+    open_session = proof.open_session
+
+    class Counting:
+        def __init__(self, session, name):
+            self.session, self.name = session, name
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, names, feed):
+            runs.append((self.name, len(feed["x"])))
+            return self.session.run(names, feed)
+
+    monkeypatch.setattr(
+        proof, "open_session", lambda *a, name=None, **k: Counting(open_session(*a, name=name, **k), name)
+    )
+    return runs
+
+
+def test_both_files_run_at_two_batch_sizes(source, monkeypatch):
+    runs = counted(monkeypatch)
+    slim_onnx(source, source.with_name("slim.onnx"))
+    assert runs == [("net.onnx", 1), ("net.onnx", 2), ("the slim file", 1), ("the slim file", 2)]
+
+
+def test_where_nothing_changed_the_written_file_runs_once(source, monkeypatch):
+    slim_onnx(source, source.with_name("slim.onnx"))
+    runs = counted(monkeypatch)
+    slim_onnx(source.with_name("slim.onnx"), source.with_name("again.onnx"))
+    assert runs == [("slim.onnx", 1), ("slim.onnx", 2), ("the slim file", 1)]
+
+
+def test_a_file_that_is_written_wrong_is_refused_though_nothing_changed(source, monkeypatch):
+    slim_onnx(source, source.with_name("slim.onnx"))
+    write = onnx_files.wire.write
+
+    def wrong(model, path):
+        (value,) = (v for v in model.graph.initializers.values() if v.name == "last.bias")
+        value.const_value = ir.tensor(value.const_value.numpy() + 1, name=value.name)
+        write(model, path)
+
+    monkeypatch.setattr(onnx_files.wire, "write", wrong)
+    with pytest.raises(VerificationError, match="does not compute"):
+        slim_onnx(source.with_name("slim.onnx"), source.with_name("again.onnx"))
+    assert not source.with_name("again.onnx").exists()
+
+
+def test_a_file_that_is_random_is_said_to_be_the_reason(source):
+    b = Builder(18)
+    x = b.call("Relu", b.conv(b.input(("n", 3, 8, 8)), 3, 8, name="first"))
+    x = b.call("Dropout", x, b.literal(np.float32(0.5)), b.literal(np.bool_(True)))
+    b.output(b.conv(x, 8, 4, name="last"), ("n", 4, 8, 8))
+    onnx.save(b.model(), source)
+    with pytest.raises(VerificationError, match=r"the given file gives other numbers every time .* in eval mode"):
+        slim_onnx(source, source.with_name("slim.onnx"))
+    assert not source.with_name("slim.onnx").exists()
