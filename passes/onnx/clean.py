@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from graphprune.passes.onnx.contract import (
     UNLISTED_SINCE,
     GraphPass,
+    NodePass,
     is_overridable,
     lists_literals,
     literal,
@@ -61,7 +62,7 @@ def _tiny(array: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
         yield part, (flat[part] & magnitude) - unsigned.type(1) < limit
 
 
-class EliminateIdentityPass(GraphPass):
+class EliminateIdentityPass(NodePass):
     """Remove nodes that give what they read: Identity, and a Relu of a Relu, which a removed branch leaves behind.
 
     Cases:
@@ -70,13 +71,11 @@ class EliminateIdentityPass(GraphPass):
         3. else an output would be an input, a literal, or another output under two names: the node stays.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.domain == "" and len(node.inputs) == 1 and (node.op_type == "Identity" or _repeats(node)):
-                modified = _eliminate(model, node) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"Identity", "Relu"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        is_idle = len(node.inputs) == 1 and (node.op_type == "Identity" or _repeats(node))
+        return is_idle and _eliminate(model, node)
 
 
 def _repeats(node: ir.Node) -> bool:

@@ -1,6 +1,7 @@
 """What every pass over an ONNX graph may rely on and has to leave behind."""
 
-from typing import Any
+import abc
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,28 @@ class GraphPass(ir.passes.InPlacePass):
         """Raise PostconditionError unless the graph is whole."""
         if fault := find_fault(model):
             raise ir.passes.PostconditionError(f"{type(self).__name__} left a broken graph: {fault}")
+
+
+class NodePass(GraphPass, abc.ABC):
+    """A pass that looks at every node of some kinds by itself, in the order of the graph.
+
+    Attributes:
+        kinds: operators of the standard domain.
+    """
+
+    kinds: ClassVar[frozenset[str]]
+
+    @abc.abstractmethod
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:
+        """Rewrite around one node; whether that changed anything."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type in self.kinds and node.domain == "":
+                modified = self.rewrite(model, node) or modified
+        return ir.passes.PassResult(model, modified)
 
 
 def find_fault(model: ir.Model) -> str | None:

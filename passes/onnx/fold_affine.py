@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.passes.onnx.contract import GraphPass, add_literal, literal
+from graphprune.passes.onnx.contract import NodePass, add_literal, literal
 from graphprune.passes.onnx.pages import put_aside
 
 _REAL = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
@@ -24,31 +24,25 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _CHUNK = 1 << 20
 
 
-class FoldBatchNormPass(GraphPass):
+class FoldBatchNormPass(NodePass):
     """Fold batch norms of inference into the Conv, ConvTranspose or Gemm before them.
 
     Folded are those whose layer is read by nobody else and has weights that are literals of its own.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "BatchNormalization" and node.domain == "":
-                modified = _fold_norm(model, node) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"BatchNormalization"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        return _fold_norm(model, node)
 
 
-class FoldBiasPass(GraphPass):
+class FoldBiasPass(NodePass):
     """Fold the addition of one literal number a channel into the bias of the layer before it."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "Add" and node.domain == "":
-                modified = _fold_addition(model, node) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"Add"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        return _fold_addition(model, node)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ behind that was removed as a whole. Source: onnxruntime,
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.passes.onnx.contract import GraphPass, add_literal, literal
+from graphprune.passes.onnx.contract import NodePass, add_literal, literal
 
 __all__ = ["SELECTS", "GlobalPoolPass", "SelectChannelsPass", "ShiftPass"]
 
@@ -31,7 +31,7 @@ _POSITION_BY_POSITION = frozenset(
 )
 
 
-class SelectChannelsPass(GraphPass):
+class SelectChannelsPass(NodePass):
     """Replace subsampling and zero-padded channels by a convolution, where the result is added to something.
 
     Cases:
@@ -42,17 +42,14 @@ class SelectChannelsPass(GraphPass):
            the convolution would leave the layout as well.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "Add" and node.domain == "":
-                for value in set(node.inputs):
-                    modified = (value is not None and _select(model, value)) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"Add"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        found = [_select(model, value) for value in dict.fromkeys(node.inputs) if value is not None]
+        return any(found)
 
 
-class ShiftPass(GraphPass):
+class ShiftPass(NodePass):
     """Replace the addition of one constant a channel to a float32 feature map by a convolution of each channel alone.
 
     Cases:
@@ -61,25 +58,19 @@ class ShiftPass(GraphPass):
         2. Any other Add stays.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "Add" and node.domain == "":
-                modified = _shift(model, node) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"Add"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        return _shift(model, node)
 
 
-class GlobalPoolPass(GraphPass):
+class GlobalPoolPass(NodePass):
     """Replace the mean over height and width of a float32 feature map by GlobalAveragePool."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "ReduceMean" and node.domain == "":
-                modified = _pool(model, node) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"ReduceMean"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        return _pool(model, node)
 
 
 def _select(model: ir.Model, value: ir.Value) -> bool:

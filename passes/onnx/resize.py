@@ -11,14 +11,14 @@ file cannot be loaded, or not be run. Source: ONNX spec, Resize, from opset 18; 
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.passes.onnx.contract import GraphPass, add_literal
+from graphprune.passes.onnx.contract import NodePass, add_literal
 
 __all__ = ["ResizeAllAxesPass"]
 
 _SCALES, _SIZES = 2, 3
 
 
-class ResizeAllAxesPass(GraphPass):
+class ResizeAllAxesPass(NodePass):
     """Remove the attribute `axes` of Resize nodes.
 
     Cases:
@@ -26,13 +26,10 @@ class ResizeAllAxesPass(GraphPass):
         2. With a region of interest, or sizes that keep the aspect ratio of these axes alone: it stays.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Apply the pass."""
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "Resize" and node.domain == "" and "axes" in node.attributes:
-                modified = _name_all(model, node) or modified
-        return ir.passes.PassResult(model, modified)
+    kinds = frozenset({"Resize"})
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
+        return "axes" in node.attributes and _name_all(model, node)
 
 
 def _name_all(model: ir.Model, node: ir.Node) -> bool:
