@@ -6,10 +6,11 @@ elsewhere, and for tests; `compress` decides all along a training.
 
 import dataclasses
 import math
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from graphprune.allocation import (
     require_policy,
     select_ratio,
 )
+from graphprune.config import OutputLoss
 from graphprune.freezing import frozen_groups
 from graphprune.inputs import Images
 from graphprune.latency import LatencyTarget
@@ -127,8 +129,18 @@ def plan(
         BudgetError: the budget cannot be reached.
         PlanError: a pattern of `freeze` fits nothing, or there are not as many scores as groups.
     """
+    ratio, macs, params, speedup, latency_ms = (
+        None if number is None else _number(name, number)
+        for name, number in (
+            ("ratio", ratio), ("macs", macs), ("params", params), ("speedup", speedup), ("latency_ms", latency_ms)
+        )
+    )  # fmt: skip
+    align = align if align is None or isinstance(align, str) else _whole("align", align)
+    min_channels, seed = _whole("min_channels", min_channels, least=0), _whole("seed", seed, least=0)
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     _check_targets(ratio, budgets, speedup, latency_ms, align)
+    if output_loss not in get_args(OutputLoss):
+        raise UsageError(f"output_loss must be one of {', '.join(get_args(OutputLoss))}, not {output_loss!r}")
     if ratio is not None and policy != "auto":
         raise UsageError(f"ratio takes the same share from every set: policy {policy} is for budgets, leave it out")
     require_policy(policy, latency=speedup is not None or latency_ms is not None or align == "auto")
@@ -182,8 +194,12 @@ def _measured(
             f"the dense network takes {stopwatch.dense_ms():.3g} ms here, less than the {latency_ms:.3g} ms asked "
             "for: there is nothing to do"
         )
-    if share >= 1:
-        return allocate(problem, policy)
+    if share >= 1:  # the other budgets may do; fewer channels can be slower, so it is measured
+        removed = allocate(problem, policy)
+        measured = stopwatch.share(~removed)
+        if measured <= share:
+            meta["measured_speedup"] = round(1 / measured, 4)
+            return removed
     again = allocator(policy)
     reached = stopwatch.reach(
         share, lambda budget: again(dataclasses.replace(problem, budgets={**problem.budgets, LATENCY: budget}))
@@ -227,8 +243,27 @@ def _check_targets(
         raise UsageError('align="auto" is for budgets; with ratio= give a number of channels')
     if isinstance(align, str) and align != "auto":
         raise UsageError(f"align must be a number of channels or auto, not {align!r}")
-    if isinstance(align, int) and align < 1:
-        raise UsageError(f"align must be at least 1, not {align}")
+
+
+def _number(name: str, value: Any) -> float:
+    """A number of any library as one of Python, which a plan can be written down with."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a number, not {value!r}") from error
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    """The same for whole numbers."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} must be a whole number, not {value!r}") from error
+    if number < least:
+        raise UsageError(f"{name} must be at least {least}, not {number}")
+    return number
 
 
 def _scores(

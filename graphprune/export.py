@@ -242,10 +242,11 @@ def _name_batch(model: ir.Model) -> None:
         return
     symbol = re.compile(rf"(?<!\w){re.escape(str(first.value))}(?!\w)")
     for value in _values(model):
-        shape = value.shape
-        for at, dim in enumerate(shape or ()):
-            if shape is not None and isinstance(dim, ir.SymbolicDim) and dim.value:
-                shape[at] = symbol.sub("batch", str(dim.value))
+        if value.shape is not None:  # may be frozen, or that of several values
+            value.shape = ir.Shape(
+                symbol.sub("batch", str(dim.value)) if isinstance(dim, ir.SymbolicDim) and dim.value else dim
+                for dim in value.shape
+            )
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

@@ -25,7 +25,9 @@ _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Concat"})
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Onnxruntime's additions to the names of nodes and values that it makes new.
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/\w+Fusion/)+$")
+#: Kernels on int8 beside those whose names begin with QLinear; QuickGelu is none.
+_INT8 = frozenset("ConvInteger DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat QAttention QGemm".split())
 _WEIGHT = re.compile(r"(\.weight|_weight)?(_quantized|_DequantizeLinear.*|_bias)*$")
 
 
@@ -160,7 +162,7 @@ def _describe(node: onnx.NodeProto, origins: _Origins) -> OptimizedNode:
         fused += ["Add"] if len(node.input) > 3 and node.input[3] else []
         fused += [a.s.decode() for a in node.attribute if a.name == "activation"]
     layout = "blocked" if node.domain == BLOCKED else "plain"
-    if node.op_type.startswith("Q") and node.op_type != "QuantizeLinear":
+    if node.op_type.startswith("QLinear") or node.op_type in _INT8:
         layout = "int8"
     return OptimizedNode(node.name, "+".join(fused), origins.layer_of(node), layout)
 

@@ -61,7 +61,7 @@ def score_groups(
         raise UsageError(f"importance {importance!r} runs the model, and an ONNX graph is not run: give a torch model")
     if images is None:
         raise UsageError(f"importance {importance!r} needs images: give some, or take one that looks at weights alone")
-    module = copy.deepcopy(graph.front_end.module).eval()
+    module = copy.deepcopy(graph.front_end.module).eval().requires_grad_(True)  # weights may have been frozen for use
     index = GroupIndex(dict(module.named_parameters(remove_duplicate=False)), graph.axes, graph.n_groups)
     statistics = ActivationStatistics(module, graph, lambda: _batches(images, module, seed))
     evidence = Evidence(index, generator, sets, scales, statistics)

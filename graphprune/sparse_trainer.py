@@ -16,6 +16,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["SparseTrainer"]
 
 _MOST_SKIPPED = 3  # steps
+_NO_GRADIENT = "no parameter has a gradient, or all are zero: call step() before optimizer.zero_grad()"
 
 logger = logging.getLogger("graphprune")
 
@@ -74,7 +76,8 @@ class SparseTrainer:
             optimizer: the one in use: its learning rate scales the sparsity term, and what it remembers of groups
                 that became zero is cleared.
             sensitivity: name of a criterion that looks at gradients or weights.
-            freeze: patterns (`layer1.*`) of layers that keep all their output channels.
+            freeze: patterns (`layer1.*`) of layers that keep all their output channels. Channels of which no weight is
+                trained (`requires_grad=False`) stay as well.
             align: kept channels of every set are a multiple of this.
             config: all settings, warmup, sparsify, fade, lambda_sparsity, course and so on. Arguments above that are
                 given go before it.
@@ -115,10 +118,22 @@ class SparseTrainer:
             raise UsageError(
                 f"sensitivity {self.config.sensitivity!r} looks at activations, which your own loop keeps to itself"
             )
+        self.set.removable &= self._trained()
         goals = {unit: share * self.set.dense[unit] for unit, share in limits.items()}
         check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, self.set.keeps)
         self._done = 0
         self._drawn_at = -1
+        self._saw_gradient = False
+
+    def _trained(self) -> np.ndarray:
+        """(n_groups,) those with a weight that is trained: of others nothing is known, and they are not to change."""
+        flags = [torch.full_like(p, float(p.requires_grad), requires_grad=False) for p in self._index.parameters]
+        found: np.ndarray = (self._index.sums(flags) > 0).cpu().numpy()
+        left = self.set.removable & ~found
+        if left.any():
+            names = dict.fromkeys(self.graph.sets[at].name for at in self.graph.set_of[left])
+            logger.info("left alone, as their weights have requires_grad=False: %s", ", ".join(names))
+        return found
 
     @property
     def phase(self) -> Phase:
@@ -139,10 +154,14 @@ class SparseTrainer:
         """
         step = self._done
         if step <= self.schedule.final_draw and self.set.criterion.needs == "gradients":
-            if all(p.grad is None for p in self._index.parameters):
-                raise TrainingError("no parameter has a gradient: call step() before optimizer.zero_grad()")
+            every = self._index.parameters
+            if all(p.grad is None for p in every):
+                raise TrainingError(_NO_GRADIENT)
+            self._saw_gradient = self._saw_gradient or any(p.grad is not None and p.grad.any() for p in every)
             self.set.observe(self._evidence())
         if self.schedule.is_draw(step):
+            if self.set.criterion.needs == "gradients" and not self._saw_gradient:
+                raise TrainingError(_NO_GRADIENT)
             self.set.draw(step, self.schedule, self._evidence())
         rate = max((group["lr"] for group in self._optimizer.param_groups), default=0.0) if self._optimizer else 0.0
         self.set.shrink(self._index, rate * self.config.lambda_sparsity * self.schedule.ramp(step), self._optimizer)
@@ -167,12 +186,20 @@ class SparseTrainer:
         Every part is in the mode, training or evaluation, that it has in `model`.
 
         Raises:
-            TrainingError: the schedule is not at its settle phase yet.
+            TrainingError: the schedule is not at its settle phase yet, or channels that are to go have come back: the
+                weights were changed after the last `step`.
             VerificationError: the slim model computes something else.
         """
         if self._done < self.schedule.settle_from:
             left = self.schedule.settle_from - self._done
             raise TrainingError(f"{left} more steps are needed until the channels to remove are at zero; see steps=")
+        back = np.flatnonzero((self._index.norms() > 0).cpu().numpy() & self.set.dead.numpy())
+        if len(back):
+            name = self.graph.sets[self.graph.set_of[back[0]]].name
+            raise TrainingError(
+                f"channels of {name} that are to go are not at zero: weights changed after the last step(), by the "
+                "optimizer or by loading others; call step() after every change, and keep both states together"
+            )
         result = slim(self.model, self.plan, self._examples)
         shares = ", ".join(f"{unit} {share:.4f} of the dense" for unit, share in self.cost.items())
         logger.info("done: %s", shares)
@@ -180,9 +207,10 @@ class SparseTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of the loop needs beside model and optimizer."""
-        return {"done": self._done, "set": self.set.state()}
+        return {"done": self._done, "saw_gradient": self._saw_gradient, "set": self.set.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._done = int(state["done"])
+        self._saw_gradient = bool(state.get("saw_gradient", False))
         self.set.load_state(state["set"])

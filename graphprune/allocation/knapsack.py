@@ -150,6 +150,11 @@ def _secondary(layers: dict[str, list[Layer]]) -> list[Layer]:
     return layers.get(LATENCY, [])
 
 
+def _smallest(problem: Problem, choices: Sequence[Choice]) -> dict[str, float]:
+    """Costs with the narrowest widths of all sets, in the units of the budgets."""
+    return problem.count(~removed_at(problem, choices, np.array([choice.widths[0] for choice in choices])))
+
+
 def _linked(problem: Problem) -> list[tuple[int, int]]:
     """(s, t): where set s goes as a whole, so does t, which is computed for it alone or from it alone."""
     pairs = []
@@ -164,8 +169,14 @@ def _linked(problem: Problem) -> list[tuple[int, int]]:
 
 
 def _unreachable(problem: Problem, choices: Sequence[Choice]) -> BudgetError:
-    least = np.array([choice.widths[0] for choice in choices])
-    smallest, dense = problem.count(~removed_at(problem, choices, least)), count_dense(problem.graph, problem.latency)
+    smallest, dense = _smallest(problem, choices), count_dense(problem.graph, problem.latency)
+    if problem.is_on_steps:
+        off_steps = _smallest(problem, choices_of(problem, None))
+        if all(off_steps[unit] <= budget for unit, budget in problem.budgets.items()):
+            return BudgetError(
+                "the budget cannot be reached with align='auto': too few of the narrower widths are faster on this "
+                "machine; leave it out, or ask for more"
+            )
     for unit, budget in problem.budgets.items():
         if smallest[unit] > budget and unit == LATENCY:
             return BudgetError(

@@ -158,7 +158,7 @@ def load_images(
     started = time.perf_counter()
     if is_array_file(Path(path)):
         source = _from_array_file(Path(path), size, preprocess, limit)
-        if mean is None and std is None:
+        if any(source.preprocess.mean) or set(source.preprocess.std) != {1.0}:  # else they are taken as they are
             _check_scale(source)
     else:
         source = _from_files(path, size, preprocess, limit, progress)

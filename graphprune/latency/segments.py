@@ -162,12 +162,14 @@ class _Reader:
         spatial = [list(value.shape[2:]) for value in known if value is not None]
         weights = [self.front.env[v].shape[2:] for v in node.inputs if v is not None and v.name in self.front.names]
         grouping = self._grouping(node)
+        formats = [str(v.dtype) for v in (*node.inputs, *node.outputs) if v is not None]
         return [
             node.op_type,
             json.loads(json.dumps(options, default=str)),
             spatial,
             [list(w) for w in weights],
             grouping,
+            formats,
         ]
 
     def _grouping(self, node: ir.Node) -> str:

@@ -77,7 +77,7 @@ class OneShot:
             raise UsageError("the model returns no floating-point tensor, so there is nothing to judge by")
         self._is_classifier = output_kind(outputs[0], output_loss) != "values"
         self._expected = [_arrays(output) for output in outputs]
-        seen = f"{model_digest(self._dense)} {source.checksum()} {len(source)}"
+        seen = f"{model_digest(self._dense)} {source.checksum()} {len(source)} {source.preprocess.to_dict()}"
         if output_loss != "auto":
             seen += f" {output_loss}"
         self.fingerprint = hashlib.sha256(seen.encode()).hexdigest()

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import BudgetError, ModelLoadError, PlanError, UsageError
 
 INPUTS = (torch.zeros(2, 3, 8, 8),)
@@ -110,6 +111,13 @@ def test_random_plans_follow_their_seed(graph):
         ({"ratio": 1.0}, "ratio must be between 0 and 1"),
         ({"macs": float("nan")}, "macs must be between 0 and 1"),
         ({"ratio": 0.5, "align": 0}, "align must be at least 1"),
+        ({"ratio": 0.5, "align": 3.5}, "align must be a whole number"),
+        ({"ratio": 0.5, "align": True}, "align must be a whole number"),
+        ({"ratio": "half"}, "ratio must be a number"),
+        ({"ratio": 0.5, "min_channels": -3}, "min_channels must be at least 0"),
+        ({"ratio": 0.5, "min_channels": "4"}, "min_channels must be a whole number"),
+        ({"ratio": 0.5, "seed": -1}, "seed must be at least 0"),
+        ({"ratio": 0.5, "output_loss": "klx"}, "output_loss must be one of auto, kl, mse"),
         ({"ratio": 0.5, "importance": "taylor"}, "needs images"),
         ({"ratio": 0.5, "importance": "best"}, "must be one of"),
     ],
@@ -117,6 +125,13 @@ def test_random_plans_follow_their_seed(graph):
 def test_bad_arguments_are_usage_errors(graph, arguments, reason):
     with pytest.raises(UsageError, match=reason):
         gp.plan(graph, **arguments)
+
+
+def test_numbers_of_other_libraries_are_numbers(graph, tmp_path):
+    plan = gp.plan(graph, macs=np.float32(0.5), align=np.int64(4))
+    assert graph.removed_by(plan).tolist() == graph.removed_by(gp.plan(graph, macs=0.5, align=4)).tolist()
+    plan.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json").to_dict() == plan.to_dict()
 
 
 @pytest.mark.parametrize("scores", [np.ones(3), np.full(30, np.nan)])
@@ -167,6 +182,9 @@ class Watch:
     def dense_ms(self):
         return 4.0
 
+    def share(self, kept):
+        return 0.9
+
 
 def test_a_latency_that_the_dense_network_has_asks_for_nothing(graph):
     plain = gp.plan(graph, macs=0.7)
@@ -174,6 +192,18 @@ def test_a_latency_that_the_dense_network_has_asks_for_nothing(graph):
     assert (graph.removed_by(found) == graph.removed_by(plain)).all()
     with pytest.raises(UsageError, match="takes 4 ms here, less than the 100 ms asked for: there is nothing to do"):
         gp.plan(graph, latency_ms=100.0, stopwatch=Watch())
+
+
+def test_a_network_that_became_slower_than_the_limit_is_not_taken(graph):
+    class Slow(Watch):
+        def share(self, kept):
+            return 1.2
+
+        def reach(self, share, allocate):
+            raise BudgetError(f"{share:.4f} was not reached")
+
+    with pytest.raises(BudgetError, match=r"1\.1000 was not reached"):
+        gp.plan(graph, macs=0.7, latency_ms=4.4, stopwatch=Slow())
 
 
 def test_a_set_keeps_the_least_number_of_channels(graph):

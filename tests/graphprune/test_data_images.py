@@ -89,6 +89,8 @@ def test_floating_point_out_of_scale_needs_an_explicit_mean_and_std(tmp_path):
     np.save(tmp_path / "digits.npy", digits)
     with pytest.raises(DataError, match=r"run from .* not from 0 to 1: scale them"):
         load_images(tmp_path / "digits.npy", channels=1)
+    with pytest.raises(DataError, match="not from 0 to 1"):  # a mean is one of pixels from 0 to 1
+        load_images(tmp_path / "digits.npy", channels=1, mean=[0.5], std=[0.5])
     as_given = load_images(tmp_path / "digits.npy", channels=1, mean=[0.0], std=[1.0])
     np.testing.assert_allclose(as_given.batch(slice(None))[:, 0], digits, rtol=1e-6)
     np.save(tmp_path / "scaled.npy", digits / 16)

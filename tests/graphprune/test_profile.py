@@ -168,6 +168,15 @@ def test_int8_kernels_are_told_apart(tmp_path, resnet):
     assert {node.layout for node in graph.nodes if node.op_type.startswith("QLinear")} == {"int8"}
 
 
+def test_what_onnxruntime_makes_of_silu_is_no_int8_kernel(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.SiLU()).eval()
+    gp.export_onnx(model, (torch.zeros(1, 3, 8, 8),), tmp_path / "silu.onnx")
+    nodes = optimized_graph(tmp_path / "silu.onnx").nodes
+    assert any(node.op_type == "QuickGelu" for node in nodes)
+    assert {node.layout for node in nodes} <= {"plain", "blocked"}
+    assert not any("Fusion" in node.layer for node in nodes)
+
+
 def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(ModelLoadError, match="no such file"):
         profile(tmp_path / "none.onnx")

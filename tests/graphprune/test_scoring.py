@@ -122,3 +122,10 @@ def test_images_that_come_class_by_class_are_all_looked_at(graph):
 def test_images_are_given_in_the_number_format_of_the_model(graph, name):
     double = gp.trace(Net().double().eval(), (torch.randn(2, 1, 8, 8).double(),))
     np.testing.assert_allclose(score_groups(double, name, IMAGES), score_groups(graph, name, IMAGES), rtol=0.01)
+
+
+def test_weights_without_gradients_are_worth_what_they_are_with_them(graph):
+    frozen = gp.trace(Net().eval().requires_grad_(False), (torch.randn(2, 1, 8, 8),))
+    expected, found = (score_groups(g, "taylor", IMAGES) for g in (graph, frozen))
+    np.testing.assert_allclose(found, expected)
+    assert not any(parameter.requires_grad for parameter in frozen.front_end.module.parameters())

@@ -169,3 +169,45 @@ def test_a_step_that_a_gradient_scaler_skips_is_not_looked_at():
     assert pruner.set.sensitivity.isfinite().all()
     assert pruner.cost["macs"] <= 0.5
     pruner.finish()
+
+
+def test_weights_that_came_back_after_the_last_step_are_refused():
+    model, pruner, optimizer = made()
+    train(model, pruner, optimizer, batches(40))
+    pruner.finish()
+    with torch.no_grad():
+        model.block[0].weight += 0.1  # as averaged weights do, or those of an older checkpoint
+    with pytest.raises(TrainingError, match="are not at zero: weights changed after the last step"):
+        pruner.finish()
+    pruner.step()
+    images = next(batches(1, seed=3))[0]
+    torch.testing.assert_close(pruner.finish().eval()(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_that_are_zero_throughout_are_none():
+    model, pruner, optimizer = made()
+
+    def in_the_wrong_order():
+        for images, labels in batches(40):
+            cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            pruner.step()
+
+    with pytest.raises(TrainingError, match=r"call step\(\) before optimizer.zero_grad"):
+        in_the_wrong_order()
+
+
+def test_channels_of_weights_that_are_not_trained_stay_as_they_are():
+    model = Net().train()
+    model.block.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.block.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    pruner = gp.SparseTrainer(model, EXAMPLE, params=0.9, steps=40, optimizer=optimizer)
+    train(model, pruner, optimizer, batches(40))
+    assert torch.equal(model.block[0].bias, before["0.bias"])
+    slim = pruner.finish()
+    assert slim.block[0].out_channels == 16
+    assert slim.stem.out_channels < 8
+    changed = (model.block[0].weight != before["0.weight"]).any(3).any(2).any(0)
+    assert changed.sum() == 8 - slim.stem.out_channels  # what reads channels of the stem that went

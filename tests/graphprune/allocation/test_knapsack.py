@@ -118,6 +118,21 @@ def test_a_budget_out_of_reach_is_refused(model):
         allocate(make(model, {LATENCY: 0.9, "macs": 0.0001}))
 
 
+class Flat:
+    """The times of a layer that takes as long at every width."""
+
+    def at(self, lengths):
+        return 1.0
+
+
+def test_where_no_narrower_width_is_faster_that_is_said_to_be_the_reason(model):
+    flat = dataclasses.replace(model)
+    flat.__dict__["curves"] = {kind: Flat() for kind in model.curves}
+    with pytest.raises(BudgetError, match="with align='auto': too few of the narrower widths are faster"):
+        allocate(make(flat, {"macs": 0.5}, is_on_steps=True))
+    allocate(make(flat, {"macs": 0.5}))
+
+
 def test_widths_on_the_staircase_are_never_slower_than_wider_ones(model):
     problem = make(model, {"macs": 0.5}, is_on_steps=True)
     for choice in on_steps(problem, choices_of(problem, 10_000)):

@@ -1,10 +1,12 @@
 from collections import Counter
 
 import numpy as np
+import onnx_ir as ir
 import staircase
 
 from graphprune.latency.segments import read_segments
 from graphprune.passes.onnx.analyze import trace_onnx
+from graphprune.passes.onnx.model import load_model
 from graphprune.widths import set_widths
 
 
@@ -32,6 +34,18 @@ def test_lengths_are_those_of_the_sets_of_the_torch_graph(tmp_path):
     widths = set_widths(graph, ~removed)
     lengths = [tuple(axis.length(widths) for axis in s.axes) for s in read(tmp_path).items if '["Conv"' in s.kind]
     assert lengths == [(24.0,), (24.0, 12.0), (12.0, 24.0), (24.0, 32.0), (32.0, 24.0)]
+
+
+def test_layers_in_another_number_format_are_of_another_kind(tmp_path):
+    model = load_model(staircase.export(tmp_path))
+    single = read_segments(trace_onnx(model), staircase.graph())
+    computed = [value for node in model.graph for value in node.outputs]
+    for value in (*model.graph.initializers.values(), *model.graph.inputs, *computed):
+        if value.dtype == ir.DataType.FLOAT:
+            value.dtype = ir.DataType.FLOAT16
+    half = read_segments(trace_onnx(model), staircase.graph())
+    assert [s.name for s in half.items] == [s.name for s in single.items]
+    assert not {s.kind for s in half.items} & {s.kind for s in single.items}
 
 
 def test_times_of_kernels_go_to_the_segment_they_are_named_after_and_layout_changes_to_the_one_before(tmp_path):

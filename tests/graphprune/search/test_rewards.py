@@ -96,6 +96,16 @@ def test_a_fingerprint_tells_models_and_images_apart():
     assert judge()[1].fingerprint in prints
 
 
+def test_a_fingerprint_tells_normalizations_apart(tmp_path):
+    np.save(tmp_path / "pixels.npy", np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8))
+    graph = gp.trace(classifier(), (torch.zeros(1, 3, 8, 8),))
+    prints = {
+        OneShot(graph, gp.load_images(tmp_path / "pixels.npy", mean=[mean], std=[std]), 8).fingerprint
+        for mean, std in ((0.5, 0.5), (0.9, 0.5), (0.5, 0.01))
+    }
+    assert len(prints) == 3
+
+
 def test_a_network_that_is_no_classifier_is_judged_by_distance():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)).eval()
     graph, evaluate = judge(model)
