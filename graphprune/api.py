@@ -29,7 +29,7 @@ from graphprune.allocation import (
     select_ratio,
 )
 from graphprune.config import OutputLoss
-from graphprune.freezing import frozen_groups
+from graphprune.freezing import frozen_groups, patterns_of
 from graphprune.inputs import Images
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
@@ -78,7 +78,7 @@ def plan(
     latency_ms: float | None = None,
     importance: str | Scores = "l2",
     images: Images | None = None,
-    freeze: Sequence[str] = (),
+    freeze: str | Sequence[str] = (),
     align: int | str | None = None,
     min_channels: int = 1,
     policy: str = "auto",
@@ -135,6 +135,7 @@ def plan(
             ("ratio", ratio), ("macs", macs), ("params", params), ("speedup", speedup), ("latency_ms", latency_ms)
         )
     )  # fmt: skip
+    freeze = patterns_of(freeze)
     align = align if align is None or isinstance(align, str) else _whole("align", align)
     min_channels, seed = _whole("min_channels", min_channels, least=0), _whole("seed", seed, least=0)
     budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}

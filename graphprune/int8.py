@@ -31,6 +31,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from graphprune.machine import machine_facts
 from graphprune.onnx_session import RUNTIME_ERRORS, one_line, open_session
+from graphprune.optimized import name_nodes
 from graphprune.passes.errors import UnsupportedModelError, UsageError
 from graphprune.passes.onnx.clean import (
     EliminateDeadCodePass,
@@ -166,11 +167,7 @@ def prepare(source: Path) -> onnx.ModelProto:
         ZeroDenormalsPass(),
     ):
         tidy(model)
-    names: set[str] = set()
-    for at, node in enumerate(model.graph):
-        if not node.name or node.name in names:
-            node.name = f"{node.op_type}_{at}"
-        names.add(node.name)
+    name_nodes(model.graph)
     proto = ir.to_proto(ir.external_data.load_to_model(model))
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     try:

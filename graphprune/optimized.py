@@ -6,11 +6,13 @@ after. Here every node of the optimized graph is traced back to a layer, and wha
 the reason. Source of the rules: onnxruntime, `core/optimizer/nchwc_transformer.cc` and `core/mlas/lib/snchwc.cpp`.
 """
 
+import itertools
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -106,9 +108,20 @@ def with_names(source: OnnxSource) -> OnnxSource:
     model = load_proto(source)
     if all(node.name for node in model.graph.node):
         return source
-    for at, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{at}"
+    name_nodes(model.graph.node)
     return model.SerializeToString()
+
+
+def name_nodes(nodes: Iterable[Any]) -> None:
+    """Give every node (of onnx or onnx_ir) a name of its own; the first of several with one name keeps it."""
+    every = list(nodes)
+    taken = {node.name for node in every}
+    seen: set[str] = set()
+    for node in every:
+        if not node.name or node.name in seen:
+            node.name = next(name for at in itertools.count() if (name := f"{node.op_type}_{at}") not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
 
 
 class _Origins:

@@ -12,6 +12,7 @@ The sensitivity of each channel group is read from the gradients that the step u
 and how they get to exactly zero, is `graphprune.sparse_set`, the same as in `compress`.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from torch import nn
 
 from graphprune.allocation import SEARCHES, check_reachable
 from graphprune.config import CompressConfig
+from graphprune.freezing import patterns_of
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.analyze import analyze
@@ -61,7 +63,7 @@ class SparseTrainer:
         steps: int = 2000,
         optimizer: torch.optim.Optimizer | None = None,
         sensitivity: str | None = None,
-        freeze: Sequence[str] | None = None,
+        freeze: str | Sequence[str] | None = None,
         align: int | None = None,
         config: CompressConfig | None = None,
     ) -> None:
@@ -89,7 +91,7 @@ class SparseTrainer:
         """
         given = (config or CompressConfig()).to_dict()
         asked: dict[str, Any] = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align}
-        asked["freeze"] = None if freeze is None else tuple(freeze)
+        asked["freeze"] = None if freeze is None else patterns_of(freeze)
         chosen = {name: value for name, value in asked.items() if value is not None}
         self.config = CompressConfig.from_dict({**given, **chosen, "n_students": 1})
         if self.config.needs_latency:
@@ -206,11 +208,11 @@ class SparseTrainer:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of the loop needs beside model and optimizer."""
-        return {"done": self._done, "saw_gradient": self._saw_gradient, "set": self.set.state()}
+        """What a checkpoint of the loop needs beside model and optimizer; a copy, which further steps leave alone."""
+        return {"done": self._done, "saw_gradient": self._saw_gradient, "set": copy.deepcopy(self.set.state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._done = int(state["done"])
         self._saw_gradient = bool(state.get("saw_gradient", False))
-        self.set.load_state(state["set"])
+        self.set.load_state(copy.deepcopy(state["set"]))

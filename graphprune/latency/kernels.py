@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 
 from graphprune.latency.target import LatencyTarget
-from graphprune.onnx_session import OnnxSource, open_session
+from graphprune.onnx_session import RUNTIME_ERRORS, OnnxSource, one_line, open_session
+from graphprune.passes.errors import ModelLoadError
 
 __all__ = ["kernel_times"]
 
@@ -42,7 +43,10 @@ def _events(
 ) -> list[dict]:
     start, runs = time.perf_counter(), 0
     while runs < min_runs + 1 or time.perf_counter() - start < min_seconds:
-        session.run(None, dict(feeds))
+        try:
+            session.run(None, dict(feeds))
+        except RUNTIME_ERRORS as error:
+            raise ModelLoadError(f"onnxruntime cannot run the model: {one_line(error)}") from error
         runs += 1
     return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 

@@ -91,6 +91,11 @@ def test_freeze_keeps_the_output_channels_of_what_is_named(graph, pattern, untou
     assert {name for name in full if found[name] == full[name]} == untouched
 
 
+def test_a_single_pattern_needs_no_list(graph):
+    alone, listed = (gp.plan(graph, ratio=0.5, freeze=freeze) for freeze in ("stem", ["stem"]))
+    assert alone.to_dict() == listed.to_dict()
+
+
 def test_freeze_with_a_typo_is_an_error(graph):
     with pytest.raises(PlanError, match="nothing is named 'stam'"):
         gp.plan(graph, ratio=0.5, freeze=["stam"])

@@ -183,3 +183,13 @@ def test_what_is_wrong_is_said(tmp_path):
     text = '<ir_version: 8, opset_import: ["" : 17]> net (float[n,h] x) => (float[n,h] y) { y = Relu(x) }'
     with pytest.raises(UsageError, match="its shape must be given"):
         profile(onnx.parser.parse_model(text).SerializeToString(), name="m")
+
+
+def test_nodes_without_a_name_get_one_that_is_free(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[n,4] x) => (float[n,4] y) {
+        a = Abs(x)  b = Neg(a)  y = Abs(b) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.node[1].name = "Abs_0"
+    onnx.save(model, tmp_path / "net.onnx")
+    names = {kernel.name for kernel in profile(tmp_path / "net.onnx", min_seconds=0.01).kernels}
+    assert {"Abs_0", "Abs_1"} <= names
