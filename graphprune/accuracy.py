@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.closeness import Agreement
+from graphprune.closeness import Agreement, without_common_faults
 from graphprune.data import ImageSource
 from graphprune.model_runner import Runner, open_runner
 
-__all__ = ["Distance", "Quality", "measure_quality"]
+__all__ = ["Distance", "Quality", "batches_of", "measure_quality"]
 
 _BATCH = 64
+_SAME = 1e-12  # share of the squares that rounding leaves of a spread of 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def measure_quality(
     runners = {"dense": open_runner(dense, threads=threads), "slim": open_runner(slim, threads=threads)}
     agreement, distance = Agreement(), Distance()
     right: dict[str, int] | None = None if source.labels is None else dict.fromkeys(runners, 0)
-    for positions, batch in _batches(source, *runners.values()):
+    for positions, batch in batches_of(source, *runners.values()):
         answers = {name: runner.run([batch]) for name, runner in runners.items()}
         rows = len(positions)
         if classes:
@@ -82,7 +83,7 @@ def _is_classifier(outputs: list[np.ndarray], source: ImageSource) -> bool:
     return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] == len(source.class_names)
 
 
-def _batches(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches_of(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions of the images of a batch, and the batch; filled up from the start where its size is fixed."""
     fixed = next((runner.fixed_batch for runner in runners if runner.fixed_batch), None)
     step = fixed or _BATCH
@@ -94,21 +95,45 @@ def _batches(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarray
 
 @dataclass
 class Distance:
-    """Sums for || a - b ||^2 / || a - mean(a) ||^2 over all outputs, averaged over the outputs."""
+    """Sums for || a - b ||^2 / || a - mean(a) ||^2 of every output.
+
+    Of outputs that are not floating-point (a class index, say), it is the share of elements that differ. A batch in
+    which one model gives numbers where the other gives none (NaN, infinity) counts as wholly wrong.
+    """
 
     sums: dict[int, np.ndarray] = field(default_factory=dict)
 
     def see(self, dense: list[np.ndarray], slim: list[np.ndarray], rows: int) -> None:
         """Take in the outputs of one batch, of which the first `rows` samples count."""
         for index, (a, b) in enumerate(zip(dense, slim, strict=True)):
-            if a.shape != b.shape or not np.issubdtype(a.dtype, np.floating):
+            if a.shape != b.shape:
                 continue
-            x, y = (np.asarray(v[:rows] if v.ndim else v, dtype=np.float64) for v in (a, b))
-            seen = np.array([((x - y) ** 2).sum(), (x**2).sum(), x.sum(), x.size])
+            x, y = (v[:rows] if v.ndim else v for v in (a, b))
+            if np.issubdtype(a.dtype, np.floating):
+                x, y = without_common_faults(x.astype(np.float64), y.astype(np.float64))
+                same = np.isfinite(x) & np.isfinite(y)
+                gap, x = ((x - y)[same] ** 2).sum(), x[same]
+                square = (x**2).sum()
+                seen = np.array([gap if same.all() else max(gap, square, 1.0), square, x.sum(), x.size])
+            else:
+                seen = np.array([(x != y).sum(), x.size, 0, x.size], dtype=np.float64)
             self.sums[index] = self.sums.get(index, np.zeros(4)) + seen
 
     @property
     def value(self) -> float:
-        """The distance; 0 where no output could be compared."""
-        shares = [gap / max(square - total**2 / size, 1e-12) for gap, square, total, size in self.sums.values()]
-        return float(np.mean(shares)) if shares else 0.0
+        """The mean over the outputs; 0 where none could be compared."""
+        return float(np.mean(self._each)) if self.sums else 0.0
+
+    @property
+    def worst(self) -> float:
+        """That of the output that is furthest off; likewise."""
+        return float(max(self._each, default=0.0))
+
+    @property
+    def _each(self) -> list[float]:
+        found = []
+        for gap, square, total, size in self.sums.values():
+            spread = square - total**2 / max(size, 1)
+            # Of numbers that are all the same, or of a single one, the size is the measure.
+            found.append(gap / max(spread if spread > _SAME * square else square, 1e-12))
+        return found

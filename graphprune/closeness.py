@@ -8,12 +8,13 @@ of integers or truth values (a class index, say) has for its error the share of 
 infinity never equal anything, themselves included.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Agreement", "Judge", "OutputComparison"]
+__all__ = ["Agreement", "Judge", "OutputComparison", "without_common_faults"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Judge:
         if self.problem:
             return
         if same_faults and a.shape == b.shape and np.issubdtype(a.dtype, np.floating):
-            a, b = _without_common_faults(a, b)
+            a, b = without_common_faults(a, b)
         if a.shape != b.shape:
             self._fail(f"has shape {_shape(b)} where {_shape(a)} is expected", at)
         elif not np.issubdtype(a.dtype, np.floating):
@@ -98,7 +99,8 @@ class Judge:
         self.problem, self.worst_sample = problem, sample
 
 
-def _without_common_faults(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def without_common_faults(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays with 0 where both hold NaN, or the same infinity."""
     with np.errstate(invalid="ignore"):
         common = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
     if not common.any():
@@ -108,27 +110,25 @@ def _without_common_faults(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np
 
 @dataclass
 class Agreement:
-    """Counts the samples (or pixels) on which two outputs have their largest element at the same place."""
+    """Counts the samples (or pixels) on which outputs have their largest element at the same place in both models."""
 
-    same: int = 0
-    seen: int = 0
-    output: int | None = None
+    same: Counter[int] = field(default_factory=Counter)  # by output
+    seen: Counter[int] = field(default_factory=Counter)
 
     def see(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], rows: int) -> None:
         """Take in the outputs of one batch, of which the first `rows` samples count."""
         for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             is_scores = np.issubdtype(a.dtype, np.floating) and a.ndim >= 2 and a.shape[1] > 1
-            if is_scores and a.shape == b.shape and self.output in {None, index}:
-                self.output = index
+            if is_scores and a.shape == b.shape:
                 finite = np.isfinite(a[:rows]).all(axis=1) & np.isfinite(b[:rows]).all(axis=1)
                 same = (a[:rows].argmax(axis=1) == b[:rows].argmax(axis=1)) & finite
-                self.same += int(same.sum())
-                self.seen += same.size
+                self.same[index] += int(same.sum())
+                self.seen[index] += same.size
 
     @property
     def share(self) -> float | None:
-        """The agreement; None when no output has scores along dimension 1."""
-        return self.same / self.seen if self.seen else None
+        """The agreement, of several outputs the lowest; None when no output has scores along dimension 1."""
+        return min((self.same[index] / seen for index, seen in self.seen.items() if seen), default=None)
 
 
 def _shape(array: np.ndarray) -> str:

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphprune.accuracy import Distance
+from graphprune.accuracy import Distance, batches_of
 from graphprune.closeness import Agreement
 from graphprune.data import ImageSource
 from graphprune.int8 import Calibrated, Scheme
 from graphprune.model_runner import Runner, open_runner
+from graphprune.passes.errors import UnsupportedModelError
 
 __all__ = ["Choice", "Judge", "Trial", "choose_layers", "describe_miss"]
 
 logger = logging.getLogger("graphprune")
 
-_BATCH = 64
 #: Images for the sensitivity of a single layer.
 _FEW = 64
 
@@ -39,7 +39,7 @@ class Trial:
         float_layers: number of layers left in float32.
         agreement: share of images on which the int8 model gives the class that the float one does; None for networks
             without classes.
-        distance: squared distance of the outputs, relative to their spread.
+        distance: squared distance of the outputs, relative to their spread; of several, that of the worst.
     """
 
     calibration: str
@@ -97,34 +97,36 @@ class Judge:
         reference: the float model.
         images: what to compare on.
         threads: of onnxruntime.
-        classes: whether outputs with several elements a sample are taken for scores of classes.
+        output_loss: what the outputs are: "kl" scores of classes, "mse" numbers, "auto" scores if it is a single one
+            that has several elements a sample.
+
+    Raises:
+        UnsupportedModelError: the model has no output of numbers.
     """
 
-    def __init__(self, reference: bytes, images: ImageSource, threads: int = 1, *, classes: bool = True) -> None:
+    def __init__(self, reference: bytes, images: ImageSource, threads: int = 1, *, output_loss: str = "auto") -> None:
         runner = open_runner(reference, label="the float model", threads=threads)
-        step = runner.fixed_batch or _BATCH
-        # The rest that does not fill a fixed batch is left out.
-        stop = len(images) if runner.fixed_batch is None else max(step, len(images) // step * step)
         self._threads = threads
-        self._classes = classes
-        self._batches = [
-            images.batch(np.arange(start, min(start + step, stop)) % len(images)) for start in range(0, stop, step)
-        ]
-        self._expected = [self._run(runner, batch) for batch in self._batches]
+        self._batches = [(batch, len(positions)) for positions, batch in batches_of(images, runner)]
+        self._expected = [self._run(runner, batch) for batch, _ in self._batches]
+        every = self._expected[0]
+        if not every or not all(np.issubdtype(o.dtype, np.number) or o.dtype == bool for o in every):
+            raise UnsupportedModelError("an output of the model is no array of numbers, so int8 cannot be compared")
+        self._classes = output_loss == "kl" or (output_loss == "auto" and len(every) == 1)
 
     def __call__(self, model: bytes, calibration: str = "", float_layers: int = 0, limit: int | None = None) -> Trial:
         """Compare on all images, or on the first `limit`."""
         runner = open_runner(model, label="the int8 model", threads=self._threads)
         agreement, distance, seen = Agreement(), Distance(), 0
-        for batch, expected in zip(self._batches, self._expected, strict=True):
+        for (batch, rows), expected in zip(self._batches, self._expected, strict=True):
             found = self._run(runner, batch)
             if self._classes:
-                agreement.see(expected, found, rows=len(batch))
-            distance.see(expected, found, len(batch))
-            seen += len(batch)
+                agreement.see(expected, found, rows=rows)
+            distance.see(expected, found, rows)
+            seen += rows
             if limit is not None and seen >= limit:
                 break
-        return Trial(calibration, float_layers, agreement.share, distance.value)
+        return Trial(calibration, float_layers, agreement.share, distance.worst)
 
     def _run(self, runner: Runner, batch: np.ndarray) -> list[np.ndarray]:
         return runner.run([batch])

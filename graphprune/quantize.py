@@ -47,7 +47,8 @@ class QuantizeOptions:
         max_float_layers: share of the layers that may be left in float32.
         reduce_range: 7-bit weights; by default where the int8 kernels of this machine saturate.
         output_loss: what the outputs are, as in `CompressConfig`: "mse" compares numbers by their distance; "kl" and
-            "auto" compare classes where an output has several elements a sample.
+            "auto" compare classes where an output, with "auto" the only one, has several elements a sample. Outputs of
+            integers count by the share of those that differ, and of several outputs the worst.
         seed: which images are taken.
         threads: of onnxruntime.
     """
@@ -173,7 +174,7 @@ def quantize_onnx(
     layers = layers_of(model)
     if not layers:
         raise UnsupportedModelError(f"{source}: there is nothing to quantize, no layer has weights of its own")
-    judge = Judge(model.SerializeToString(), search, options.threads, classes=options.output_loss != "mse")
+    judge = Judge(model.SerializeToString(), search, options.threads, output_loss=options.output_loss)
     choice = choose_layers(
         _calibrated(model, ranges, options), judge, options.min_agreement, int(options.max_float_layers * len(layers))
     )

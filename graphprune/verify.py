@@ -42,8 +42,8 @@ class Comparison:
 
     Attributes:
         outputs: One entry for each output.
-        agreement: Share of samples on which the largest element along dimension 1 of the first float output
-            is at the same place; None when no output has one.
+        agreement: Share of samples on which the largest element along dimension 1 of a float output is at the same
+            place; of several outputs the lowest, None when there is none.
         samples: Number of samples compared.
         rtol: The relative tolerance.
         atol: The absolute tolerance.

@@ -88,11 +88,11 @@ def test_agreement_counts_rows_and_leaves_padding_out():
     assert agreement.share == pytest.approx(2 / 3)
 
 
-def test_agreement_is_of_the_first_output_with_scores_and_per_pixel():
+def test_agreement_is_of_the_worst_output_with_scores_and_per_pixel():
     labels, scores = np.array([1, 2]), np.zeros((2, 2, 2, 2))
     scores[:, 1, 0, 0] = 1.0
     agreement = Agreement()
-    agreement.see([labels, scores, scores], [labels, np.zeros_like(scores), scores], rows=2)
+    agreement.see([labels, scores, scores], [labels, scores, np.zeros_like(scores)], rows=2)
     assert agreement.share == 0.75
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from onnx import numpy_helper
@@ -196,9 +197,44 @@ def test_the_judge_sees_the_classes_of_the_float_model(source):
     assert Trial("", 0, None, 0.25).fidelity == 0.75
 
 
+HEADS = """<ir_version: 8, opset_import: ["" : 17]> net (float[n,3,8,8] x) => ({outputs}) {{
+    flat = Flatten(x)
+    first = MatMul(flat, u)  second = MatMul(flat, v)  label = ArgMax<axis = 1, keepdims = 0>(second)
+}}"""
+
+
+def heads(outputs, sign):
+    """Two linear classifiers; of one side, the second gives the opposite of what the other side's gives."""
+    model = onnx.parser.parse_model(HEADS.format(outputs=outputs))
+    rng = np.random.default_rng(0)
+    for name, factor in (("u", 1.0), ("v", sign)):
+        weight = (factor * rng.standard_normal((3 * SIZE * SIZE, 4))).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    ["float[n,4] first, float[n,4] second", "float[n,4] first, int64[n] label", "int64[n] label", "float[n,4] second"],
+)
+@pytest.mark.parametrize("output_loss", ["auto", "mse"])
+def test_no_output_is_passed_over(outputs, output_loss):
+    judge = Judge(heads(outputs, 1.0), pictures(20), output_loss=output_loss)
+    assert judge(heads(outputs, 1.0)).fidelity == 1.0
+    assert judge(heads(outputs, -1.0)).fidelity < 0.5
+
+
+def test_images_that_fill_up_a_fixed_batch_do_not_count(tmp_path):
+    model = onnx.load_model_from_string(heads("float[n,4] second", 1.0))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 16
+    judge = Judge(model.SerializeToString(), pictures(20))
+    assert [rows for _, rows in judge._batches] == [16, 4]
+
+
 def test_numbers_are_compared_by_their_distance(tmp_path):
     source = exported(tmp_path, "slim")
-    same = Judge(source.read_bytes(), pictures(70), classes=False)(source.read_bytes())
+    same = Judge(source.read_bytes(), pictures(70), output_loss="mse")(source.read_bytes())
     assert (same.agreement, same.distance, same.fidelity) == (None, 0.0, 1.0)
     report = quantize_onnx(
         source, tmp_path / "int8.onnx", pictures(), options=dataclasses.replace(QUICK, output_loss="mse")
