@@ -87,10 +87,8 @@ def batches_of(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarr
     """Positions of the images of a batch, and the batch; filled up from the start where its size is fixed."""
     fixed = next((runner.fixed_batch for runner in runners if runner.fixed_batch), None)
     step = fixed or _BATCH
-    for start in range(0, len(source), step):
-        positions = np.arange(start, min(start + step, len(source)))
-        fed = np.arange(start, start + step) % len(source) if fixed else positions
-        yield positions, source.batch(fed)
+    for number, batch in enumerate(source.batches(step, fixed=bool(fixed))):
+        yield np.arange(number * step, min((number + 1) * step, len(source))), batch
 
 
 @dataclass

@@ -8,9 +8,9 @@ import dataclasses
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from graphprune.allocation import (
     require_policy,
     select_ratio,
 )
-from graphprune.config import OutputLoss
-from graphprune.freezing import frozen_groups, patterns_of
+from graphprune.config import patterns_of, require_choice
+from graphprune.freezing import frozen_groups
 from graphprune.inputs import Images
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
@@ -83,6 +83,7 @@ def plan(
     min_channels: int = 1,
     policy: str = "auto",
     target: LatencyTarget | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     allow_inexact: bool = False,
     seed: int = 0,
     stopwatch: Stopwatch | None = None,
@@ -117,6 +118,7 @@ def plan(
             latency matters and the threshold elsewhere. "ddpg", "bee-colony" and "random" try allocations out on the
             images, which takes a second or so for each.
         target: threads, batch and execution provider that the latency is one of.
+        shapes: sizes that a graph of an ONNX file leaves open beyond the batch, by input, to measure latencies with.
         allow_inexact: also remove groups whose removal changes a statistic (LayerNorm, GroupNorm).
         seed: of the criterion "random", and of what latency is measured on.
         stopwatch: measures latencies; by default one of the network that is exported for it.
@@ -129,19 +131,15 @@ def plan(
         BudgetError: the budget cannot be reached.
         PlanError: a pattern of `freeze` fits nothing, or there are not as many scores as groups.
     """
-    ratio, macs, params, speedup, latency_ms = (
-        None if number is None else _number(name, number)
-        for name, number in (
-            ("ratio", ratio), ("macs", macs), ("params", params), ("speedup", speedup), ("latency_ms", latency_ms)
-        )
-    )  # fmt: skip
+    given = {"ratio": ratio, "macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
+    asked = {name: _number(name, value) for name, value in given.items() if value is not None}
+    ratio, speedup, latency_ms = (asked.get(name) for name in ("ratio", "speedup", "latency_ms"))
+    budgets = {name: value for name, value in asked.items() if name in ("macs", "params")}
     freeze = patterns_of(freeze)
     align = align if align is None or isinstance(align, str) else _whole("align", align)
     min_channels, seed = _whole("min_channels", min_channels, least=0), _whole("seed", seed, least=0)
-    budgets = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     _check_targets(ratio, budgets, speedup, latency_ms, align)
-    if output_loss not in get_args(OutputLoss):
-        raise UsageError(f"output_loss must be one of {', '.join(get_args(OutputLoss))}, not {output_loss!r}")
+    require_choice("output_loss", output_loss)
     if ratio is not None and policy != "auto":
         raise UsageError(f"ratio takes the same share from every set: policy {policy} is for budgets, leave it out")
     require_policy(policy, latency=speedup is not None or latency_ms is not None or align == "auto")
@@ -158,8 +156,7 @@ def plan(
         is_on_steps=align == "auto",
         search=_search(graph, policy, images, search or SearchOptions(), seed, output_loss),
     )
-    asked = {"ratio": ratio, **budgets, "speedup": speedup, "latency_ms": latency_ms}
-    meta: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    meta: dict[str, Any] = {**asked}
     if ratio is None:
         check_reachable(graph.cost, problem.budgets, graph.sets, removable, limits)
     if ratio is not None:
@@ -169,7 +166,7 @@ def plan(
     elif stopwatch is not None:
         removed = _measured(problem, policy, speedup, latency_ms, stopwatch, meta)
     else:
-        with new_stopwatch(graph, target or LatencyTarget(), seed=seed) as opened:
+        with new_stopwatch(graph, target or LatencyTarget(), shapes=shapes, seed=seed) as opened:
             removed = _measured(problem, policy, speedup, latency_ms, opened, meta)
     meta["importance"] = importance if isinstance(importance, str) else "given"
     if ratio is None:

@@ -6,7 +6,7 @@ must all hold. With several students each may have its own: `macs=(0.66, 0.5, 0.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,17 @@ BUDGETS = ("macs", "params", "speedup", "latency_ms")
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
 _FREE_ON_RESUME = frozenset({"device", "threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
+
+
+def patterns_of(freeze: str | Sequence[str]) -> tuple[str, ...]:
+    """The patterns of the setting, of which a single one may come without a list around it."""
+    return (freeze,) if isinstance(freeze, str) else tuple(freeze)
+
+
+def require_choice(name: str, value: Any, label: str = "") -> None:
+    """Raises: UsageError: a setting that is one of some names is none of them; called `label` in the message."""
+    if value not in _CHOICES[name]:
+        raise UsageError(f"{label or name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,7 @@ class CompressConfig:
     search_evaluations: int = 300
     search_images: int = 512
     sigma: float | None = None
-    freeze: tuple[str, ...] = ()
+    freeze: str | Sequence[str] = ()
     shrink: bool = True
     allow_inexact: bool = False
     precision: Precision = "auto"
@@ -189,9 +200,8 @@ class CompressConfig:
         for name, (low, high, closed_low, closed_high) in _RANGES.items():
             if (name, getattr(self, name)) != ("align", "auto"):
                 _check_range(name, getattr(self, name), low, high, closed_low, closed_high)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{_flag(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in _CHOICES:
+            require_choice(name, getattr(self, name), _flag(name))
         if self.warmup + self.sparsify >= 1:
             raise UsageError(
                 f"warmup and sparsify must leave a part of the run to settle: {self.warmup:g} + "
@@ -227,6 +237,7 @@ class CompressConfig:
     def _complete(self) -> None:
         """Fill in what the recipe says and no other setting does."""
         is_combined = self.recipe == "combined"
+        object.__setattr__(self, "freeze", patterns_of(self.freeze))
         if self.sigma is None:
             object.__setattr__(self, "sigma", _SIGMA if is_combined else 0.0)
         if is_combined and self.policy == "auto":

@@ -11,12 +11,7 @@ from graphprune.passes.errors import PlanError
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
 
-__all__ = ["frozen_groups", "named", "patterns_of"]
-
-
-def patterns_of(freeze: str | Sequence[str]) -> tuple[str, ...]:
-    """The patterns of a setting, of which a single one may come without a list around it."""
-    return (freeze,) if isinstance(freeze, str) else tuple(freeze)
+__all__ = ["frozen_groups", "named"]
 
 
 def frozen_groups(graph: "ChannelGraph", patterns: Sequence[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ the reason. Source of the rules: onnxruntime, `core/optimizer/nchwc_transformer.
 import itertools
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +118,11 @@ def name_nodes(nodes: Iterable[Any]) -> None:
     every = list(nodes)
     taken = {node.name for node in every}
     seen: set[str] = set()
+    numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
     for node in every:
         if not node.name or node.name in seen:
-            node.name = next(name for at in itertools.count() if (name := f"{node.op_type}_{at}") not in taken)
-            taken.add(node.name)
+            names = (f"{node.op_type}_{number}" for number in numbers[node.op_type])
+            node.name = next(name for name in names if name not in taken)
         seen.add(node.name)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphprune.config import require_choice
 from graphprune.data import ImageSource
 from graphprune.files import atomic_write, refuse_overwrite
 from graphprune.inputs import DataOptions, Images, image_sizes, read_images
@@ -66,8 +67,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         if self.calibration not in (AUTO, *CALIBRATIONS):
             raise UsageError(f"the calibration is {AUTO}, {', '.join(CALIBRATIONS)}, not {self.calibration!r}")
-        if self.output_loss not in (AUTO, "kl", "mse"):
-            raise UsageError(f"output_loss is {AUTO}, kl or mse, not {self.output_loss!r}")
+        require_choice("output_loss", self.output_loss)
         for name in ("min_agreement", "max_float_layers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be between 0 and 1")
@@ -255,10 +255,7 @@ def _parts(images: ImageSource, options: QuantizeOptions) -> tuple[ImageSource, 
 def _batches(model: onnx.ModelProto, images: ImageSource) -> Iterator[np.ndarray]:
     stored = {tensor.name for tensor in model.graph.initializer}
     dim = next(v for v in model.graph.input if v.name not in stored).type.tensor_type.shape.dim[0]
-    step = dim.dim_value or _CALIBRATION_BATCH
-    for start in range(0, len(images), step):
-        stop = start + step if dim.dim_value else min(start + step, len(images))
-        yield images.batch(np.arange(start, stop) % len(images))
+    return images.batches(dim.dim_value or _CALIBRATION_BATCH, fixed=bool(dim.dim_value))
 
 
 def _signed(content: bytes, name: str) -> bytes:

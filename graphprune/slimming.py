@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 
 from graphprune.files import refuse_overwrite
-from graphprune.latency.stopwatch import stopwatch
 from graphprune.latency.target import LatencyTarget
 from graphprune.machine import machine_facts
 from graphprune.memory import give_back_memory
@@ -78,7 +77,7 @@ class SlimReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "uncounted": list(self.uncounted)}
+        return asdict(self)
 
 
 def slim_onnx(
@@ -204,10 +203,7 @@ def _one_shot(
 
     model = load_model(source)
     graph = trace_onnx(model, sizes=free_sizes(model, shapes))
-    if not goals.keys() & {"speedup", "latency_ms"} and options["align"] != "auto":
-        return make_plan(graph, **goals, **options)
-    with stopwatch(graph, target, shapes=shapes, seed=options["seed"]) as opened:
-        return make_plan(graph, **goals, **options, stopwatch=opened)
+    return make_plan(graph, **goals, **options, target=target, shapes=shapes)
 
 
 def _masked(

@@ -23,7 +23,6 @@ from torch import nn
 
 from graphprune.allocation import SEARCHES, check_reachable
 from graphprune.config import CompressConfig
-from graphprune.freezing import patterns_of
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.analyze import analyze
@@ -90,8 +89,7 @@ class SparseTrainer:
             CaptureError: the model cannot be captured.
         """
         given = (config or CompressConfig()).to_dict()
-        asked: dict[str, Any] = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align}
-        asked["freeze"] = None if freeze is None else patterns_of(freeze)
+        asked = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align, "freeze": freeze}
         chosen = {name: value for name, value in asked.items() if value is not None}
         self.config = CompressConfig.from_dict({**given, **chosen, "n_students": 1})
         if self.config.needs_latency:
@@ -125,7 +123,6 @@ class SparseTrainer:
         check_reachable(self.graph.cost, goals, self.graph.sets, self.set.removable, self.set.keeps)
         self._done = 0
         self._drawn_at = -1
-        self._saw_gradient = False
 
     def _trained(self) -> np.ndarray:
         """(n_groups,) those with a weight that is trained: of others nothing is known, and they are not to change."""
@@ -156,13 +153,11 @@ class SparseTrainer:
         """
         step = self._done
         if step <= self.schedule.final_draw and self.set.criterion.needs == "gradients":
-            every = self._index.parameters
-            if all(p.grad is None for p in every):
+            if all(p.grad is None for p in self._index.parameters):
                 raise TrainingError(_NO_GRADIENT)
-            self._saw_gradient = self._saw_gradient or any(p.grad is not None and p.grad.any() for p in every)
             self.set.observe(self._evidence())
         if self.schedule.is_draw(step):
-            if self.set.criterion.needs == "gradients" and not self._saw_gradient:
+            if self.set.criterion.needs == "gradients" and not self.set.unseen and not self.set.sensitivity.any():
                 raise TrainingError(_NO_GRADIENT)
             self.set.draw(step, self.schedule, self._evidence())
         rate = max((group["lr"] for group in self._optimizer.param_groups), default=0.0) if self._optimizer else 0.0
@@ -209,10 +204,9 @@ class SparseTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of the loop needs beside model and optimizer; a copy, which further steps leave alone."""
-        return {"done": self._done, "saw_gradient": self._saw_gradient, "set": copy.deepcopy(self.set.state())}
+        return {"done": self._done, "set": copy.deepcopy(self.set.state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._done = int(state["done"])
-        self._saw_gradient = bool(state.get("saw_gradient", False))
         self.set.load_state(copy.deepcopy(state["set"]))

@@ -74,10 +74,11 @@ class ImageSource:
         """
         return self.preprocess(self.pixels[self.indices[positions]])
 
-    def batches(self, batch_size: int) -> Iterator[NDArray[np.float32]]:
-        """Yield all images in order, normalized; the last batch may be smaller."""
+    def batches(self, batch_size: int, *, fixed: bool = False) -> Iterator[NDArray[np.float32]]:
+        """Yield all images in order, normalized; the last batch is smaller, or if `fixed` filled up from the start."""
         for start in range(0, len(self), batch_size):
-            yield self.batch(slice(start, start + batch_size))
+            stop = start + batch_size if fixed else min(start + batch_size, len(self))
+            yield self.batch(np.arange(start, stop) % len(self))
 
     def subset(self, positions: NDArray[np.int64]) -> "ImageSource":
         """Return a source of these images of this one, in this order."""

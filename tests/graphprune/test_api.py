@@ -1,9 +1,12 @@
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune import api
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import BudgetError, ModelLoadError, PlanError, UsageError
 
@@ -224,3 +227,19 @@ def test_a_policy_that_cannot_is_refused_before_anything_is_measured(graph, monk
     monkeypatch.setattr("graphprune.api.new_stopwatch", lambda *_, **__: pytest.fail("measures"))
     with pytest.raises(UsageError, match=problem):
         gp.plan(graph, speedup=2.0, policy=policy)
+
+
+def test_a_file_with_free_sizes_is_measured_at_those_given(graph, tmp_path, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def watch(graph, target, *, shapes=None, seed=0):
+        asked.append(shapes)
+        yield Watch()
+
+    monkeypatch.setattr(api, "new_stopwatch", watch)
+    gp.plan(graph, macs=0.7, latency_ms=100.0, shapes={"x": (0, 3, 64, 64)})
+    assert asked == [{"x": (0, 3, 64, 64)}]
+    with pytest.raises(BudgetError, match="no channel of this network can be removed"):
+        gp.plan(graph, speedup=2.0, freeze="*")
+    assert len(asked) == 1

@@ -241,7 +241,7 @@ def test_numbers_are_compared_by_their_distance(tmp_path):
     )
     assert report.agreement is None
     assert report.distance > 0
-    with pytest.raises(UsageError, match="output_loss is auto, kl or mse"):
+    with pytest.raises(UsageError, match="output_loss must be one of auto, kl, mse"):
         QuantizeOptions(output_loss="l1")
 
 

@@ -1,30 +1,17 @@
 """What is proven before a slim file is written, and what is said when that fails."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, numpy_helper
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
-
 from builder import Builder, image, network, zero
+from onnx import TensorProto, numpy_helper
 
 import graphprune.passes.onnx.slim as removal
 from graphprune import onnx_files, proof
 from graphprune.cli import main
 from graphprune.errors import VerificationError
 from graphprune.slimming import slim_onnx
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "net.onnx"
-    onnx.save(network(), path)
-    return path
 
 
 @pytest.fixture

@@ -2,16 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
-
 from builder import FLOAT, INT64, Builder, literal, network, shapes, zero
+from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, PlanError, UsageError
 from graphprune.optimized import optimized_graph
@@ -19,13 +15,6 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.model import load_model
 from graphprune.slimming import slim_onnx
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "net.onnx"
-    onnx.save(network(), path)
-    return path
 
 
 def test_names_texts_and_versions_survive(source):
