@@ -257,7 +257,7 @@ output_loss_option = click.option(
     type=click.Choice(["auto", "kl", "mse"]),
     default="auto",
     show_default=True,
-    help="What the outputs are: kl for class logits, mse for numbers; auto: classes where one has several elements.",
+    help="What the outputs are: kl for class logits, mse for numbers; auto: logits if it is one of batch x classes.",
 )
 arch_options = _all(
     click.option(

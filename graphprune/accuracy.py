@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.closeness import Agreement, without_common_faults
+from graphprune.closeness import Agreement, are_classes, without_common_faults
 from graphprune.data import ImageSource
 from graphprune.model_runner import Runner, open_runner
 
@@ -50,7 +50,7 @@ def measure_quality(
     source: ImageSource,
     *,
     threads: int = 1,
-    classes: bool = True,
+    output_loss: str = "auto",
 ) -> Quality:
     """Run both ONNX files on all images of `source` and compare their answers.
 
@@ -59,7 +59,7 @@ def measure_quality(
         slim: the file in question.
         source: the images.
         threads: of onnxruntime.
-        classes: whether outputs with several elements a sample are taken for scores of classes.
+        output_loss: what the outputs are, as in `CompressConfig`.
     """
     runners = {"dense": open_runner(dense, threads=threads), "slim": open_runner(slim, threads=threads)}
     agreement, distance = Agreement(), Distance()
@@ -67,7 +67,7 @@ def measure_quality(
     for positions, batch in batches_of(source, *runners.values()):
         answers = {name: runner.run([batch]) for name, runner in runners.items()}
         rows = len(positions)
-        if classes:
+        if are_classes(_float_shapes(answers["dense"]), output_loss):
             agreement.see(answers["dense"], answers["slim"], rows=rows)
         distance.see(answers["dense"], answers["slim"], rows)
         if right is not None and source.labels is not None and _is_classifier(answers["dense"], source):
@@ -77,6 +77,11 @@ def measure_quality(
             right = None
     accuracy = {} if right is None else {name: count / len(source) for name, count in right.items()}
     return Quality(len(source), source.name, agreement.share, distance.value, accuracy)
+
+
+def _float_shapes(outputs: list[np.ndarray]) -> list[tuple[int, ...]]:
+    """Shapes of the floating-point ones; a class index beside the scores is none."""
+    return [output.shape for output in outputs if np.issubdtype(output.dtype, np.floating)]
 
 
 def _is_classifier(outputs: list[np.ndarray], source: ImageSource) -> bool:

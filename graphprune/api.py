@@ -111,8 +111,9 @@ def plan(
         images: for criteria and policies that need them: a path, what `load_images` returned, or an array of network
             inputs.
         freeze: patterns (`layer1.*`) of modules or parameters that keep all their output channels.
-        align: kept channels of every set are a multiple of this; "auto": widths on the staircase that was measured on
-            this machine, none slower than a wider one. Budgets in latency choose such widths by themselves.
+        align: kept channels of every set that loses some are a multiple of this; "auto": widths on the staircase
+            that was measured on this machine, none slower than a wider one. Budgets in latency choose such widths by
+            themselves.
         min_channels: channels that every set keeps at least, where it does not go as a whole.
         policy: how many channels go from where: "knapsack", "threshold", "uniform"; "auto" takes the knapsack where
             latency matters and the threshold elsewhere. "ddpg", "bee-colony" and "random" try allocations out on the
@@ -130,6 +131,8 @@ def plan(
         UsageError: an argument is out of range, or neither or both kinds of target are given.
         BudgetError: the budget cannot be reached.
         PlanError: a pattern of `freeze` fits nothing, or there are not as many scores as groups.
+        DataError: the model does not take these images.
+        UnsupportedModelError: images are asked for, and the model takes no others than batches of one size, or none.
     """
     given = {"ratio": ratio, "macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
     asked = {name: _number(name, value) for name, value in given.items() if value is not None}
@@ -268,7 +271,8 @@ def _scores(
     graph: ChannelGraph, importance: str | Scores, images: Images | None, seed: int, output_loss: str
 ) -> np.ndarray:
     if not isinstance(importance, str):
-        scores = np.asarray(importance, dtype=np.float64)
+        given = importance.detach().cpu() if isinstance(importance, torch.Tensor) else importance
+        scores = np.asarray(given, dtype=np.float64)
         if scores.shape != (graph.n_groups,) or not np.isfinite(scores).all():
             raise PlanError(f"importance must be {graph.n_groups} finite numbers, one a group; got {scores.shape}")
         return scores - min(0.0, float(scores.min(initial=0.0)))

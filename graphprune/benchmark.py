@@ -180,7 +180,8 @@ def benchmark(
 
     Raises:
         ModelLoadError: A file is missing, broken or beyond this onnxruntime.
-        UsageError: A size is open, or the batch is not that of a file, of the shapes or of the inputs.
+        UsageError: A size is open, the batch is not that of a file, of the shapes or of the inputs, or an array is for
+            no input.
     """
     streams = _checked(models, threads, batch, mode, streams)
     _warn_of_few_processors(threads * streams)
@@ -198,6 +199,7 @@ def benchmark(
         for contender in contenders:
             contender.feed(batch, inputs, shapes, seed)
         batch = _common_batch(contenders)
+        _check_inputs(contenders, inputs)
         logger.info("measuring %s, about %.0f s", ", ".join(models), min_seconds * 1.2 * len(models) + 1)
         rng = np.random.default_rng(seed)
         for contender in contenders:
@@ -271,6 +273,25 @@ def _common_batch(contenders: Sequence[Contender | Streams]) -> int:
                 "compares nothing; give one batch for both"
             )
     return first.batch
+
+
+def _check_inputs(contenders: Sequence[Contender | Streams], inputs: Mapping[str, np.ndarray] | None) -> None:
+    """Refuse arrays that no file reads; say where files read tensors of other sizes."""
+    read = {name for contender in contenders for name in contender.shapes}
+    if unknown := sorted(set(inputs or {}) - read):
+        known = ", ".join(f"'{name}'" for name in sorted(read))
+        raise UsageError(f"no file has an input '{unknown[0]}'; there is {known}")
+    first = contenders[0]
+    for other in contenders[1:]:
+        if list(other.shapes.values()) != list(first.shapes.values()):
+            logger.warning(
+                "%s reads %s and %s reads %s: their times differ for that as well",
+                *(first.name, _sizes(first), other.name, _sizes(other)),
+            )
+
+
+def _sizes(contender: Contender | Streams) -> str:
+    return ", ".join("x".join(map(str, shape)) or "a number" for shape in contender.shapes.values())
 
 
 def _checked(models: Mapping[str, OnnxSource], threads: int, batch: int | None, mode: str, streams: int | None) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Agreement", "Judge", "OutputComparison", "without_common_faults"]
+__all__ = ["Agreement", "Judge", "OutputComparison", "are_classes", "without_common_faults"]
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,30 @@ def without_common_faults(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.
     return np.where(common, 0, a), np.where(common, 0, b)
 
 
+def are_classes(shapes: Sequence[Sequence[int]], setting: str) -> bool:
+    """Are the floating-point outputs scores of classes?
+
+    Args:
+        shapes: theirs.
+        setting: what is known of them: "kl" says that they are, "mse" that they are not; "auto" takes a single one of
+            shape (batch, classes) for scores, and not a map, which may be an image as well.
+    """
+    if setting == "auto":
+        return len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] > 1
+    return setting == "kl"
+
+
 @dataclass
 class Agreement:
     """Counts the samples (or pixels) on which outputs have their largest element at the same place in both models."""
 
     same: Counter[int] = field(default_factory=Counter)  # by output
     seen: Counter[int] = field(default_factory=Counter)
+    samples: int = 0
 
     def see(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], rows: int) -> None:
         """Take in the outputs of one batch, of which the first `rows` samples count."""
+        self.samples += rows
         for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             is_scores = np.issubdtype(a.dtype, np.floating) and a.ndim >= 2 and a.shape[1] > 1
             if is_scores and a.shape == b.shape:
@@ -129,6 +144,11 @@ class Agreement:
     def share(self) -> float | None:
         """The agreement, of several outputs the lowest; None when no output has scores along dimension 1."""
         return min((self.same[index] / seen for index, seen in self.seen.items() if seen), default=None)
+
+    @property
+    def unit(self) -> str:
+        """What the agreement is a share of: "images", or "pixels" where an output has scores for each of them."""
+        return "pixels" if any(seen > self.samples for seen in self.seen.values()) else "images"
 
 
 def _shape(array: np.ndarray) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.closeness import are_classes
 from graphprune.passes.errors import UsageError
 
 OutputKind = Literal["logits", "probabilities", "values"]
@@ -52,8 +53,7 @@ def output_kind(outputs: Sequence[Tensor], setting: str) -> OutputKind:
     Raises:
         UsageError: "kl", and an output has no classes.
     """
-    classes = len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
-    if setting == "mse" or (setting == "auto" and not classes):
+    if not are_classes([output.shape for output in outputs], setting):
         return "values"
     for output in outputs:
         if output.ndim < 2 or output.shape[1] < 2:

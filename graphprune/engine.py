@@ -30,12 +30,13 @@ from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, ou
 from graphprune.divergence import Divergence
 from graphprune.files import remove_half_written
 from graphprune.held_out import HeldOut
+from graphprune.inputs import refuse_fixed_batch
 from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.linear_sparsity import LinearSparsity
 from graphprune.memory import freed_memory_kept
 from graphprune.objective import Objective, learning_at
-from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
+from graphprune.passes.errors import TrainingError, UsageError
 from graphprune.precision import Precision, choose_precision, number_format
 from graphprune.processes import Processes
 from graphprune.run_records import Observer, Progress, StudentResult
@@ -104,7 +105,7 @@ class Engine:
         self.schedule = Schedule.of(config, self.batches.steps_per_epoch)
         self.digest = model_digest(teacher)
         self.taps = find_taps(teacher.graph) if config.lambda_feature else []
-        _refuse_fixed_batch(teacher, self.batches.batch_size)
+        refuse_fixed_batch(teacher, f"training needs {self.batches.batch_size} and others")
         self.teacher = Teacher(teacher, self.taps)
         self.precision = Precision()
         self._dtype = number_format(teacher)
@@ -385,14 +386,3 @@ class Engine:
         self._losses = state["losses"]
         self.history = state["history"]
         torch.set_rng_state(state["random"])
-
-
-def _refuse_fixed_batch(teacher: "CapturedModule", batch_size: int) -> None:
-    for node in teacher.graph.nodes:
-        value = node.meta.get("val")
-        # A size that the model forces may still be a symbol, one that is known to be constant.
-        if node.op == "placeholder" and isinstance(value, Tensor) and value.ndim and str(value.shape[0]).isdigit():
-            raise UnsupportedModelError(
-                f"the model takes batches of exactly {value.shape[0]}, training needs {batch_size} and others: make it "
-                "independent of the batch size (look for shapes written as numbers in its forward)"
-            )

@@ -20,7 +20,15 @@ from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.outputs import layouts, run, turned
 from graphprune.torch_mode import evaluation
 
-__all__ = ["DataOptions", "Images", "capture_on", "expected_images", "image_sizes", "read_images"]
+__all__ = [
+    "DataOptions",
+    "Images",
+    "capture_on",
+    "expected_images",
+    "image_sizes",
+    "read_images",
+    "refuse_fixed_batch",
+]
 
 logger = logging.getLogger("graphprune")
 
@@ -101,7 +109,20 @@ def read_images(
 
     Raises:
         DataError: they are missing, unreadable, or not what the model takes.
+        UnsupportedModelError: the model takes something else than one input of images.
     """
+    source = _read(images, options, model, progress)
+    if model is not None:
+        _require_shape(model, source, None)
+    return source
+
+
+def _read(
+    images: Images,
+    options: DataOptions,
+    model: nn.Module | ExportedProgram | None,
+    progress: Callable[[int, int], None] | None,
+) -> ImageSource:
     if isinstance(images, ImageSource):
         return images
     if isinstance(images, torch.Tensor):
@@ -148,6 +169,22 @@ def capture_on(
     captured = capture(model, example_inputs or (None if carries_own else (images,)))
     _require_any_batch(captured, images)
     return captured
+
+
+def refuse_fixed_batch(module: CapturedModule, purpose: str) -> None:
+    """Do nothing where a captured module takes batches of any size.
+
+    Raises:
+        UnsupportedModelError: its input has one batch size; the message says what others are needed for.
+    """
+    for node in module.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        # A size that the model forces may still be a symbol, one that is known to be constant.
+        if isinstance(value, torch.Tensor) and value.ndim and str(value.shape[0]).isdigit():
+            raise UnsupportedModelError(
+                f"the model takes batches of exactly {value.shape[0]}, {purpose}: make it independent of the batch "
+                "size (look for shapes written as numbers in its forward)"
+            )
 
 
 def _from_array(array: np.ndarray) -> ImageSource:

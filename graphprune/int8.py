@@ -15,6 +15,7 @@ get 7 bits ("reduce range"), which costs next to no accuracy. Whether the kernel
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -36,6 +37,7 @@ from graphprune.passes.errors import UnsupportedModelError, UsageError
 from graphprune.passes.onnx.clean import (
     EliminateDeadCodePass,
     EliminateIdentityPass,
+    FoldLiteralsPass,
     UnlistLiteralsPass,
     ZeroDenormalsPass,
 )
@@ -158,6 +160,7 @@ def prepare(source: Path) -> onnx.ModelProto:
         UnlistLiteralsPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),  # the quantizer knows no others
         EliminateIdentityPass(),
+        FoldLiteralsPass(),  # weights that are reshaped or transposed first
         FoldBatchNormPass(),
         FoldBiasPass(),
         SelectChannelsPass(),
@@ -224,6 +227,7 @@ class Calibrated:
 
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
+        _separate(model.graph, set(self.layers) - set(self.layers if only is None else only) | {*without})
         kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
         try:
             with _silence():
@@ -249,6 +253,18 @@ class Calibrated:
 
     def _with_fused(self, layers: Iterable[str]) -> list[str]:
         return sorted(name for layer in layers for name in self._nodes[layer])
+
+
+def _separate(graph: onnx.GraphProto, floats: set[str]) -> None:
+    """Give layers that stay in float32 copies of the weights that they share with others: these become integers."""
+    shared = {name for node in graph.node if node.name not in floats for name in node.input}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for at, name in enumerate(node.input if node.name in floats else ()):
+            if name in shared and name in stored:
+                copied = graph.initializer.add()
+                copied.CopyFrom(stored[name])
+                copied.name = node.input[at] = f"{name}_of_{node.name}"
 
 
 def layers_of(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -283,7 +299,7 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray], scheme: Sch
     """Run a prepared model with one input on images, and note the range of every activation.
 
     Raises:
-        UnsupportedModelError: it cannot be run, or has several inputs.
+        UnsupportedModelError: it cannot be run, has several inputs, or gives numbers that are not finite.
     """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -309,6 +325,12 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray], scheme: Sch
             ranges = calibrator.compute_data()
         except RUNTIME_ERRORS as error:
             raise UnsupportedModelError(f"the model cannot be run for its calibration: {one_line(error)}") from error
+    for name, found in ranges.data.items():
+        if not all(np.isfinite(limit).all() for limit in found.range_value):
+            raise UnsupportedModelError(
+                f"'{name}' has no finite numbers on these images, so no range: look at how they are normalized, and at "
+                "the model"
+            )
     return Calibrated(model, scheme, ranges)
 
 
@@ -337,13 +359,14 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the quantizer's prints and log lines away from the terminal."""
+    """Keep the quantizer's prints, log lines and warnings away from the terminal."""
     root = logging.getLogger()
     level, printed = root.level, StringIO()
     ort.set_default_logger_severity(_WARNINGS_ALONE)
     root.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of NaN; they are looked for in the ranges
             yield
     finally:
         root.setLevel(level)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphprune.accuracy import Distance, batches_of
-from graphprune.closeness import Agreement
+from graphprune.closeness import Agreement, are_classes
 from graphprune.data import ImageSource
 from graphprune.int8 import Calibrated, Scheme
 from graphprune.model_runner import Runner, open_runner
@@ -40,12 +40,14 @@ class Trial:
         agreement: share of images on which the int8 model gives the class that the float one does; None for networks
             without classes.
         distance: squared distance of the outputs, relative to their spread; of several, that of the worst.
+        unit: what the agreement is a share of, "images" or "pixels".
     """
 
     calibration: str
     float_layers: int
     agreement: float | None
     distance: float
+    unit: str = "images"
 
     @property
     def fidelity(self) -> float:
@@ -64,7 +66,7 @@ def _says(trial: Trial) -> str:
     """What a trial has shown."""
     if trial.agreement is None:
         return f"the squared error of the outputs of int8 is {100 * trial.distance:.2f} % of float32's variance"
-    return f"int8 gives the answer of float32 on {100 * trial.agreement:.2f} % of the images"
+    return f"int8 gives the answer of float32 on {100 * trial.agreement:.2f} % of the {trial.unit}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Judge:
         images: what to compare on.
         threads: of onnxruntime.
         output_loss: what the outputs are: "kl" scores of classes, "mse" numbers, "auto" scores if it is a single one
-            that has several elements a sample.
+            of shape (batch, classes).
 
     Raises:
         UnsupportedModelError: the model has no output of numbers.
@@ -112,7 +114,8 @@ class Judge:
         every = self._expected[0]
         if not every or not all(np.issubdtype(o.dtype, np.number) or o.dtype == bool for o in every):
             raise UnsupportedModelError("an output of the model is no array of numbers, so int8 cannot be compared")
-        self._classes = output_loss == "kl" or (output_loss == "auto" and len(every) == 1)
+        # All outputs count: agreement alone would pass over a class index beside the scores.
+        self._classes = are_classes([output.shape for output in every], output_loss)
 
     def __call__(self, model: bytes, calibration: str = "", float_layers: int = 0, limit: int | None = None) -> Trial:
         """Compare on all images, or on the first `limit`."""
@@ -126,7 +129,7 @@ class Judge:
             seen += rows
             if limit is not None and seen >= limit:
                 break
-        return Trial(calibration, float_layers, agreement.share, distance.worst)
+        return Trial(calibration, float_layers, agreement.share, distance.worst, agreement.unit)
 
     def _run(self, runner: Runner, batch: np.ndarray) -> list[np.ndarray]:
         return runner.run([batch])

@@ -5,13 +5,16 @@ core share what is to be measured. What else these were busy with meanwhile can 
 it (Linux).
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["OtherWork", "pinned", "quietest", "worker_affinities"]
+
+logger = logging.getLogger("graphprune")
 
 _LOOK_SECONDS = 0.1
 # The system counts in steps of 10 ms.
@@ -46,16 +49,23 @@ def quietest(count: int) -> tuple[int, ...] | None:
 
 @contextmanager
 def pinned(processors: Sequence[int] | None) -> Iterator[None]:
-    """Keep the calling thread on these processors inside the block; does nothing for None."""
+    """Keep the calling thread on these processors inside the block; does nothing for None.
+
+    Where the system has taken them away since they were chosen, the thread runs wherever it may, with a warning.
+    """
     if processors is None:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(processors))
+    try:
+        os.sched_setaffinity(0, set(processors))
+    except OSError:
+        logger.warning("processors %s cannot be had any more: the times may vary more", ", ".join(map(str, processors)))
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        with suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 def worker_affinities(processors: Sequence[int]) -> str:

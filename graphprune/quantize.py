@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from graphprune.config import require_choice
-from graphprune.data import ImageSource
+from graphprune.data import ImageSource, Preprocess
 from graphprune.files import atomic_write, refuse_overwrite
 from graphprune.inputs import DataOptions, Images, image_sizes, read_images
 from graphprune.int8 import CALIBRATIONS, Calibrated, Scheme, calibrate, layers_of, prepare, scheme_of_machine
@@ -32,6 +32,7 @@ logger = logging.getLogger("graphprune")
 
 AUTO = "auto"
 _CALIBRATION_BATCH = 32
+_BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class QuantizeOptions:
             float32. For networks without classes, 1 - relative squared distance of the outputs.
         max_float_layers: share of the layers that may be left in float32.
         reduce_range: 7-bit weights; by default where the int8 kernels of this machine saturate.
-        output_loss: what the outputs are, as in `CompressConfig`: "mse" compares numbers by their distance; "kl" and
-            "auto" compare classes where an output, with "auto" the only one, has several elements a sample. Outputs of
-            integers count by the share of those that differ, and of several outputs the worst.
+        output_loss: what the outputs are, as in `CompressConfig`: "mse" compares numbers by their distance, "kl"
+            classes; "auto" takes a single output of shape (batch, classes) for classes. Outputs of integers count by
+            the share of those that differ, and of several outputs the worst.
         seed: which images are taken.
         threads: of onnxruntime.
     """
@@ -89,6 +90,7 @@ class QuantizeReport:
         layers: number of layers with weights.
         float_layers: names of those left in float32.
         agreement: with the float model on the images of the search; None for networks without classes.
+        agreement_unit: what it is a share of, "images" or "pixels".
         distance: squared distance of the outputs there, relative to their spread.
         reached: whether the agreement asked for is reached.
         calibration_images: number of images that the ranges come from.
@@ -104,6 +106,7 @@ class QuantizeReport:
     layers: int
     float_layers: tuple[str, ...]
     agreement: float | None
+    agreement_unit: str
     distance: float
     reached: bool
     calibration_images: int
@@ -125,7 +128,7 @@ class QuantizeReport:
 
     @property
     def _trial(self) -> Trial:
-        return Trial("", 0, self.agreement, self.distance)
+        return Trial("", 0, self.agreement, self.distance, self.agreement_unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -173,7 +176,9 @@ def quantize_onnx(
     ranges, search = _parts(pictures, options)
     layers = layers_of(model)
     if not layers:
-        raise UnsupportedModelError(f"{source}: there is nothing to quantize, no layer has weights of its own")
+        inside = any(a.type in _BODIES for node in model.graph.node for a in node.attribute)
+        where = " outside the bodies of If, Loop and Scan, which are left as they are" if inside else ""
+        raise UnsupportedModelError(f"{source}: there is nothing to quantize, no layer has weights of its own{where}")
     judge = Judge(model.SerializeToString(), search, options.threads, output_loss=options.output_loss)
     choice = choose_layers(
         _calibrated(model, ranges, options), judge, options.min_agreement, int(options.max_float_layers * len(layers))
@@ -188,6 +193,7 @@ def quantize_onnx(
         layers=len(layers),
         float_layers=choice.float_layers,
         agreement=choice.trial.agreement,
+        agreement_unit=choice.trial.unit,
         distance=choice.trial.distance,
         reached=choice.reached,
         calibration_images=len(ranges),
@@ -221,16 +227,16 @@ def _read(model: onnx.ModelProto, images: Images, data: DataOptions | None) -> I
         )
     channels, height, width = image_sizes([dim.dim_value or None for dim in dims])
     noted = next((p.value for p in model.metadata_props if p.key == "graphprune_preprocessing"), None)
-    seen = json.loads(noted) if noted else {}
+    seen = _preprocessing(noted) if noted else None
     given = data or DataOptions()
-    size = given.image_size or ((height, width) if height and width else None) or seen.get("image_size")
+    size = given.image_size or ((height, width) if height and width else None) or (seen.image_size if seen else None)
     source = read_images(
         images,
         DataOptions(
-            image_size=size if isinstance(size, int) or size is None else (size[0], size[1]),
+            image_size=size,
             channels=given.channels or channels,
-            mean=given.mean or seen.get("mean"),
-            std=given.std or seen.get("std"),
+            mean=given.mean or (seen.mean if seen else None),
+            std=given.std or (seen.std if seen else None),
             limit=given.limit,
         ),
     )
@@ -238,6 +244,17 @@ def _read(model: onnx.ModelProto, images: Images, data: DataOptions | None) -> I
     if any(want not in (None, got) for want, got in zip(expected, source.preprocess.input_shape, strict=True)):
         raise DataError(f"{source.name}: images of {source.preprocess.input_shape} where the model takes {expected}")
     return source
+
+
+def _preprocessing(noted: str) -> Preprocess:
+    """What the metadata of a file say about its images."""
+    try:
+        return Preprocess.from_dict(json.loads(noted))
+    except (ValueError, UsageError) as error:
+        raise UnsupportedModelError(
+            f"its metadata graphprune_preprocessing cannot be read ({one_line(error)}): take that entry out, and give "
+            "--mean and --std"
+        ) from error
 
 
 def _parts(images: ImageSource, options: QuantizeOptions) -> tuple[ImageSource, ImageSource]:

@@ -252,7 +252,8 @@ def describe_int8(fact: Metrics) -> str:
     images = f"{fact['search_images']} images"
     if fact["agreement"] is not None:
         missed = "" if fact["reached"] else " (LESS THAN ASKED FOR)"
-        parts.append(f"gives {fact['of']}'s answer on {_percent(fact['agreement'])} of {images}{missed}")
+        seen = images if fact["agreement_unit"] == "images" else f"the {fact['agreement_unit']} of {images}"
+        parts.append(f"gives {fact['of']}'s answer on {_percent(fact['agreement'])} of {seen}{missed}")
     else:
         missed = "" if fact["reached"] else " (MORE THAN ASKED FOR)"
         error = f"{100 * fact['distance']:.2f} % of {fact['of']}'s variance"

@@ -77,9 +77,9 @@ def measure(
     if int8 and options.seconds:
         add_timing(int8, delivery, seconds=options.seconds, target=options.target)
     candidates = {name: file for name, file in delivery.files.items() if name != "dense"}
-    classes = delivery.engine.config.output_loss != "mse"
+    output_loss = delivery.engine.config.output_loss
     qualities = {
-        name: measure_quality(delivery.files["dense"], file, judged_on, classes=classes)
+        name: measure_quality(delivery.files["dense"], file, judged_on, output_loss=output_loss)
         for name, file in candidates.items()
     }
     first = next(iter(qualities.values()))

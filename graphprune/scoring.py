@@ -49,6 +49,8 @@ def score_groups(
 
     Raises:
         UsageError: the criterion is unknown, or needs images or a torch model and there are none.
+        DataError: the model does not take these images.
+        UnsupportedModelError: it takes batches of one size alone, or no images.
     """
     chosen = criterion(importance)
     generator = torch.Generator().manual_seed(seed)
@@ -76,9 +78,10 @@ def score_groups(
 
 
 def _batches(images: "Images", module: "CapturedModule", seed: int) -> Iterator[Tensor]:
-    from graphprune.inputs import DataOptions, read_images
+    from graphprune.inputs import DataOptions, read_images, refuse_fixed_batch
 
     source = read_images(images, DataOptions(), module)
+    refuse_fixed_batch(module, f"scores are found on batches of {_BATCH} and fewer")
     for batch in evaluation_batches(source.sample(_MOST_IMAGES, seed), _BATCH):
         yield batch.to(number_format(module))
 

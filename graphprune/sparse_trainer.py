@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from graphprune.allocation import SEARCHES, check_reachable
-from graphprune.config import CompressConfig
+from graphprune.config import BUDGETS, CompressConfig
 from graphprune.importance import Evidence, scale_parameters
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.analyze import analyze
@@ -91,6 +91,9 @@ class SparseTrainer:
         given = (config or CompressConfig()).to_dict()
         asked = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align, "freeze": freeze}
         chosen = {name: value for name, value in asked.items() if value is not None}
+        for name in BUDGETS:
+            if isinstance({**given, **chosen}[name], list | tuple):
+                raise UsageError(f"{name} gives several budgets, and one model is trained here: give one")
         self.config = CompressConfig.from_dict({**given, **chosen, "n_students": 1})
         if self.config.needs_latency:
             raise UsageError("budgets in latency and align='auto' are for compress(); give macs= or params= here")

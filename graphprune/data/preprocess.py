@@ -122,7 +122,7 @@ class Preprocess:
                 channels=int(record["channels"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"the record of the preprocessing is broken: {error!r} in {dict(record)}") from error
+            raise UsageError(f"the record of the preprocessing is broken: {error!r} in {record!r}") from error
 
 
 def _a_channel(

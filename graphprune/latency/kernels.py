@@ -16,6 +16,7 @@ from graphprune.passes.errors import ModelLoadError
 __all__ = ["kernel_times"]
 
 _SUFFIX = "_kernel_time"
+_WITH_BODIES = frozenset({"If", "Loop", "Scan"})
 _TRUNCATED = 0.5  # the profiler cuts microseconds off
 
 
@@ -54,8 +55,22 @@ def _events(
 def _calm(events: list[dict]) -> list[tuple[str, float]]:
     """The first run is left out: it warms up."""
     seen: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
-            key = f"{event['args'].get('node_index', '')}\0{event['name'].removesuffix(_SUFFIX)}"
-            seen.setdefault(key, []).append(float(event["dur"]) + _TRUNCATED)
+    for event in _outermost([e for e in events if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)]):
+        key = f"{event['args'].get('node_index', '')}\0{event['name'].removesuffix(_SUFFIX)}"
+        seen.setdefault(key, []).append(float(event["dur"]) + _TRUNCATED)
     return [(key.partition("\0")[2], float(np.percentile(found[1:] or found, 30)) / 1e6) for key, found in seen.items()]
+
+
+def _outermost(events: list[dict]) -> list[dict]:
+    """Without the kernels in bodies of If, Loop and Scan, whose time is in that of the node already.
+
+    Kernels are noted as they end, so one that is noted later and began no later holds all that lies between.
+    """
+    found: list[dict] = []
+    begun = float("inf")  # when the kernel of a body's node began that is being walked through, from its end
+    for event in reversed(events):
+        if event["ts"] >= begun:
+            continue
+        begun = event["ts"] if event["args"].get("op_name") in _WITH_BODIES else float("inf")
+        found.append(event)
+    return found[::-1]

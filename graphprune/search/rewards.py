@@ -21,7 +21,7 @@ from graphprune.closeness import Agreement
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
 from graphprune.distill import flatten_outputs, output_kind
-from graphprune.inputs import DataOptions, Images, read_images
+from graphprune.inputs import DataOptions, Images, read_images, refuse_fixed_batch
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.precision import Precision, number_format
@@ -61,12 +61,15 @@ class OneShot:
 
         Raises:
             UsageError: an ONNX graph, or a model without an output that could be compared.
+            DataError: the model does not take these images.
+            UnsupportedModelError: it takes batches of one size alone, or no images.
         """
         if not hasattr(graph.front_end, "module"):
             raise UsageError("a policy that searches runs the model, and an ONNX graph is not run: give a torch model")
         self._graph = graph
         self._dense = graph.front_end.module
         self._removal = Removal(graph, [])
+        refuse_fixed_batch(self._dense, f"a search needs {_BATCH} and fewer")
         source = read_images(images, DataOptions(), self._dense).sample(number, seed)
         self._batches = self._in_own_format(source)
         few = np.arange(min(len(source), max(2, round(_CALIBRATION * len(source)))))

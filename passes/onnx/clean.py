@@ -7,15 +7,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphprune.passes.channels.operators import is_random
 from graphprune.passes.onnx.contract import (
     UNLISTED_SINCE,
     GraphPass,
     NodePass,
+    add_literal,
     is_overridable,
     lists_literals,
     literal,
     set_literal,
 )
+from graphprune.passes.onnx.model import captured_values, evaluate
 
 #: Weights below this are written as 0: denormal numbers make a convolution 20 times slower.
 SMALLEST_WEIGHT = 1e-30
@@ -117,6 +120,37 @@ class UnlistLiteralsPass(GraphPass):
                 model.graph.inputs.remove(value)
         model.ir_version = UNLISTED_SINCE
         return ir.passes.PassResult(model, True)
+
+
+class FoldLiteralsPass(GraphPass):
+    """Compute ahead what depends on literals alone: a weight that is transposed, reshaped or scaled becomes one.
+
+    Only where the result is no larger than what it comes from, so that the file does not grow.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass."""
+        folded = [node for node in list(model.graph) if node.domain == "" and _fold(model, node)]
+        return ir.passes.PassResult(model, bool(folded))
+
+
+def _fold(model: ir.Model, node: ir.Node) -> bool:
+    if is_random(node.op_type) or captured_values(node) or any(value.is_graph_output() for value in node.outputs):
+        return False
+    read = [value for value in node.inputs if value is not None]
+    known = {value: tensor.numpy() for value in read if (tensor := literal(model, value)) is not None}
+    if not read or len(known) < len({*read}):
+        return False
+    given = [None if value is None else known[value] for value in node.inputs]
+    found = evaluate(node, given, dict(model.graph.opset_imports))
+    if found is None or any(result.dtype.kind not in "biuf" for result in found):
+        return False
+    if sum(result.nbytes for result in found) > sum(array.nbytes for array in known.values()):
+        return False
+    for value, result in zip(node.outputs, found, strict=True):
+        value.replace_all_uses_with(add_literal(model, f"{value.name}_folded", ir.tensor(result)))
+    model.graph.remove(node, safe=True)
+    return True
 
 
 class EliminateDeadCodePass(GraphPass):

@@ -47,7 +47,7 @@ def test_agreement_and_accuracy_are_counted(tmp_path):
     assert found.agreement == 0.67
     assert found.accuracy == {"dense": 1.0, "slim": 0.67}
     assert found.distance > 0
-    assert measure_quality(tmp_path / "a.onnx", tmp_path / "b.onnx", source(), classes=False).agreement is None
+    assert measure_quality(tmp_path / "a.onnx", tmp_path / "b.onnx", source(), output_loss="mse").agreement is None
 
 
 def test_the_same_file_is_at_no_distance(tmp_path):

@@ -197,6 +197,15 @@ def test_given_inputs_are_used():
         benchmark({"a": model}, inputs={**feeds, "index": np.array([99])}, **QUICK)
     with pytest.raises(DataError, match="no array was given for its input 'index'"):
         benchmark({"a": model}, inputs={"table": feeds["table"]}, **QUICK)
+    with pytest.raises(UsageError, match="no file has an input 'tabel'; there is 'index', 'table'"):
+        benchmark({"a": model}, inputs={**feeds, "tabel": feeds["table"]}, **QUICK)
+
+
+def test_files_of_other_sizes_are_said_to_be(caplog):
+    benchmark({"a": net("n,8"), "b": net("m,8")}, **QUICK)
+    assert "reads" not in caplog.text
+    benchmark({"a": net("n,8"), "b": net("n,9")}, **QUICK)
+    assert "a reads 1x8 and b reads 1x9: their times differ for that as well" in caplog.text
 
 
 def test_open_sizes_need_a_shape():

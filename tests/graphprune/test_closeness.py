@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphprune.closeness import Agreement, Judge
+from graphprune.closeness import Agreement, Judge, are_classes
 
 
 def judged(*pairs, rtol=1e-4, atol=0.0):
@@ -94,6 +94,23 @@ def test_agreement_is_of_the_worst_output_with_scores_and_per_pixel():
     agreement = Agreement()
     agreement.see([labels, scores, scores], [labels, scores, np.zeros_like(scores)], rows=2)
     assert agreement.share == 0.75
+
+
+def test_the_unit_of_an_agreement():
+    for scores, unit in ((np.ones((3, 5)), "images"), (np.ones((3, 5, 2, 2)), "pixels")):
+        agreement = Agreement()
+        agreement.see([scores], [scores], rows=2)
+        assert agreement.unit == unit
+
+
+@pytest.mark.parametrize(
+    ("shapes", "found"),
+    [([(2, 5)], True), ([(2, 1)], False), ([(2, 3, 8, 8)], False), ([(2, 5), (2, 4)], False), ([], False)],
+)
+def test_what_is_taken_for_classes(shapes, found):
+    assert are_classes(shapes, "auto") == found
+    assert are_classes(shapes, "kl")
+    assert not are_classes(shapes, "mse")
 
 
 def test_no_scores_no_agreement():

@@ -20,6 +20,7 @@ from graphprune.int8_delivery import quantize_members
 from graphprune.int8_search import Judge, Trial, choose_layers
 from graphprune.model_runner import open_runner
 from graphprune.quantize import QuantizeOptions, quantize_onnx
+from graphprune.report import describe_int8
 
 SIZE = 8
 
@@ -257,6 +258,98 @@ def test_outputs_are_to_int8_what_they_are_to_the_training(tmp_path, setting, ha
     assert fact["options"]["output_loss"] == setting
 
 
+def test_a_map_is_numbers_unless_it_is_said_to_be_classes(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    source = gp.export_onnx(net.eval(), (torch.randn(2, 3, SIZE, SIZE),), tmp_path / "map.onnx")
+    found = [
+        quantize_onnx(
+            source, tmp_path / f"{loss}.onnx", pictures(), options=dataclasses.replace(QUICK, output_loss=loss)
+        )
+        for loss in ("auto", "kl")
+    ]
+    assert [report.agreement is None for report in found] == [True, False]
+    assert found[1].agreement_unit == "pixels"
+    assert "of the pixels; 100.00 %" in found[1].describe_miss(1.0)
+    facts = {**found[1].to_dict(), "of": "slim", "name": "int8"}
+    assert "of the pixels of 64 images" in describe_int8(facts)
+
+
+SHARED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[n,3,8,8] x) => (float[n,m] y) <float[3,3,3,3] w = {{{weights}}}, float[3] b = {{0.1, 0.2, 0.3}}> {{
+    first = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+    second = Conv <pads = [1, 1, 1, 1]> (first, w, b)
+    y = Flatten (second)
+}}"""
+
+
+def test_a_layer_left_in_float32_has_weights_of_its_own():
+    weights = ", ".join(f"{value:.3f}" for value in np.random.default_rng(0).standard_normal(81))
+    model = onnx.parser.parse_model(SHARED.format(weights=weights))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    calibrated = int8.calibrate(model, [pictures(8).batch(slice(None))], int8.Scheme())
+    assert calibrated.layers == ("first", "second")
+    for options in ({"without": ["first"]}, {"only": ["second"]}):
+        graph = onnx.load_model_from_string(calibrated.quantized(**options)).graph
+        layers = {node.name: node for node in graph.node if node.op_type == "Conv"}
+        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        assert stored[layers["first"].input[1]].dtype == np.float32
+        assert layers["second"].input[1] not in stored
+    whole = onnx.load_model_from_string(calibrated.quantized()).graph
+    assert sum(len(tensor.dims) == 4 for tensor in whole.initializer) == 1  # both share them still
+
+
+def test_weights_that_are_computed_are_computed_ahead(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,3,8,8] x) => (float[n,4] y) <int64[2] shape = {192, 4}> {
+        flat = Flatten (x)
+        w = Reshape (stored, shape)
+        y = MatMul (flat, w)
+    }"""
+    model = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal(768).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "stored"))
+    onnx.save(model, tmp_path / "net.onnx")
+    report = quantize_onnx(tmp_path / "net.onnx", tmp_path / "int8.onnx", pictures(), options=QUICK)
+    assert report.layers == 1
+    assert report.bytes_after < report.bytes_before
+
+
+def test_layers_in_bodies_are_said_to_be_left(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,3,8,8] x) => (float[n,192] y) <bool yes = {1}> {
+        y = If (yes) <
+            then_branch = one () => (a) { a = Flatten (x) },
+            else_branch = two () => (b) { c = Relu (x) b = Flatten (c) }
+        >
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    with pytest.raises(UnsupportedModelError, match="outside the bodies of If, Loop and Scan"):
+        quantize_onnx(tmp_path / "net.onnx", tmp_path / "int8.onnx", pictures(), options=QUICK)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize("calibration", int8.CALIBRATIONS)
+def test_activations_that_are_no_numbers(source, tmp_path, calibration):
+    model = onnx.load(source)
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
+    onnx.save(model, tmp_path / "net.onnx")
+    options = dataclasses.replace(QUICK, calibration=calibration)
+    with pytest.raises(UnsupportedModelError, match=r"no finite numbers|is not finite"):
+        quantize_onnx(tmp_path / "net.onnx", tmp_path / "int8.onnx", pictures(), options=options)
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", '{"mean": "x"}'])
+def test_damaged_metadata(source, tmp_path, noted):
+    model = onnx.load(source)
+    model.metadata_props.add(key="graphprune_preprocessing", value=noted)
+    onnx.save(model, tmp_path / "noted.onnx")
+    with pytest.raises(UnsupportedModelError, match="graphprune_preprocessing cannot be read"):
+        quantize_onnx(tmp_path / "noted.onnx", tmp_path / "int8.onnx", pictures(), options=QUICK)
+
+
 def test_an_agreement_out_of_reach_is_said_and_the_best_is_written(tmp_path, caplog):
     source, target = exported(tmp_path, loud=True), tmp_path / "int8.onnx"
     options = QuantizeOptions(calibration_images=16, search_images=64, min_agreement=1.0, max_float_layers=0.0)
@@ -291,9 +384,9 @@ def test_the_preprocessing_of_the_file_is_used(source, tmp_path):
     for at in range(6):
         pixels = np.random.default_rng(at).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{at}.png")
-    noted = tmp_path / "noted.onnx"
+    seen, noted = Preprocess.of((SIZE, SIZE), mean=(9.0,), std=(0.5,)), tmp_path / "noted.onnx"
     model = onnx.load(source)
-    model.metadata_props.add(key="graphprune_preprocessing", value=json.dumps({"mean": [9.0] * 3, "std": [0.5] * 3}))
+    model.metadata_props.add(key="graphprune_preprocessing", value=json.dumps(seen.to_dict()))
     onnx.save(model, noted)
     scales = []
     for file, data in ((source, None), (noted, None), (noted, DataOptions(mean=(0.5,), std=(0.5,)))):

@@ -95,3 +95,14 @@ def test_work_of_others_is_not_known_everywhere(counts, tmp_path):
 def test_workers_are_counted_from_one_and_the_caller_is_not_one():
     assert pinning.worker_affinities((4, 0, 6)) == "1;7"
     assert pinning.worker_affinities((4,)) == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept in place here")
+def test_processors_that_are_gone_are_said_to_be(monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError("Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    with pinning.pinned((0,)):
+        pass
+    assert "processors 0 cannot be had any more" in caplog.text

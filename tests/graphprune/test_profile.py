@@ -193,3 +193,24 @@ def test_nodes_without_a_name_get_one_that_is_free(tmp_path):
     onnx.save(model, tmp_path / "net.onnx")
     names = {kernel.name for kernel in profile(tmp_path / "net.onnx", min_seconds=0.01).kernels}
     assert {"Abs_0", "Abs_1"} <= names
+
+
+def test_bodies_of_loops_and_branches_do_not_count_twice(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[64,64] x) => (float[64,64] y) <int64 steps = {4}, bool yes = {1}> {
+        ahead = Relu (x)
+        turned = Loop (steps, yes, ahead) <body = turn (int64 i, bool go, float[64,64] v) => (bool on, float[64,64] w) {
+            sum = ReduceSum (v)
+            big = Greater (sum, sum)
+            w = If (big) <
+                then_branch = one () => (float[64,64] a) { a = MatMul (v, v) },
+                else_branch = two () => (float[64,64] b) { c = MatMul (v, v) b = MatMul (c, v) }
+            >
+            on = Identity (go)
+        }>
+        y = Neg (turned)
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    kernels = profile(tmp_path / "net.onnx", min_seconds=0.01).kernels
+    assert [kernel.op_type for kernel in kernels] == ["Relu", "Loop", "Neg"]
+    assert sum(kernel.share for kernel in kernels) == pytest.approx(1)

@@ -6,7 +6,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.activations import ActivationStatistics, activation_nodes
 from graphprune.importance import CRITERIA
-from graphprune.passes.errors import UsageError
+from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
 from graphprune.scoring import score_groups
 
 
@@ -129,3 +129,27 @@ def test_weights_without_gradients_are_worth_what_they_are_with_them(graph):
     expected, found = (score_groups(g, "taylor", IMAGES) for g in (graph, frozen))
     np.testing.assert_allclose(found, expected)
     assert not any(parameter.requires_grad for parameter in frozen.front_end.module.parameters())
+
+
+def test_images_that_the_model_does_not_take(graph):
+    for options in ({"importance": "taylor"}, {"importance": "apoz"}, {"policy": "random", "macs": 0.5}):
+        asked = {"ratio": 0.5} if "macs" not in options else {}
+        with pytest.raises(DataError, match="the model takes images of 1x8x8"):
+            gp.plan(graph, **asked, **options, images=np.zeros((4, 3, 8, 8), np.float32))
+
+
+def test_a_graph_of_one_batch_size():
+    class Fixed(Net):
+        def forward(self, x):
+            return super().forward(x.reshape(2, 1, 8, 8))
+
+    fixed = gp.trace(Fixed().eval(), (torch.randn(2, 1, 8, 8),))
+    with pytest.raises(UnsupportedModelError, match="takes batches of exactly 2, scores are found on"):
+        gp.plan(fixed, ratio=0.5, importance="taylor", images=IMAGES)
+    with pytest.raises(UnsupportedModelError, match="takes batches of exactly 2, a search needs"):
+        gp.plan(fixed, macs=0.5, policy="random", images=IMAGES)
+
+
+def test_scores_may_have_gradients(graph):
+    scores = torch.rand(graph.n_groups, requires_grad=True)
+    assert gp.plan(graph, ratio=0.5, importance=scores) == gp.plan(graph, ratio=0.5, importance=scores.detach())

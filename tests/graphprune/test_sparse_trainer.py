@@ -126,6 +126,14 @@ def test_it_goes_on_from_a_saved_state():
     assert np.array_equal(second[1].set.dead, whole[1].set.dead)
 
 
+@pytest.mark.parametrize(
+    "options", [{"macs": (0.5, 0.3)}, {"macs": None, "config": gp.CompressConfig(n_students=2, params=(0.5, 0.3))}]
+)
+def test_several_budgets_are_for_several_models(options):
+    with pytest.raises(UsageError, match="gives several budgets, and one model is trained here"):
+        made(**options)
+
+
 def test_misuse_is_said():
     model, pruner, _ = made()
     with pytest.raises(TrainingError, match=r"more steps are needed .*; see steps="):
