@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from graphprune.architecture import one_line
 from graphprune.data import ImageSource, Preprocess, load_images
-from graphprune.model_runner import describe_inputs
+from graphprune.model_runner import captured_batch, describe_inputs
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
 from graphprune.passes.fx.capture import CapturedModule, capture
 from graphprune.passes.fx.outputs import layouts, run, turned
@@ -177,14 +177,11 @@ def refuse_fixed_batch(module: CapturedModule, purpose: str) -> None:
     Raises:
         UnsupportedModelError: its input has one batch size; the message says what others are needed for.
     """
-    for node in module.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        # A size that the model forces may still be a symbol, one that is known to be constant.
-        if isinstance(value, torch.Tensor) and value.ndim and str(value.shape[0]).isdigit():
-            raise UnsupportedModelError(
-                f"the model takes batches of exactly {value.shape[0]}, {purpose}: make it independent of the batch "
-                "size (look for shapes written as numbers in its forward)"
-            )
+    if (size := captured_batch(module)) is not None:
+        raise UnsupportedModelError(
+            f"the model takes batches of exactly {size}, {purpose}: make it independent of the batch size (look for "
+            "shapes written as numbers in its forward)"
+        )
 
 
 def _from_array(array: np.ndarray) -> ImageSource:

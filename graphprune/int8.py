@@ -51,6 +51,7 @@ __all__ = [
     "Calibrated",
     "Scheme",
     "calibrate",
+    "inputs_of",
     "layers_of",
     "prepare",
     "saturates",
@@ -227,7 +228,8 @@ class Calibrated:
 
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        _separate(model.graph, set(self.layers) - set(self.layers if only is None else only) | {*without})
+        chosen = set(self.layers if only is None else only) - {*without}
+        _separate(model.graph, set(self.layers) - chosen)
         kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
         try:
             with _silence():
@@ -267,6 +269,12 @@ def _separate(graph: onnx.GraphProto, floats: set[str]) -> None:
                 copied.name = node.input[at] = f"{name}_of_{node.name}"
 
 
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that have to be given: literals may be listed as well."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
 def layers_of(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the nodes with weights of their own."""
     return tuple(_nodes_of_layers(model.graph))
@@ -303,8 +311,7 @@ def calibrate(model: onnx.ModelProto, batches: Iterable[np.ndarray], scheme: Sch
     """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in stored]
+    inputs = [value.name for value in inputs_of(model)]
     if len(inputs) != 1:
         raise UnsupportedModelError(f"models with one input can be calibrated on images, this one has {len(inputs)}")
     method = {
@@ -366,7 +373,7 @@ def _silence() -> Iterator[None]:
     root.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of NaN; they are looked for in the ranges
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # said of the ranges that come of it
             yield
     finally:
         root.setLevel(level)

@@ -27,7 +27,7 @@ from graphprune.onnx_session import (
 )
 from graphprune.passes.errors import DataError, UnsupportedModelError
 
-__all__ = ["Model", "Runner", "describe_inputs", "open_runner"]
+__all__ = ["Model", "Runner", "captured_batch", "describe_inputs", "open_runner"]
 
 Model = Any
 """Path or content of an ONNX file, a `torch.nn.Module` or an `ExportedProgram`."""
@@ -169,6 +169,18 @@ class _OnnxRunner:
         return np.asarray(array, dtype=spec.dtype, order="C")
 
 
+def captured_batch(module: Any) -> int | None:
+    """The only batch size that a captured graph takes; None where it takes any, and for other modules."""
+    import torch
+
+    if not isinstance(module, torch.fx.GraphModule):
+        return None
+    example = next((node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"), None)
+    # A size that the model forces may still be a symbol, one that is known to be constant.
+    size = str(example.shape[0]) if isinstance(example, torch.Tensor) and example.ndim else ""
+    return int(size) if size.isdigit() else None
+
+
 class _TorchRunner:
     """Runs a module in evaluation mode and leaves it in the mode it was in."""
 
@@ -176,7 +188,7 @@ class _TorchRunner:
         self.label = label
         self._module = module
         self.output_names: tuple[str, ...] | None = None
-        self.fixed_batch: int | None = self._captured_batch()
+        self.fixed_batch = captured_batch(module)
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         import torch
@@ -226,16 +238,6 @@ class _TorchRunner:
         except Exception as error:  # The model's own code may raise anything.
             given = ", ".join("x".join(str(size) for size in array.shape) for array in inputs)
             raise DataError(f"{self.label} does not run on inputs of {given}: {one_line(error)[:200]}") from error
-
-    def _captured_batch(self) -> int | None:
-        """The batch size that a captured graph was made for, if it is not dynamic."""
-        import torch
-
-        if not isinstance(self._module, torch.fx.GraphModule):
-            return None
-        example = next((n.meta.get("val") for n in self._module.graph.nodes if n.op == "placeholder"), None)
-        size = example.shape[0] if isinstance(example, torch.Tensor) and example.ndim else None
-        return size if isinstance(size, int) else None
 
     def _tensors(self, inputs: Arrays) -> list[Any]:
         import torch

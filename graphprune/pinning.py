@@ -64,7 +64,7 @@ def pinned(processors: Sequence[int] | None) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # of processors that are gone as well: the system has put the thread elsewhere
             os.sched_setaffinity(0, before)
 
 

@@ -19,7 +19,16 @@ from graphprune.config import require_choice
 from graphprune.data import ImageSource, Preprocess
 from graphprune.files import atomic_write, refuse_overwrite
 from graphprune.inputs import DataOptions, Images, image_sizes, read_images
-from graphprune.int8 import CALIBRATIONS, Calibrated, Scheme, calibrate, layers_of, prepare, scheme_of_machine
+from graphprune.int8 import (
+    CALIBRATIONS,
+    Calibrated,
+    Scheme,
+    calibrate,
+    inputs_of,
+    layers_of,
+    prepare,
+    scheme_of_machine,
+)
 from graphprune.int8_search import Choice, Judge, Trial, choose_layers, describe_miss
 from graphprune.onnx_cost import size_of
 from graphprune.onnx_session import one_line
@@ -215,8 +224,7 @@ def _calibrated(model: onnx.ModelProto, images: ImageSource, options: QuantizeOp
 
 def _read(model: onnx.ModelProto, images: Images, data: DataOptions | None) -> ImageSource:
     """The images as the model takes them: sizes from its input, mean and std from its metadata."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    inputs = inputs_of(model)
     dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else ()
     if len(dims) != 4:
         raise UnsupportedModelError("only a model with a single input of images (NxCxHxW) can be calibrated on images")
@@ -270,8 +278,7 @@ def _parts(images: ImageSource, options: QuantizeOptions) -> tuple[ImageSource, 
 
 
 def _batches(model: onnx.ModelProto, images: ImageSource) -> Iterator[np.ndarray]:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    dim = next(v for v in model.graph.input if v.name not in stored).type.tensor_type.shape.dim[0]
+    dim = inputs_of(model)[0].type.tensor_type.shape.dim[0]
     return images.batches(dim.dim_value or _CALIBRATION_BATCH, fixed=bool(dim.dim_value))
 
 

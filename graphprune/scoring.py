@@ -5,7 +5,7 @@ from its own outputs would have no gradient, so for other networks it is their e
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,25 +65,26 @@ def score_groups(
         raise UsageError(f"importance {importance!r} needs images: give some, or take one that looks at weights alone")
     module = copy.deepcopy(graph.front_end.module).eval().requires_grad_(True)  # weights may have been frozen for use
     index = GroupIndex(dict(module.named_parameters(remove_duplicate=False)), graph.axes, graph.n_groups)
-    statistics = ActivationStatistics(module, graph, lambda: _batches(images, module, seed))
+    batches = _batches(images, module, seed)
+    statistics = ActivationStatistics(module, graph, batches)
     evidence = Evidence(index, generator, sets, scales, statistics)
     if chosen.needs == "activations":
         return chosen(evidence).double().numpy()
     total = torch.zeros(graph.n_groups, dtype=torch.float64)
-    for batch in _batches(images, module, seed):
+    for batch in batches():
         module.zero_grad()
         torch.autograd.backward(_own_loss(flatten_outputs(module(batch)), output_loss))
         total += chosen(evidence)
     return total.numpy()
 
 
-def _batches(images: "Images", module: "CapturedModule", seed: int) -> Iterator[Tensor]:
+def _batches(images: "Images", module: "CapturedModule", seed: int) -> Callable[[], Iterator[Tensor]]:
+    """Batches of the images drawn, as often as they are asked for; read once."""
     from graphprune.inputs import DataOptions, read_images, refuse_fixed_batch
 
-    source = read_images(images, DataOptions(), module)
     refuse_fixed_batch(module, f"scores are found on batches of {_BATCH} and fewer")
-    for batch in evaluation_batches(source.sample(_MOST_IMAGES, seed), _BATCH):
-        yield batch.to(number_format(module))
+    source, kind = read_images(images, DataOptions(), module).sample(_MOST_IMAGES, seed), number_format(module)
+    return lambda: (batch.to(kind) for batch in evaluation_batches(source, _BATCH))
 
 
 def _own_loss(outputs: list[Tensor], setting: str) -> Tensor:

@@ -88,13 +88,13 @@ class SparseTrainer:
             BudgetError: the budget cannot be reached.
             CaptureError: the model cannot be captured.
         """
-        given = (config or CompressConfig()).to_dict()
         asked = {"macs": macs, "params": params, "sensitivity": sensitivity, "align": align, "freeze": freeze}
-        chosen = {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in asked.items() if value is not None}
+        settings = {**(config or CompressConfig()).to_dict(), **given, "n_students": 1}
         for name in BUDGETS:
-            if isinstance({**given, **chosen}[name], list | tuple):
+            if isinstance(settings[name], list | tuple):
                 raise UsageError(f"{name} gives several budgets, and one model is trained here: give one")
-        self.config = CompressConfig.from_dict({**given, **chosen, "n_students": 1})
+        self.config = CompressConfig.from_dict(settings)
         if self.config.needs_latency:
             raise UsageError("budgets in latency and align='auto' are for compress(); give macs= or params= here")
         if self.config.policy in SEARCHES or self.config.sigma:

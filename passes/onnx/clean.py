@@ -138,9 +138,9 @@ def _fold(model: ir.Model, node: ir.Node) -> bool:
     if is_random(node.op_type) or captured_values(node) or any(value.is_graph_output() for value in node.outputs):
         return False
     read = [value for value in node.inputs if value is not None]
-    known = {value: tensor.numpy() for value in read if (tensor := literal(model, value)) is not None}
-    if not read or len(known) < len({*read}):
+    if not read or any(literal(model, value) is None for value in read):
         return False
+    known = {value: tensor.numpy() for value in read if (tensor := literal(model, value)) is not None}
     given = [None if value is None else known[value] for value in node.inputs]
     found = evaluate(node, given, dict(model.graph.opset_imports))
     if found is None or any(result.dtype.kind not in "biuf" for result in found):

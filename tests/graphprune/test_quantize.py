@@ -1,16 +1,24 @@
 """Files as they come: what can be quantized, and what is said of what cannot."""
 
+import json
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import torch
 from onnx import numpy_helper
+from quantizable import QUICK, SIZE, answers, exported, pictures
+from torch import nn
 
-from graphprune.errors import UnsupportedModelError
+import graphprune as gp
+from graphprune import int8
+from graphprune.data import Preprocess
+from graphprune.errors import DataError, ModelLoadError, OutputExistsError, UnsupportedModelError, UsageError
+from graphprune.int8_search import logger
 from graphprune.model_runner import open_runner
 from graphprune.quantize import QuantizeOptions, quantize_onnx
 
-QUICK = QuantizeOptions(calibration_images=16, search_images=32, min_agreement=0.0)
 IMAGES = np.random.default_rng(0).random((48, 3, 8, 8)).astype(np.float32)
 
 BROKEN = {
@@ -20,8 +28,15 @@ BROKEN = {
     "half within": "net (float[n,3,8,8] x) => (float16[n,4,6,6] y) <float16[4,3,3,3] w> "
     "{ h = Cast<to = 10>(x) y = Conv(h, w) }",
     "bytes": "net (uint8[n,3,8,8] x) => (float[n,3,8,8] y) { y = Cast<to = 1>(x) }",
+    "inside": "net (float[n,3,8,8] x) => (float[n,3,8,8] y) <bool yes = {1}> { y = If(yes) "
+    "<then_branch = one () => (a) { a = Relu(x) }, else_branch = two () => (b) { b = Neg(x) }> }",
     "channels last": "net (float[n,8,8,3] x) => (float[n,3,8,8] y) { y = Transpose<perm = [0, 3, 1, 2]>(x) }",
 }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("float"))
 
 
 def parsed(folder, text):
@@ -42,6 +57,7 @@ def parsed(folder, text):
     [
         (BROKEN["two"], "single input of images"),
         (BROKEN["bare"], "nothing to quantize"),
+        (BROKEN["inside"], "outside the bodies of If, Loop and Scan"),
         (BROKEN["half"], r"computes in float16 \('.'\); only float32"),
         (BROKEN["half within"], r"computes in float16 \('.'\); only float32"),
         (BROKEN["bytes"], "takes images in uint8; only one that takes them in float32"),
@@ -65,3 +81,129 @@ def test_a_resize_that_names_its_axes(tmp_path, given):
     expected, found = (open_runner(path).run([IMAGES])[0] for path in (source, target))
     assert (report.float_layers, found.shape) == ((), (48, 4, 14, 14))
     assert ((found - expected) ** 2).sum() < 0.01 * (expected**2).sum()
+
+
+def test_weights_that_are_computed_are_computed_ahead(tmp_path):
+    text = """net (float[n,3,8,8] x) => (float[n,4] y) <float[768] stored, int64[2] shape = {192, 4}>
+    { flat = Flatten(x) w = Reshape(stored, shape) y = MatMul(flat, w) }"""
+    report = quantize_onnx(parsed(tmp_path, text), tmp_path / "int8.onnx", IMAGES, options=QUICK)
+    assert report.layers == 1
+    assert report.bytes_after < report.bytes_before
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", '{"mean": "x"}'])
+def test_damaged_metadata(source, tmp_path, noted):
+    model = onnx.load(source)
+    model.metadata_props.add(key="graphprune_preprocessing", value=noted)
+    onnx.save(model, tmp_path / "noted.onnx")
+    with pytest.raises(UnsupportedModelError, match="graphprune_preprocessing cannot be read"):
+        quantize_onnx(tmp_path / "noted.onnx", tmp_path / "int8.onnx", pictures(), options=QUICK)
+
+
+def test_the_preprocessing_of_the_file_is_used(source, tmp_path):
+    from PIL import Image
+
+    from graphprune.inputs import DataOptions
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for at in range(6):
+        pixels = np.random.default_rng(at).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{at}.png")
+    seen, noted = Preprocess.of((SIZE, SIZE), mean=(9.0,), std=(0.5,)), tmp_path / "noted.onnx"
+    model = onnx.load(source)
+    model.metadata_props.add(key="graphprune_preprocessing", value=json.dumps(seen.to_dict()))
+    onnx.save(model, noted)
+    scales = []
+    for file, data in ((source, None), (noted, None), (noted, DataOptions(mean=(0.5,), std=(0.5,)))):
+        target = tmp_path / "int8.onnx"
+        quantize_onnx(file, target, folder, options=QUICK, data=data, force=True)
+        stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(target).graph.initializer}
+        scales.append((float(stored["input_scale"]), int(stored["input_zero_point"])))
+    assert scales[1] == pytest.approx((18 / 255, 255), rel=0.05)  # from -18 to 0
+    assert scales[2] == pytest.approx((2 / 255, 128), rel=0.05)
+    assert scales[0] != scales[1]
+
+
+def test_a_file_that_is_quantized_already_is_refused(source, tmp_path):
+    target = tmp_path / "int8.onnx"
+    quantize_onnx(source, target, pictures(), options=QUICK)
+    with pytest.raises(UnsupportedModelError, match="is quantized already"):
+        quantize_onnx(target, tmp_path / "twice.onnx", pictures(), options=QUICK)
+
+
+def test_bad_arguments_and_images(source, tmp_path):
+    (tmp_path / "there.onnx").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        quantize_onnx(source, tmp_path / "there.onnx", pictures())
+    (tmp_path / "link.onnx").symlink_to(source)
+    for target in (source, tmp_path / "link.onnx"):
+        with pytest.raises(UsageError, match="is the float32 file itself"):
+            quantize_onnx(source, target, pictures(), force=True)
+    with pytest.raises(ModelLoadError, match="no such file"):
+        quantize_onnx(tmp_path / "none.onnx", tmp_path / "out.onnx", pictures())
+    with pytest.raises(DataError, match="at least two are needed"):
+        quantize_onnx(source, tmp_path / "out.onnx", pictures(1))
+    with pytest.raises(DataError, match="where the model takes"):
+        quantize_onnx(source, tmp_path / "out.onnx", np.zeros((4, 3, 9, 9), np.float32))
+    for wrong in ({"calibration": "mean"}, {"min_agreement": 1.5}, {"search_images": 0}):
+        with pytest.raises(UsageError, match=next(iter(wrong)).replace("mean", "calibration")):
+            QuantizeOptions(**wrong)
+    with pytest.raises(UsageError):
+        int8.Scheme(activations="int4")
+
+
+def test_few_images_are_halved_between_both_uses(source, tmp_path):
+    report = quantize_onnx(source, tmp_path / "out.onnx", pictures(9))
+    assert (report.calibration_images, report.search_images) == (3, 6)
+
+
+def test_a_network_with_a_fixed_batch(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(0), nn.Unflatten(0, (4, -1)), nn.Linear(288, 5))
+    source = gp.export_onnx(net, (torch.randn(4, 3, SIZE, SIZE),), tmp_path / "fixed.onnx")
+    report = quantize_onnx(source, tmp_path / "int8.onnx", pictures(30), options=QUICK)
+    assert report.agreement > 0.8
+
+
+def test_weights_in_constant_nodes_are_weights(source, tmp_path):
+    model = onnx.load(source)
+    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+    nodes += list(model.graph.node)
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "constants.onnx")
+    for name, file in (("a", source), ("b", tmp_path / "constants.onnx")):
+        report = quantize_onnx(file, tmp_path / f"{name}.onnx", pictures(), options=QUICK)
+        assert report.layers == 4
+    expected, found = (answers(tmp_path / f"{name}.onnx", pictures(seed=1)) for name in "ab")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_old_file_lists_its_weights_as_inputs(source, tmp_path):
+    model, target = onnx.load(source), tmp_path / "int8.onnx"
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, tmp_path / "old.onnx")
+    assert quantize_onnx(tmp_path / "old.onnx", target, pictures(), options=QUICK).layers == 4
+    quantize_onnx(source, tmp_path / "new.onnx", pictures(), options=QUICK)
+    assert [value.name for value in onnx.load(target).graph.input] == [onnx.load(source).graph.input[0].name]
+    np.testing.assert_array_equal(*(answers(path, pictures(seed=1)) for path in (target, tmp_path / "new.onnx")))
+
+
+def test_the_size_before_is_that_of_all_files(source, tmp_path):
+    beside = tmp_path / "net.onnx"
+    onnx.save(onnx.load(source), beside, save_as_external_data=True, location="net.data", size_threshold=0)
+    report = quantize_onnx(beside, tmp_path / "int8.onnx", pictures(), options=QUICK)
+    assert (
+        report.bytes_before
+        == beside.stat().st_size + (tmp_path / "net.data").stat().st_size
+        > source.stat().st_size / 2
+    )
+
+
+def test_nothing_is_printed(source, tmp_path, capfd):
+    quantize_onnx(source, tmp_path / "out.onnx", pictures(), options=QUICK)
+    assert capfd.readouterr() == ("", "")
+    assert logger.name == "graphprune"
