@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune.files import atomic_write_text
+from graphprune.formats.files import atomic_write_text
 
 __all__ = ["Row", "write_page"]
 

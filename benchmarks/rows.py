@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graphprune.files import atomic_write_json
-from graphprune.machine import machine_facts
+from graphprune.formats.files import atomic_write_json
+from graphprune.runtime.machine import machine_facts
 
 __all__ = ["Rows"]
 

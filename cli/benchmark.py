@@ -76,10 +76,10 @@ def command(
     threads. --profile adds the time of every operator, and which layers fell out of the fast layout and why; it is
     taken at the first batch and number of threads, in runs of its own.
     """
-    from graphprune.benchmark import benchmark_grid
-    from graphprune.profile import profile
-    from graphprune.report import render_benchmarks
-    from graphprune.report_profile import render_profile
+    from graphprune.report.profile import profile
+    from graphprune.report.profile_text import render_profile
+    from graphprune.report.summary import render_benchmarks
+    from graphprune.runtime.benchmark import benchmark_grid
 
     for model in models:
         if model.is_file() and model.suffix.lower() != ".onnx":

@@ -237,10 +237,10 @@ def command(
     _refuse_idle(ctx, config, given, has_int8=quantize is not None)
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
-    from graphprune.loading import load_model
-    from graphprune.processes import Processes
-    from graphprune.quantize import QuantizeOptions
-    from graphprune.report import render_metrics
+    from graphprune.formats.loading import load_model
+    from graphprune.int8.quantize import QuantizeOptions
+    from graphprune.report.summary import render_metrics
+    from graphprune.training.processes import Processes
 
     processes = Processes.join(config.device)
     if not processes.is_first:

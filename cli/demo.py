@@ -31,7 +31,7 @@ def command(ctx: click.Context, output: Path, force: bool, as_json: bool) -> Non
     compression runs as it would for you; the command for it is said at the end.
     """
     from graphprune.demo import command_line, demonstrate
-    from graphprune.report import render_metrics
+    from graphprune.report.summary import render_metrics
 
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
         result = demonstrate(output, force=force, reporter=reporter)

@@ -43,9 +43,9 @@ def command(
     MODEL is a .pt2 archive, an .onnx file, or a state dict (.safetensors, .pt) with --arch, which needs the size of
     its input besides: --image-size 32 or --shape 1x3x32x32.
     """
-    from graphprune.drawing import draw_svg
-    from graphprune.files import atomic_write_text, refuse_overwrite
-    from graphprune.inspection import describe_graph
+    from graphprune.formats.files import atomic_write_text, refuse_overwrite
+    from graphprune.report.drawing import draw_svg
+    from graphprune.report.inspection import describe_graph
 
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     trace = _trace_onnx if model.suffix.lower() == ".onnx" else _trace_torch
@@ -66,8 +66,8 @@ def _trace_torch(
 ) -> "ChannelGraph":
     import torch
 
+    from graphprune.formats.loading import load_model
     from graphprune.inputs import expected_images
-    from graphprune.loading import load_model
     from graphprune.passes.fx.analyze import trace
 
     loaded = load_model(model, arch=arch, trust_pickle=trust)
@@ -90,7 +90,7 @@ def _in_order(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tup
     """The shapes in the order in which the model takes its inputs; a single one may go without a name."""
     if "" in shapes or not shapes:
         return [*shapes.values()]
-    from graphprune.model_runner import describe_inputs
+    from graphprune.verification.model_runner import describe_inputs
 
     specs = describe_inputs(model)
     names = [*signature(model.forward).parameters] if specs is None else [spec.name for spec in specs]
@@ -120,10 +120,10 @@ def _refuse_other_sizes(
 def _trace_onnx(
     model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], arch: str | None, trust: bool
 ) -> "ChannelGraph":
-    from graphprune.model_runner import describe_inputs
-    from graphprune.onnx_session import refuse_other_shapes
     from graphprune.passes.onnx.analyze import trace_onnx
     from graphprune.passes.onnx.model import free_sizes, load_model
+    from graphprune.runtime.onnx_inputs import refuse_other_shapes
+    from graphprune.verification.model_runner import describe_inputs
 
     if arch is not None:
         raise UsageError(f"{model} holds a whole model, not only its weights: leave --arch {arch} out")
@@ -140,9 +140,9 @@ def _trace_onnx(
 
 
 def _render(found: Mapping[str, Any], console: Any = None) -> str:
-    from graphprune.inspection import summarize
-    from graphprune.report import count
-    from graphprune.tables import new_table, rendered
+    from graphprune.report.inspection import summarize
+    from graphprune.report.summary import count
+    from graphprune.report.tables import new_table, rendered
 
     sets = new_table(("coupled channels", "number", "MACs", "parameters", "removable", "outputs of"), left=(0, 4, 5))
     for s in found["sets"]:

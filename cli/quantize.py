@@ -17,7 +17,7 @@ from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import BudgetError, ModelLoadError
 
 if TYPE_CHECKING:
-    from graphprune.quantize import QuantizeOptions, QuantizeReport
+    from graphprune.int8.quantize import QuantizeOptions, QuantizeReport
 
 __all__ = ["command"]
 
@@ -61,8 +61,8 @@ def command(
     for was missed; OUT.onnx is then the best that was found.
     """
     from graphprune.inputs import DataOptions
-    from graphprune.quantize import QuantizeOptions, quantize_onnx
-    from graphprune.report import render_metrics
+    from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
+    from graphprune.report.summary import render_metrics
 
     for path in (source, target):
         if path.suffix.lower() != ".onnx":
@@ -84,8 +84,8 @@ def command(
 def _metrics(
     source: Path, target: Path, report: "QuantizeReport", options: "QuantizeOptions", seconds: float
 ) -> dict[str, Any]:
-    from graphprune.benchmark import benchmark
-    from graphprune.report import collect_metrics
+    from graphprune.report.summary import collect_metrics
+    from graphprune.runtime.benchmark import benchmark
 
     files = {"float32": source, "int8": target}
     shapes = {"": (0, *report.input_shape)}  # sizes that the file leaves open are those of the images

@@ -74,7 +74,7 @@ def command(
     nothing is trained afterwards: a first look, or a start for training elsewhere. `graphprune compress` keeps what the
     model can do.
     """
-    from graphprune.onnx_session import require_provider
+    from graphprune.runtime.onnx_session import require_provider
     from graphprune.slimming import slim_onnx
 
     for path in (source, target):
@@ -117,7 +117,8 @@ def _way(
         UsageError: the file, --shape and --benchmark-batch contradict each other.
     """
     from graphprune.latency.target import LatencyTarget
-    from graphprune.onnx_session import batch_of, input_specs, open_session
+    from graphprune.runtime.onnx_inputs import batch_of, input_specs
+    from graphprune.runtime.onnx_session import open_session
 
     specs = input_specs(open_session(source, optimize=False, mapped=True), str(source))
     batch = batch_of(specs, batch=batch, shapes=shapes, name=str(source))
@@ -146,7 +147,8 @@ def _arrays(path: Path, source: Path) -> dict[str, Any]:
     """
     import numpy as np
 
-    from graphprune.onnx_session import input_specs, open_session
+    from graphprune.runtime.onnx_inputs import input_specs
+    from graphprune.runtime.onnx_session import open_session
 
     try:
         found = np.load(path, allow_pickle=False)
@@ -162,8 +164,8 @@ def _arrays(path: Path, source: Path) -> dict[str, Any]:
 
 
 def _render(report: "SlimReport", console: Any = None) -> str:
-    from graphprune.report import count, size, some_of
-    from graphprune.tables import new_table, rendered
+    from graphprune.report.summary import count, size, some_of
+    from graphprune.report.tables import new_table, rendered
 
     pairs = (
         ("MACs", count, report.macs_before, report.macs_after),

@@ -59,8 +59,8 @@ def command(
 
     A and B are .onnx, .pt2, .safetensors or .pt files. Exit code 4 says that they differ.
     """
-    from graphprune.report import render_comparison
-    from graphprune.verify import compare, explain
+    from graphprune.report.summary import render_comparison
+    from graphprune.verification.verify import compare, explain
 
     first, second = models = [_load(path, arch, trust_pickle) for path in (reference, candidate)]
     inputs: Any
@@ -82,7 +82,7 @@ def _load(path: Path, arch: str | None, trust_pickle: bool) -> Any:
     """Return what `compare` takes; a torch model only when it is one, since importing torch takes a second."""
     if path.suffix.lower() == ".onnx":
         return path
-    from graphprune.loading import load_model
+    from graphprune.formats.loading import load_model
 
     return load_model(path, arch=None if path.suffix.lower() == ".pt2" else arch, trust_pickle=trust_pickle)
 
@@ -90,7 +90,7 @@ def _load(path: Path, arch: str | None, trust_pickle: bool) -> Any:
 def _random_inputs(
     models: list[Any], shapes: Mapping[str, tuple[int, ...]] | None, seed: int
 ) -> tuple[np.ndarray, ...]:
-    from graphprune.onnx_session import InputSpec, input_shapes, random_inputs
+    from graphprune.runtime.onnx_inputs import InputSpec, input_shapes, random_inputs
 
     specs = _specs(models)
     if specs is None and shapes:
@@ -117,6 +117,6 @@ def _images(models: list[Any], data: Path, limit: int, options: dict[str, Any]) 
 
 
 def _specs(models: list[Any]) -> Any:
-    from graphprune.model_runner import describe_inputs
+    from graphprune.verification.model_runner import describe_inputs
 
     return next((specs for specs in map(describe_inputs, models) if specs is not None), None)

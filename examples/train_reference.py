@@ -29,12 +29,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 import graphprune as gp
-from graphprune.architecture import resolve_arch
 from graphprune.data.batches import TrainingBatches, evaluation_batches
-from graphprune.files import atomic_write_json, atomic_write_through_memory
-from graphprune.loading import load_weights
-from graphprune.memory import freed_memory_kept
+from graphprune.formats.architecture import resolve_arch
+from graphprune.formats.files import atomic_write_json, atomic_write_through_memory
+from graphprune.formats.loading import load_weights
 from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, OutputExistsError, UsageError
+from graphprune.runtime.memory import freed_memory_kept
 
 
 def parse() -> argparse.Namespace:

@@ -26,7 +26,6 @@ if (_ROOT / "pyproject.toml").exists() and (_ROOT / "passes" / "__init__.py").ex
 
 if TYPE_CHECKING:
     from graphprune.api import plan, trace
-    from graphprune.benchmark import benchmark, benchmark_grid
     from graphprune.compress import BenchmarkOptions, CompressResult, DataOptions, compress
     from graphprune.config import CompressConfig
     from graphprune.data import ImageSource, load_images
@@ -44,17 +43,18 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from graphprune.export import export_onnx
+    from graphprune.formats.export import export_onnx
+    from graphprune.formats.loading import load_model
+    from graphprune.formats.saving import load, save
+    from graphprune.int8.quantize import QuantizeOptions, QuantizeReport, quantize_onnx
     from graphprune.latency.target import LatencyTarget
-    from graphprune.loading import load_model
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.slim import mask, slim
-    from graphprune.profile import profile
-    from graphprune.quantize import QuantizeOptions, QuantizeReport, quantize_onnx
-    from graphprune.saving import load, save
+    from graphprune.report.profile import profile
+    from graphprune.runtime.benchmark import benchmark, benchmark_grid
     from graphprune.slimming import SlimReport, slim_onnx
-    from graphprune.sparse_trainer import SparseTrainer
+    from graphprune.training.sparse_trainer import SparseTrainer
 
 __all__ = [
     "BenchmarkOptions",
@@ -107,23 +107,23 @@ _HOMES = {
     "DataOptions": "compress",
     "ImageSource": "data",
     "LatencyTarget": "latency.target",
-    "SparseTrainer": "sparse_trainer",
+    "SparseTrainer": "training.sparse_trainer",
     "PruningPlan": "passes.channels.plan",
-    "QuantizeOptions": "quantize",
-    "QuantizeReport": "quantize",
+    "QuantizeOptions": "int8.quantize",
+    "QuantizeReport": "int8.quantize",
     "SlimReport": "slimming",
-    "benchmark": "benchmark",
-    "benchmark_grid": "benchmark",
+    "benchmark": "runtime.benchmark",
+    "benchmark_grid": "runtime.benchmark",
     "compress": "compress",
-    "export_onnx": "export",
-    "load": "saving",
+    "export_onnx": "formats.export",
+    "load": "formats.saving",
     "load_images": "data",
-    "load_model": "loading",
+    "load_model": "formats.loading",
     "mask": "passes.fx.slim",
     "plan": "api",
-    "profile": "profile",
-    "quantize_onnx": "quantize",
-    "save": "saving",
+    "profile": "report.profile",
+    "quantize_onnx": "int8.quantize",
+    "save": "formats.saving",
     "slim": "passes.fx.slim",
     "slim_onnx": "slimming",
     "trace": "api",
@@ -143,7 +143,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `graphprune.benchmark` the function when the module of that name is imported."""
+    """Keeps `graphprune.compress` the function when the module of that name is imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -29,17 +29,17 @@ from graphprune.allocation import (
     select_ratio,
 )
 from graphprune.config import patterns_of, require_choice
+from graphprune.formats.loading import load_model
 from graphprune.freezing import frozen_groups
+from graphprune.importance.scoring import score_groups
 from graphprune.inputs import Images
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.latency.stopwatch import stopwatch as new_stopwatch
-from graphprune.loading import load_model
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, UsageError
 from graphprune.passes.fx import analyze
-from graphprune.scoring import score_groups
 from graphprune.search import Search, SearchOptions
 
 __all__ = ["plan", "trace"]

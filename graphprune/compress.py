@@ -23,28 +23,28 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from graphprune.allocation import LATENCY, SEARCHES
-from graphprune.checkpoint import load_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
-from graphprune.delivery import Delivery, member_names
-from graphprune.engine import Engine
-from graphprune.files import atomic_write_json
+from graphprune.delivery.deliver import Delivery, member_names
+from graphprune.delivery.int8_files import quantize_members
+from graphprune.delivery.output_folder import CHECKPOINT, OutputFolder
+from graphprune.delivery.results import BenchmarkOptions, measure, missed
+from graphprune.formats.files import atomic_write_json
+from graphprune.formats.loading import load_model
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
-from graphprune.int8_delivery import quantize_members
-from graphprune.loading import load_model
-from graphprune.output_folder import CHECKPOINT, OutputFolder
+from graphprune.int8.quantize import QuantizeOptions
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import DataError, MissedBudgetError, UsageError
 from graphprune.passes.fx.analyze import analyze
-from graphprune.passes.fx.capture import CapturedModule
-from graphprune.processes import Processes
-from graphprune.quantize import QuantizeOptions
-from graphprune.report import count, render_metrics
-from graphprune.results import BenchmarkOptions, measure, missed
-from graphprune.run_records import Observer, StudentResult
+from graphprune.passes.fx.captured import CapturedModule
+from graphprune.report.summary import count, render_metrics
+from graphprune.runtime.torch_mode import torch_threads
 from graphprune.search import SearchOptions, Trial
-from graphprune.torch_mode import torch_threads
+from graphprune.training.checkpoint import load_checkpoint
+from graphprune.training.engine import Engine
+from graphprune.training.processes import Processes
+from graphprune.training.run_records import Observer, StudentResult
 
 __all__ = ["BenchmarkOptions", "CompressResult", "DataOptions", "Reporter", "compress"]
 

@@ -98,7 +98,7 @@ class CompressConfig:
         lambda_sparsity: weight of the group sparsity term.
         temperature: softmax temperature of the loss on outputs.
         output_loss: "kl" for class logits, "mse" for anything else, "auto" decides by the output's shape.
-        sensitivity: what orders the groups, a name in `graphprune.importance.CRITERIA`.
+        sensitivity: what orders the groups, a name in `graphprune.importance.criteria.CRITERIA`.
         sensitivity_decay: decay per step of the running sensitivity (rho).
         diversity: spread (standard deviation of the logarithm) of the factors that sensitivities of further students of
             one budget are multiplied with; without it, students that start alike would stay alike.
@@ -122,7 +122,7 @@ class CompressConfig:
         search_evaluations: how many allocations such a policy tries out.
         search_images: images that it judges each on.
         sigma: weights of linear layers that are less than so many standard deviations from their mean become zero and
-            stay so; 0 = none do (`graphprune.linear_sparsity`).
+            stay so; 0 = none do (`graphprune.training.linear_sparsity`).
         freeze: patterns (`layer1.*`) of layers that keep all their output channels, and linear ones all their weights.
         shrink: remove dead groups from the students while they learn, which makes steps cheaper and changes nothing
             else.

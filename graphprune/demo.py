@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from graphprune.compress import CompressResult, Reporter, compress
 from graphprune.config import CompressConfig
 from graphprune.data import Preprocess
-from graphprune.machine import machine_facts
+from graphprune.formats.saving import save
 from graphprune.passes.errors import GraphPruneError, OutputExistsError
-from graphprune.saving import save
+from graphprune.runtime.machine import machine_facts
 
 __all__ = ["DigitNet", "Digits", "command_line", "demonstrate", "load_digits", "train", "write_folders"]
 

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from graphprune.architecture import one_line
 from graphprune.data import ImageSource, Preprocess, load_images
-from graphprune.model_runner import captured_batch, describe_inputs
+from graphprune.formats.architecture import one_line
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.outputs import layouts, run, turned
-from graphprune.torch_mode import evaluation
+from graphprune.runtime.torch_mode import evaluation
+from graphprune.verification.model_runner import captured_batch, describe_inputs
 
 __all__ = [
     "DataOptions",

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphprune.files import refuse_overwrite
+from graphprune.formats.files import refuse_overwrite
+from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.formats.onnx_files import folder_beside, write, written
+from graphprune.formats.sparse_storage import store_sparse_like
 from graphprune.latency.target import LatencyTarget
-from graphprune.machine import machine_facts
-from graphprune.memory import give_back_memory
-from graphprune.onnx_cost import onnx_cost
-from graphprune.onnx_files import folder_beside, write, written
-from graphprune.onnx_session import external_files, one_line, open_session
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import UsageError, VerificationError
 from graphprune.passes.onnx.analyze import trace_onnx
@@ -30,9 +28,11 @@ from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
-from graphprune.proof import run_reference
-from graphprune.sparse_storage import store_sparse_like
-from graphprune.verify import tolerance_of
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.memory import give_back_memory
+from graphprune.runtime.onnx_session import external_files, one_line, open_session
+from graphprune.verification.proof import run_reference
+from graphprune.verification.verify import tolerance_of
 from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]

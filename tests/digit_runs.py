@@ -10,9 +10,9 @@ from torch import nn
 
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
-from graphprune.engine import Engine
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
+from graphprune.training.engine import Engine
 
 SETTINGS = CompressConfig(macs=0.5, epochs=5, batch_size=32, flip=False, crop=False, precision="float32", threads=1)
 

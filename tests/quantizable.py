@@ -6,8 +6,8 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.data import ImageSource, Preprocess
-from graphprune.model_runner import open_runner
-from graphprune.quantize import QuantizeOptions
+from graphprune.int8.quantize import QuantizeOptions
+from graphprune.verification.model_runner import open_runner
 
 SIZE = 8
 QUICK = QuantizeOptions(calibration_images=32, search_images=64, min_agreement=0.0)

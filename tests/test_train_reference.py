@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import graphprune as gp
 from graphprune.data.batches import TrainingBatches
-from graphprune.loading import load_model
+from graphprune.formats.loading import load_model
 from graphprune.models import resnet20
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_reference.py"

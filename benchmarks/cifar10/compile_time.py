@@ -25,10 +25,10 @@ sys.path.insert(0, str(HERE.parents[1]))
 import torch  # noqa: E402
 from step_time import make  # noqa: E402
 
-from graphprune.engine import Engine  # noqa: E402
-from graphprune.files import atomic_write_json  # noqa: E402
-from graphprune.machine import machine_facts  # noqa: E402
-from graphprune.precision import Precision  # noqa: E402
+from graphprune.formats.files import atomic_write_json  # noqa: E402
+from graphprune.runtime.machine import machine_facts  # noqa: E402
+from graphprune.runtime.precision import Precision  # noqa: E402
+from graphprune.training.engine import Engine  # noqa: E402
 
 LAYOUTS = {"plain": Precision(), "channels last": Precision(channels_last=True)}
 

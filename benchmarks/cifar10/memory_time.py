@@ -1,4 +1,4 @@
-"""What keeping freed memory saves of a training step: `graphprune.memory.freed_memory_kept` beside glibc's defaults.
+"""What keeping freed memory saves of a step: `graphprune.runtime.memory.freed_memory_kept` beside glibc's defaults.
 
 *huge pages*: kept, and glibc told to ask for pages of 2 MB, which it takes from the environment alone.
 
@@ -27,9 +27,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from graphprune import models  # noqa: E402
-from graphprune.files import atomic_write_json  # noqa: E402
-from graphprune.machine import machine_facts  # noqa: E402
-from graphprune.memory import freed_memory_kept  # noqa: E402
+from graphprune.formats.files import atomic_write_json  # noqa: E402
+from graphprune.runtime.machine import machine_facts  # noqa: E402
+from graphprune.runtime.memory import freed_memory_kept  # noqa: E402
 
 _BATCH, _STEPS = 64, 4
 _HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -15,7 +15,7 @@ from experiments import EXPERIMENTS  # noqa: E402
 from run import settings  # noqa: E402
 
 from graphprune import CompressConfig  # noqa: E402
-from graphprune.files import atomic_write_text  # noqa: E402
+from graphprune.formats.files import atomic_write_text  # noqa: E402
 
 Run = Mapping[str, Any]
 

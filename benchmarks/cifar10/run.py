@@ -36,7 +36,7 @@ from graphprune.cli.compress import with_missed  # noqa: E402
 from graphprune.cli.options import RunState  # noqa: E402
 from graphprune.cli.progress import progress  # noqa: E402
 from graphprune.data.batches import evaluation_batches  # noqa: E402
-from graphprune.files import atomic_write_json, atomic_write_text  # noqa: E402
+from graphprune.formats.files import atomic_write_json, atomic_write_text  # noqa: E402
 
 HELD_OUT = 2000  # images of train/
 _BATCH = 250

@@ -27,11 +27,11 @@ import torch  # noqa: E402
 import graphprune as gp  # noqa: E402
 from graphprune import models  # noqa: E402
 from graphprune.data import ImageSource, Preprocess  # noqa: E402
-from graphprune.engine import Engine  # noqa: E402
-from graphprune.files import atomic_write_json  # noqa: E402
-from graphprune.machine import machine_facts  # noqa: E402
+from graphprune.formats.files import atomic_write_json  # noqa: E402
 from graphprune.passes.fx.capture import capture  # noqa: E402
-from graphprune.precision import Precision  # noqa: E402
+from graphprune.runtime.machine import machine_facts  # noqa: E402
+from graphprune.runtime.precision import Precision  # noqa: E402
+from graphprune.training.engine import Engine  # noqa: E402
 
 _STEPS_OF_A_RUN = 20 * 703
 _DRAWS_OF_A_RUN = 40

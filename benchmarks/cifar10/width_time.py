@@ -20,8 +20,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from graphprune.files import atomic_write_json  # noqa: E402
-from graphprune.machine import machine_facts  # noqa: E402
+from graphprune.formats.files import atomic_write_json  # noqa: E402
+from graphprune.runtime.machine import machine_facts  # noqa: E402
 
 _STAGES = {(16, 32): (2, 3, 4, 6, 8, 12, 16), (32, 16): (4, 8, 12, 16, 24, 32), (64, 8): (16, 32, 40, 48, 64)}
 _BATCH = 64

@@ -35,8 +35,8 @@ from torch import nn  # noqa: E402
 
 import graphprune as gp  # noqa: E402
 from graphprune.data.batches import TrainingBatches, evaluation_batches  # noqa: E402
-from graphprune.files import atomic_write  # noqa: E402
-from graphprune.onnx_cost import onnx_cost  # noqa: E402
+from graphprune.formats.files import atomic_write  # noqa: E402
+from graphprune.formats.onnx_cost import onnx_cost  # noqa: E402
 
 PRUNERS = {
     "group-norm": (tp.pruner.GroupNormPruner, tp.importance.GroupMagnitudeImportance),

@@ -20,8 +20,8 @@ from torch import nn
 from weights import calibrate, images, largest_difference, masked, randomize
 
 import graphprune as gp
+from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.models import resnet56
-from graphprune.onnx_cost import onnx_cost
 
 _STAGES, _BLOCKS = 3, 9
 _INPUT = (2, 3, 32, 32)

@@ -15,7 +15,8 @@ from weights import calibrate, flat_outputs, images, largest_difference, masked,
 import graphprune as gp
 from graphprune.passes.fx import slim as slim_module
 from graphprune.passes.fx.analyze import analyze
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 
 #: Largest relative difference of what is called exact: float32, and float64 where rounding hides the answer.
 EXACT = 1e-5

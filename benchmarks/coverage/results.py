@@ -10,8 +10,8 @@ from typing import Any
 
 from process import HERE, REPOSITORY, Row
 
-from graphprune.files import atomic_write_text
-from graphprune.machine import machine_facts
+from graphprune.formats.files import atomic_write_text
+from graphprune.runtime.machine import machine_facts
 
 RESULTS = HERE / "results"
 _DISTRIBUTIONS = ("torch", "torchvision", "timm", "torch-pruning", "numpy", "scipy")

@@ -10,7 +10,7 @@ from process import Row
 from results import read
 from wording import cell, difference, held, percent, why
 
-from graphprune.files import atomic_write_text
+from graphprune.formats.files import atomic_write_text
 
 #: Share of the parameters that should go where the architecture allows it.
 ENOUGH = 0.45

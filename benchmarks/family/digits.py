@@ -27,8 +27,9 @@ from rows import Rows  # noqa: E402
 import graphprune as gp  # noqa: E402
 from graphprune.data import ImageSource, Preprocess  # noqa: E402
 from graphprune.demo import SIDE, DigitNet, Digits, load_digits, train  # noqa: E402
-from graphprune.engine import Engine  # noqa: E402
-from graphprune.passes.fx.capture import CapturedModule, capture  # noqa: E402
+from graphprune.passes.fx.capture import capture  # noqa: E402
+from graphprune.passes.fx.captured import CapturedModule  # noqa: E402
+from graphprune.training.engine import Engine  # noqa: E402
 
 SHARES = (0.66, 0.5, 0.33)  # of the multiply-accumulates
 _EPOCHS_OF_TRAINING = 6

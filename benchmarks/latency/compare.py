@@ -35,10 +35,10 @@ from rows import Rows  # noqa: E402
 from torch import nn  # noqa: E402
 
 import graphprune as gp  # noqa: E402
+from graphprune.formats.onnx_cost import onnx_cost  # noqa: E402
+from graphprune.importance.scoring import score_groups  # noqa: E402
 from graphprune.latency import LatencyTarget  # noqa: E402
 from graphprune.latency.stopwatch import stopwatch  # noqa: E402
-from graphprune.onnx_cost import onnx_cost  # noqa: E402
-from graphprune.scoring import score_groups  # noqa: E402
 
 SHARE, SPEEDUP = 0.5, 2.0
 COARSE, FINE = 0.1, 0.02  # steps of the pruning ratio

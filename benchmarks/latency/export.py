@@ -24,13 +24,13 @@ import onnx  # noqa: E402
 import onnx_ir as ir  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
-from graphprune.benchmark import benchmark  # noqa: E402
-from graphprune.files import atomic_write_text  # noqa: E402
-from graphprune.machine import machine_facts  # noqa: E402
-from graphprune.optimized import optimized_graph  # noqa: E402
+from graphprune.formats.files import atomic_write_text  # noqa: E402
 from graphprune.passes.onnx.clean import EliminateDeadCodePass  # noqa: E402
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass  # noqa: E402
 from graphprune.passes.onnx.model import load_model  # noqa: E402
+from graphprune.runtime.benchmark import benchmark  # noqa: E402
+from graphprune.runtime.machine import machine_facts  # noqa: E402
+from graphprune.runtime.optimized import optimized_graph  # noqa: E402
 
 FULL = "export_onnx"
 PASSES = ("SelectChannelsPass", "GlobalPoolPass")
@@ -53,7 +53,8 @@ def make(folder: Path) -> None:
     import torch
 
     import graphprune as gp
-    from graphprune import export, models
+    from graphprune import models
+    from graphprune.formats import export
 
     folder.mkdir(parents=True, exist_ok=True)
     example = (torch.randn(4, 3, 32, 32),)

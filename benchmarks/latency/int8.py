@@ -16,12 +16,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
-from graphprune.accuracy import measure_quality  # noqa: E402
-from graphprune.benchmark import benchmark  # noqa: E402
 from graphprune.data import load_images  # noqa: E402
-from graphprune.files import atomic_write_text  # noqa: E402
-from graphprune.int8 import Scheme, calibrate, prepare, saturates, scheme_of_machine  # noqa: E402
-from graphprune.machine import machine_facts  # noqa: E402
+from graphprune.formats.files import atomic_write_text  # noqa: E402
+from graphprune.int8.quantizer import calibrate, prepare, scheme_of_machine  # noqa: E402
+from graphprune.int8.scheme import Scheme, saturates  # noqa: E402
+from graphprune.runtime.benchmark import benchmark  # noqa: E402
+from graphprune.runtime.machine import machine_facts  # noqa: E402
+from graphprune.verification.accuracy import measure_quality  # noqa: E402
 
 SCHEMES = {
     "u8s8, 8 bits": Scheme("uint8", False),

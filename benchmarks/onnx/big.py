@@ -79,9 +79,15 @@ def slim(path: Path) -> dict[str, Any]:
 
     from graphprune import slimming
     from graphprune.cli.main import main as command
-    from graphprune.proof import Proof
+    from graphprune.verification.proof import Proof
 
-    for name in ("graphprune.cli.slim", "graphprune.tables", "graphprune.report", "rich.console", "rich.table"):
+    for name in (
+        "graphprune.cli.slim",
+        "graphprune.report.tables",
+        "graphprune.report.summary",
+        "rich.console",
+        "rich.table",
+    ):
         importlib.import_module(name)  # what the command imports when it is called
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -122,7 +128,7 @@ def measure(folder: Path, names: Sequence[str]) -> None:
     from page import page
     from results import surroundings
 
-    from graphprune.files import atomic_write_json, atomic_write_text
+    from graphprune.formats.files import atomic_write_json, atomic_write_text
 
     rows = []
     for name in names:

@@ -17,9 +17,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.version_converter import ConvertError, convert_version
 
-from graphprune.files import atomic_write
-from graphprune.onnx_session import InputSpec, input_specs, open_session
+from graphprune.formats.files import atomic_write
 from graphprune.passes.errors import GraphPruneError
+from graphprune.runtime.onnx_inputs import InputSpec, input_specs
+from graphprune.runtime.onnx_session import open_session
 
 Sizes = tuple[int, ...]
 

@@ -23,7 +23,7 @@ import fuzz_child  # noqa: E402
 from process import Row, run_child  # noqa: E402
 from results import surroundings  # noqa: E402
 
-from graphprune.files import atomic_write_text  # noqa: E402
+from graphprune.formats.files import atomic_write_text  # noqa: E402
 
 #: Examples in one process.
 _CHUNK = 50

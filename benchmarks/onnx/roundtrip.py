@@ -20,7 +20,7 @@ from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.slimming import SlimReport, slim_onnx
-from graphprune.verify import compare
+from graphprune.verification.verify import compare
 
 #: Largest relative difference of an output that passes.
 TOLERANCE = 1e-4
@@ -141,7 +141,8 @@ def convolutions(model: ir.Model) -> list[list[int]]:
 
 def inputs(path: Path) -> tuple[np.ndarray, ...]:
     """Random inputs, a batch of two where it is free."""
-    from graphprune.onnx_session import input_shapes, input_specs, open_session, random_inputs
+    from graphprune.runtime.onnx_inputs import input_shapes, input_specs, random_inputs
+    from graphprune.runtime.onnx_session import open_session
 
     specs = input_specs(open_session(path), path.name)
     return tuple(random_inputs(specs, input_shapes(specs, batch=2, name=path.name), seed=5).values())

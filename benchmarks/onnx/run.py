@@ -25,7 +25,7 @@ from process import Row, run_child  # noqa: E402
 from record import without_folders  # noqa: E402
 from results import surroundings  # noqa: E402
 
-from graphprune.files import atomic_write_text  # noqa: E402
+from graphprune.formats.files import atomic_write_text  # noqa: E402
 
 Job = tuple[Path, Sequence[str]]
 """Where the row of a network or file is kept, and the arguments of the process that makes it."""

@@ -29,14 +29,14 @@ from experiments import ARCHITECTURES, find  # noqa: E402
 from rows import Rows  # noqa: E402
 
 import graphprune as gp  # noqa: E402
-from graphprune.batchnorm import reestimate_batch_norm  # noqa: E402
-from graphprune.closeness import Agreement  # noqa: E402
 from graphprune.data.batches import evaluation_batches  # noqa: E402
-from graphprune.engine import Engine  # noqa: E402
-from graphprune.importance import CRITERIA  # noqa: E402
-from graphprune.linear_sparsity import LinearSparsity  # noqa: E402
-from graphprune.removal import Removal  # noqa: E402
+from graphprune.importance.criteria import CRITERIA  # noqa: E402
 from graphprune.search import SearchOptions, Trial  # noqa: E402
+from graphprune.training.batchnorm import reestimate_batch_norm  # noqa: E402
+from graphprune.training.engine import Engine  # noqa: E402
+from graphprune.training.linear_sparsity import LinearSparsity  # noqa: E402
+from graphprune.training.removal import Removal  # noqa: E402
+from graphprune.verification.closeness import Agreement  # noqa: E402
 
 SIGMAS = (1.0, 1.5, 2.0, 2.5, 3.0)
 SEARCHES = ("random", "bee-colony", "ddpg")

@@ -1,7 +1,7 @@
 """How many channels go and where: policies that turn scores and a budget into a set of groups to remove.
 
-Which groups are worth least is not decided here but by their scores (`graphprune.importance`), so that a policy
-is one file and knows nothing of weights.
+Which groups are worth least is not decided here but by their scores (`graphprune.importance`), so that a policy is one
+file and knows nothing of weights.
 """
 
 from graphprune.allocation.budget import CostFunction, check_reachable, select

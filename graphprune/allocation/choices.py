@@ -12,7 +12,7 @@ import numpy as np
 
 from graphprune.allocation.problem import Problem
 from graphprune.latency.sampling import lattice_of
-from graphprune.machine import machine_facts
+from graphprune.runtime.machine import machine_facts
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import GroupSet

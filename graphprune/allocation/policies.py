@@ -1,12 +1,11 @@
 """The policies by name: each turns a problem into the mask of groups to remove, and is one file.
 
-Those that search run the model, and are imported when they are called.
+Those that search run the model: `Problem.search` stands for them.
 """
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
-from importlib import import_module
 
 import numpy as np
 
@@ -23,20 +22,17 @@ __all__ = ["POLICIES", "SEARCHES", "Policy", "allocate", "allocator", "require_p
 Policy = Callable[[Problem], np.ndarray]
 
 
-def _searching(module: str, function: str) -> Policy:
+def _searching(name: str) -> Policy:
     def policy(problem: Problem) -> np.ndarray:
-        found: Policy = getattr(import_module(f"graphprune.search.{module}"), function)
-        return found(problem)
+        if problem.search is None:
+            raise UsageError(f"policy {name} tries allocations out on images: give some")
+        return problem.search.propose(name, problem)
 
     return policy
 
 
-#: Policies that try allocations out; they need a `Problem.search`.
-SEARCHES: Mapping[str, Policy] = {
-    "ddpg": _searching("ddpg", "ddpg"),
-    "bee-colony": _searching("bee_colony", "bee_colony"),
-    "random": _searching("random_search", "random_search"),
-}
+#: Policies that try allocations out; they need a `Problem.search`, which knows how.
+SEARCHES: Mapping[str, Policy] = {name: _searching(name) for name in ("ddpg", "bee-colony", "random")}
 
 POLICIES: Mapping[str, Policy] = {
     "knapsack": knapsack,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -11,12 +11,23 @@ from graphprune.allocation.removable import Limits
 if TYPE_CHECKING:
     from graphprune.latency import LatencyModel
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.search.options import Search
 
-__all__ = ["LATENCY", "Problem", "count", "count_dense"]
+__all__ = ["LATENCY", "Problem", "Searcher", "count", "count_dense"]
 
 #: The unit of a budget in latency: shares of the dense network's, as the latency model predicts them.
 LATENCY = "latency"
+
+
+class Searcher(Protocol):
+    """What tries allocations out (`graphprune.search`)."""
+
+    def propose(self, policy: str, problem: "Problem") -> np.ndarray:
+        """(n_groups,) mask of the groups to remove: the best that the policy of that name finds.
+
+        Raises:
+            BudgetError: a budget cannot be reached.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Problem:
     latency: "LatencyModel | None" = None
     is_on_steps: bool = False
     widths: np.ndarray | None = None
-    search: "Search | None" = None
+    search: Searcher | None = None
 
     @property
     def gone(self) -> np.ndarray:

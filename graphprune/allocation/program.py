@@ -8,7 +8,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 
 from graphprune.allocation.choices import Choice
 from graphprune.allocation.resources import Layer
-from graphprune.stdout import nothing_printed
+from graphprune.runtime.stdout import nothing_printed
 from graphprune.widths import Axis
 
 __all__ = ["Infeasible", "Program", "Unsolved"]

@@ -20,21 +20,21 @@ from torch import nn
 from graphprune.allocation import SEARCHES
 from graphprune.api import plan
 from graphprune.config import Budget, CompressConfig
-from graphprune.engine import Engine
-from graphprune.export import export_onnx
+from graphprune.formats.export import export_onnx
+from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.formats.saving import load, save
+from graphprune.formats.sparse_storage import StoredSparse, store_sparse
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
-from graphprune.onnx_cost import onnx_cost
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import VerificationError
-from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.slim import mask, slim
-from graphprune.run_records import StudentResult
-from graphprune.saving import load, save
 from graphprune.search import SearchOptions
-from graphprune.sparse_storage import StoredSparse, store_sparse
-from graphprune.verify import Comparison, require_equal
+from graphprune.training.engine import Engine
+from graphprune.training.run_records import StudentResult
+from graphprune.verification.verify import Comparison, require_equal
 from graphprune.version import __version__
 
 __all__ = ["Delivery", "Member", "count_parameters", "member_names"]

@@ -4,11 +4,11 @@ import dataclasses
 import logging
 from typing import Any
 
-from graphprune.benchmark import benchmark
 from graphprune.data import ImageSource
-from graphprune.delivery import Delivery
+from graphprune.delivery.deliver import Delivery
+from graphprune.int8.quantize import AUTO, QuantizeOptions, quantize_onnx
 from graphprune.latency.target import LatencyTarget
-from graphprune.quantize import AUTO, QuantizeOptions, quantize_onnx
+from graphprune.runtime.benchmark import benchmark
 
 __all__ = ["add_timing", "int8_name", "quantize_members"]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.config import BUDGETS
-from graphprune.files import atomic_write_json, meant_to_be, remove_half_written
+from graphprune.formats.files import atomic_write_json, meant_to_be, remove_half_written
 from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
 __all__ = ["OutputFolder"]

@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 
-from graphprune.accuracy import Quality, measure_quality
-from graphprune.benchmark import NOT_FASTER, BenchmarkReport, benchmark
 from graphprune.data import ImageSource
-from graphprune.delivery import Delivery, Member, count_parameters
-from graphprune.int8_delivery import add_timing
+from graphprune.delivery.deliver import Delivery, Member, count_parameters
+from graphprune.delivery.int8_files import add_timing
+from graphprune.formats.sparse_storage import is_smaller_sparse
 from graphprune.latency.stopwatch import TOLERANCE
 from graphprune.latency.target import LatencyTarget
-from graphprune.machine import machine_facts
-from graphprune.onnx_session import CPU, require_provider
 from graphprune.passes.errors import UsageError
-from graphprune.report import collect_metrics
-from graphprune.sparse_storage import is_smaller_sparse
+from graphprune.report.summary import collect_metrics
+from graphprune.runtime.benchmark import NOT_FASTER, BenchmarkReport, benchmark
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.onnx_session import CPU, require_provider
+from graphprune.verification.accuracy import Quality, measure_quality
 from graphprune.version import __version__
 
 __all__ = ["BenchmarkOptions", "measure", "missed"]

@@ -22,9 +22,8 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from graphprune.files import refuse_overwrite
-from graphprune.onnx_files import written
-from graphprune.onnx_session import one_line
+from graphprune.formats.files import refuse_overwrite
+from graphprune.formats.onnx_files import written
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
 from graphprune.passes.fx.capture import module_of
 from graphprune.passes.fx.device import CPU, device_of
@@ -32,8 +31,9 @@ from graphprune.passes.fx.plain import copy_on_cpu
 from graphprune.passes.fx.quiet import kept_quiet
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass, ShiftPass
-from graphprune.torch_mode import evaluation
-from graphprune.verify import require_equal
+from graphprune.runtime.onnx_session import one_line
+from graphprune.runtime.torch_mode import evaluation
+from graphprune.verification.verify import require_equal
 from graphprune.version import __version__
 
 __all__ = ["export_onnx"]

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import is_pt2_package
 
-from graphprune.architecture import ARCH_FORM, current_folder_importable, one_line, resolve_arch
+from graphprune.formats.architecture import ARCH_FORM, current_folder_importable, one_line, resolve_arch
+from graphprune.formats.pt2 import BROKEN_FILE, load_archive
 from graphprune.passes.errors import ModelLoadError, UsageError
-from graphprune.pt2 import BROKEN_FILE, load_archive
 
 logger = logging.getLogger("graphprune")
 

@@ -20,23 +20,21 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import inliner, shape_inference
 
-from graphprune.onnx_session import (
-    RUNTIME_ERRORS,
-    OnnxSource,
-    external_files,
-    input_shapes,
-    input_specs,
-    label_of,
-    load_proto,
-    one_line,
-    open_session,
-    random_inputs,
-    with_outputs,
-)
 from graphprune.passes.channels.operators import is_random
 from graphprune.passes.errors import GraphPruneError, ModelLoadError
 from graphprune.passes.onnx.layout import SELECTS
 from graphprune.passes.onnx.wire import outline
+from graphprune.runtime.onnx_inputs import input_shapes, input_specs, random_inputs
+from graphprune.runtime.onnx_session import (
+    RUNTIME_ERRORS,
+    OnnxSource,
+    external_files,
+    label_of,
+    load_proto,
+    one_line,
+    open_session,
+    with_outputs,
+)
 
 __all__ = ["OnnxCost", "onnx_cost"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphprune.files import atomic_write, atomic_write_together, refuse_overwrite, write_error
+from graphprune.formats.files import atomic_write, atomic_write_together, refuse_overwrite, write_error
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx import wire
 

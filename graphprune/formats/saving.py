@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from graphprune.files import atomic_write_through_memory, refuse_overwrite
+from graphprune.formats.files import atomic_write_through_memory, refuse_overwrite
+from graphprune.formats.pt2 import load_archive
 from graphprune.passes.errors import CaptureError, ModelLoadError
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.program import export
 from graphprune.passes.fx.quiet import kept_quiet
-from graphprune.pt2 import load_archive
-from graphprune.torch_mode import evaluation
+from graphprune.runtime.torch_mode import evaluation
 
 __all__ = ["load", "save"]
 

@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graphprune.files import atomic_write
+from graphprune.formats.files import atomic_write
 from graphprune.passes.errors import GraphPruneError
 from graphprune.passes.onnx.wire import outline
-from graphprune.verify import compare
+from graphprune.verification.verify import compare
 
 __all__ = ["StoredSparse", "is_smaller_sparse", "store_sparse", "store_sparse_like"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 __all__ = ["ActivationStatistics", "activation_nodes"]
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.importance.group_index import GroupIndex
 from graphprune.passes.errors import UsageError
-from graphprune.sparsity import GroupIndex
 
 __all__ = ["CRITERIA", "Criterion", "Evidence", "criterion"]
 
@@ -28,7 +28,7 @@ _BINS = 32
 
 
 class Activations(Protocol):
-    """Per-channel statistics of what a network computes on images (`graphprune.activations`)."""
+    """Per-channel statistics of what a network computes on images (`graphprune.importance.activations`)."""
 
     def sums(
         self, per_image: Callable[[Tensor], Tensor], over_images: Callable[[Tensor], Tensor], most: int | None = None

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphprune.activations import ActivationStatistics
 from graphprune.data.batches import evaluation_batches
-from graphprune.distill import OutputLoss, flatten_outputs, output_kind
-from graphprune.importance import Evidence, criterion, scale_parameters
+from graphprune.importance.activations import ActivationStatistics
+from graphprune.importance.criteria import Evidence, criterion, scale_parameters
+from graphprune.importance.group_index import GroupIndex
+from graphprune.importance.output_loss import OutputLoss, flatten_outputs, output_kind
 from graphprune.passes.errors import UsageError
-from graphprune.precision import number_format
-from graphprune.sparsity import GroupIndex
+from graphprune.runtime.precision import number_format
 
 if TYPE_CHECKING:
     from graphprune.inputs import Images
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 __all__ = ["score_groups"]
 
@@ -42,7 +42,7 @@ def score_groups(
 
     Args:
         graph: channel groups of a torch or an ONNX model.
-        importance: a name in `graphprune.importance.CRITERIA`.
+        importance: a name in `graphprune.importance.criteria.CRITERIA`.
         images: for criteria that need them; up to 256 are looked at, drawn at random.
         seed: of that draw and of the criterion "random".
         output_loss: what the model's outputs are, as in `CompressConfig`.

@@ -17,22 +17,14 @@ import onnx
 
 from graphprune.config import require_choice
 from graphprune.data import ImageSource, Preprocess
-from graphprune.files import atomic_write, refuse_overwrite
+from graphprune.formats.files import atomic_write, refuse_overwrite
+from graphprune.formats.onnx_cost import size_of
 from graphprune.inputs import DataOptions, Images, image_sizes, read_images
-from graphprune.int8 import (
-    CALIBRATIONS,
-    Calibrated,
-    Scheme,
-    calibrate,
-    inputs_of,
-    layers_of,
-    prepare,
-    scheme_of_machine,
-)
-from graphprune.int8_search import Choice, Judge, Trial, choose_layers, describe_miss
-from graphprune.onnx_cost import size_of
-from graphprune.onnx_session import one_line
+from graphprune.int8.quantizer import Calibrated, calibrate, inputs_of, layers_of, prepare
+from graphprune.int8.scheme import CALIBRATIONS, Scheme, scheme_of_machine
+from graphprune.int8.search import Choice, Judge, Trial, choose_layers, describe_miss
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError, VerificationError
+from graphprune.runtime.onnx_session import one_line
 from graphprune.version import __version__
 
 __all__ = ["AUTO", "QuantizeOptions", "QuantizeReport", "quantize_onnx"]

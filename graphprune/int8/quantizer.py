@@ -7,9 +7,6 @@ QuantizeLinear and DequantizeLinear nodes are written around what is to be compu
 fuses them into integer kernels. Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference", section 2; Nagel et al. 2021, "A white paper on neural network quantization",
 sections 2 and 3; onnxruntime.quantization.
-
-x86-64 without VNNI adds pairs of 8-bit products in 16 bits, which overflow and are cut off (vpmaddubsw). There weights
-get 7 bits ("reduce range"), which costs next to no accuracy. Whether the kernels at hand saturate is tried out.
 """
 
 import contextlib
@@ -17,8 +14,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,13 +22,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from graphprune.machine import machine_facts
-from graphprune.onnx_session import RUNTIME_ERRORS, one_line, open_session
-from graphprune.optimized import name_nodes
-from graphprune.passes.errors import UnsupportedModelError, UsageError
+from graphprune.int8.scheme import OPSET, Scheme
+from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.clean import (
     EliminateDeadCodePass,
     EliminateIdentityPass,
@@ -45,26 +38,20 @@ from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
 from graphprune.passes.onnx.model import load_model
 from graphprune.passes.onnx.resize import ResizeAllAxesPass
+from graphprune.runtime.onnx_session import RUNTIME_ERRORS, one_line
+from graphprune.runtime.optimized import name_nodes
 
 __all__ = [
-    "CALIBRATIONS",
     "Calibrated",
-    "Scheme",
     "calibrate",
     "inputs_of",
     "layers_of",
     "prepare",
-    "saturates",
-    "scheme_of_machine",
 ]
 
 logger = logging.getLogger("graphprune")
 
-#: Which range of an activation is kept: all of it, all but the outermost, or what loses the least information.
-CALIBRATIONS = ("minmax", "percentile", "entropy")
 
-#: Opset from which a scale a channel exists.
-OPSET = 13
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What the float kernels of a layer compute along with it.
 _FUSED = frozenset({"Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"})
@@ -74,77 +61,6 @@ _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
 _PERCENTILE = 99.99
 _FAILURES: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, KeyError, TypeError, AttributeError, IndexError)
 _WARNINGS_ALONE = 3  # onnxruntime's severity: errors, which arrive as exceptions as well
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Which integers stand for what.
-
-    Attributes:
-        activations: "uint8" (with a zero point), or "int8".
-        reduce_range: weights have 7 bits instead of 8.
-        calibration: one of `CALIBRATIONS`.
-    """
-
-    activations: str = "uint8"
-    reduce_range: bool = False
-    calibration: str = "minmax"
-
-    def __post_init__(self) -> None:
-        if self.calibration not in CALIBRATIONS:
-            raise UsageError(f"the calibration is one of {', '.join(CALIBRATIONS)}, not {self.calibration!r}")
-        if self.activations not in ("uint8", "int8"):
-            raise UsageError(f"activations are uint8 or int8, not {self.activations!r}")
-
-    def __str__(self) -> str:
-        """One phrase for a table's foot."""
-        bits = 7 if self.reduce_range else 8
-        return f"{self.activations} activations ({self.calibration}), {bits}-bit weights, one scale a channel"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-
-def scheme_of_machine(calibration: str = "minmax", reduce_range: bool | None = None) -> Scheme:
-    """The scheme that suits the kernels of this machine; `reduce_range` overrides what was found out."""
-    if machine_facts().architecture == "arm64":
-        return Scheme("int8", bool(reduce_range), calibration)
-    return Scheme("uint8", saturates() if reduce_range is None else reduce_range, calibration)
-
-
-@lru_cache(maxsize=1)
-def saturates() -> bool:
-    """Whether onnxruntime's int8 convolution cuts off sums of large products here: tried on one that does it."""
-    channels, outputs = 64, 32
-    weight = np.full((outputs, channels, 1, 1), 127, np.int8)
-    literals = {
-        "one": np.float32(1),
-        "scale": np.float32(1e5),
-        "zero": np.uint8(0),
-        "weight": weight,
-        "scales": np.ones(outputs, np.float32),
-        "zeros": np.zeros(outputs, np.int8),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["dq"]),
-        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["w"], axis=0),
-        helper.make_node("Conv", ["dq", "w"], ["y"]),
-        helper.make_node("QuantizeLinear", ["y", "scale", "zero"], ["yq"]),
-        helper.make_node("DequantizeLinear", ["yq", "scale", "zero"], ["out"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "saturation",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, 4, 4])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, outputs, 4, 4])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in literals.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-    session = open_session(model.SerializeToString(), name="the trial of int8 kernels")
-    (found,) = session.run(None, {"x": np.full((1, channels, 4, 4), 255, np.float32)})
-    return bool(float(found.min()) < 0.95 * 255 * 127 * channels)
 
 
 def prepare(source: Path) -> onnx.ModelProto:

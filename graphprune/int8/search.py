@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphprune.accuracy import Distance, batches_of
-from graphprune.closeness import Agreement, are_classes
 from graphprune.data import ImageSource
-from graphprune.int8 import Calibrated, Scheme
-from graphprune.model_runner import Runner, open_runner
+from graphprune.int8.quantizer import Calibrated
+from graphprune.int8.scheme import Scheme
 from graphprune.passes.errors import UnsupportedModelError
+from graphprune.verification.accuracy import Distance, batches_of
+from graphprune.verification.closeness import Agreement, are_classes
+from graphprune.verification.model_runner import Runner, open_runner
 
 __all__ = ["Choice", "Judge", "Trial", "choose_layers", "describe_miss"]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphprune.benchmark import BUSY
 from graphprune.latency import cache
 from graphprune.latency.curve import Point
 from graphprune.latency.cut import cut_file
@@ -22,11 +21,13 @@ from graphprune.latency.segments import Segments, read_segments
 from graphprune.latency.target import LatencyTarget
 from graphprune.latency.timing import Reference
 from graphprune.latency.trend import Taken, fit_trend, merged
-from graphprune.machine import machine_facts
-from graphprune.onnx_session import input_specs, open_session, random_inputs
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.model import free_sizes
 from graphprune.passes.onnx.model import load_model as load_onnx
+from graphprune.runtime.benchmark import BUSY
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.onnx_inputs import input_specs, random_inputs
+from graphprune.runtime.onnx_session import open_session
 from graphprune.widths import set_widths
 
 if TYPE_CHECKING:

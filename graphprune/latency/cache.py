@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from graphprune.files import atomic_write_json
+from graphprune.formats.files import atomic_write_json
 from graphprune.latency.model import LatencyModel
 from graphprune.latency.target import LatencyTarget
 from graphprune.passes.errors import GraphPruneError

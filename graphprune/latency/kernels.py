@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 
 from graphprune.latency.target import LatencyTarget
-from graphprune.onnx_session import RUNTIME_ERRORS, OnnxSource, one_line, open_session
 from graphprune.passes.errors import ModelLoadError
+from graphprune.runtime.onnx_session import RUNTIME_ERRORS, OnnxSource, one_line, open_session
 
 __all__ = ["kernel_times"]
 

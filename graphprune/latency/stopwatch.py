@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphprune.files import atomic_write_json
+from graphprune.formats.files import atomic_write_json
 from graphprune.latency.build import latency_model
 from graphprune.latency.cut import cut_file
 from graphprune.latency.model import LatencyModel
@@ -245,10 +245,10 @@ def stopwatch(
 def _write(graph: "ChannelGraph", path: str | os.PathLike[str]) -> None:
     front = graph.front_end
     if hasattr(front, "module"):
-        from graphprune.export import export_onnx
+        from graphprune.formats.export import export_onnx
 
         export_onnx(front.module, front.module.example_inputs, path)
         return
-    from graphprune.onnx_files import write
+    from graphprune.formats.onnx_files import write
 
     write(front.model, Path(path))

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphprune.machine import machine_facts
-from graphprune.onnx_session import CPU
 from graphprune.passes.errors import UsageError
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.onnx_session import CPU
 
 __all__ = ["LatencyTarget"]
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from graphprune.contenders import Contender, interference
 from graphprune.latency.target import LatencyTarget
-from graphprune.onnx_session import OnnxSource
+from graphprune.runtime.contenders import Contender, interference
+from graphprune.runtime.onnx_session import OnnxSource
 
 __all__ = ["Reference"]
 

@@ -10,18 +10,10 @@ from typing import Any
 
 from graphprune.latency.kernels import kernel_times
 from graphprune.latency.target import LatencyTarget
-from graphprune.machine import Machine, machine_facts
-from graphprune.onnx_session import (
-    CPU,
-    OnnxSource,
-    batch_of,
-    input_shapes,
-    input_specs,
-    label_of,
-    open_session,
-    random_inputs,
-)
-from graphprune.optimized import Finding, optimized_graph, with_names
+from graphprune.runtime.machine import Machine, machine_facts
+from graphprune.runtime.onnx_inputs import batch_of, input_shapes, input_specs, random_inputs
+from graphprune.runtime.onnx_session import CPU, OnnxSource, label_of, open_session
+from graphprune.runtime.optimized import Finding, optimized_graph, with_names
 
 __all__ = ["KernelShare", "ProfileReport", "profile"]
 

@@ -5,9 +5,9 @@ from itertools import groupby
 
 from rich.console import Console
 
-from graphprune.optimized import Finding
-from graphprune.profile import ProfileReport
-from graphprune.tables import milliseconds, new_table, rendered
+from graphprune.report.profile import ProfileReport
+from graphprune.report.tables import milliseconds, new_table, rendered
+from graphprune.runtime.optimized import Finding
 
 __all__ = ["render_profile"]
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
-from graphprune.benchmark import BUSY, BenchmarkReport
-from graphprune.closeness import OutputComparison
-from graphprune.onnx_cost import onnx_cost
-from graphprune.onnx_session import OnnxSource
+from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.passes.errors import DataError
-from graphprune.tables import milliseconds, new_table, rendered, three_digits, times
-from graphprune.verify import Comparison
+from graphprune.report.tables import milliseconds, new_table, rendered, three_digits, times
+from graphprune.runtime.benchmark import BUSY, BenchmarkReport
+from graphprune.runtime.onnx_session import OnnxSource
+from graphprune.verification.closeness import OutputComparison
+from graphprune.verification.verify import Comparison
 
 __all__ = [
     "METRICS_SCHEMA",

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.contenders import Contender, Streams, interference
-from graphprune.machine import Machine, machine_facts
-from graphprune.onnx_session import CPU, OnnxSource, batch_of, input_shapes, input_specs, open_session
 from graphprune.passes.errors import UsageError
-from graphprune.pinning import OtherWork, pinned, quietest
+from graphprune.runtime.contenders import Contender, Streams, interference
+from graphprune.runtime.machine import Machine, machine_facts
+from graphprune.runtime.onnx_inputs import batch_of, input_shapes, input_specs
+from graphprune.runtime.onnx_session import CPU, OnnxSource, open_session
+from graphprune.runtime.pinning import OtherWork, pinned, quietest
 
 __all__ = [
     "BUSY",

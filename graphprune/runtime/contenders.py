@@ -13,19 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime as ort
 
-from graphprune.onnx_session import (
-    RUNTIME_ERRORS,
-    InputSpec,
-    OnnxSource,
-    batch_of,
-    input_shapes,
-    input_specs,
-    one_line,
-    open_session,
-    random_inputs,
-)
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
-from graphprune.pinning import pinned
+from graphprune.runtime.onnx_inputs import InputSpec, batch_of, input_shapes, input_specs, random_inputs
+from graphprune.runtime.onnx_session import RUNTIME_ERRORS, OnnxSource, one_line, open_session
+from graphprune.runtime.pinning import pinned
 
 __all__ = ["Contender", "Streams", "interference"]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import onnx
 
-from graphprune.machine import machine_facts
-from graphprune.onnx_session import CPU, OnnxSource, load_proto, open_session
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.onnx_session import CPU, OnnxSource, load_proto, open_session
 
 __all__ = ["BLOCKED", "Finding", "OptimizedGraph", "OptimizedNode", "optimized_graph", "with_names"]
 

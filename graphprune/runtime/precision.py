@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.device import wait_for
 from graphprune.passes.fx.device import device_of, to_device
+from graphprune.runtime.device import wait_for
 
 _CLEARLY = 1.25  # ratio of two times that is no accident
 _REPEATS = 2

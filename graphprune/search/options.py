@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
+from graphprune.allocation.problem import Problem
 from graphprune.passes.errors import UsageError
 
 __all__ = ["DISTANCE_WEIGHT", "Search", "SearchOptions", "Trial"]
 
 DISTANCE_WEIGHT = 0.25
 """What a distance of 1, that of an answer that knows nothing, takes from the reward."""
+
+
+_MODULES = {"random": "random_search"}
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,16 @@ class Search:
     fingerprint: str
     options: SearchOptions
     seed: int = 0
+
+    def propose(self, policy: str, problem: Problem) -> np.ndarray:
+        """(n_groups,) mask of the groups to remove that the policy of that name finds.
+
+        A policy is the function of its name in the module of its name, imported when it is asked: one of them is made
+        of packages that take seconds to load.
+
+        Raises:
+            BudgetError: a budget cannot be reached.
+        """
+        name = _MODULES.get(policy, policy).replace("-", "_")
+        found: Callable[[Problem], np.ndarray] = getattr(import_module(f"graphprune.search.{name}"), name)
+        return found(problem)

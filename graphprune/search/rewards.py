@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.accuracy import Distance
-from graphprune.batchnorm import reestimate_batch_norm
-from graphprune.checkpoint import model_digest
-from graphprune.closeness import Agreement
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
-from graphprune.distill import flatten_outputs, output_kind
+from graphprune.importance.output_loss import flatten_outputs, output_kind
 from graphprune.inputs import DataOptions, Images, read_images, refuse_fixed_batch
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.dropout import bypass_dropout
-from graphprune.precision import Precision, number_format
-from graphprune.removal import Removal
+from graphprune.runtime.precision import Precision, number_format
 from graphprune.search.options import Trial
+from graphprune.training.batchnorm import reestimate_batch_norm
+from graphprune.training.checkpoint import model_digest
+from graphprune.training.removal import Removal
+from graphprune.verification.accuracy import Distance
+from graphprune.verification.closeness import Agreement
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph

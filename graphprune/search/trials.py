@@ -14,7 +14,7 @@ import numpy as np
 
 from graphprune.allocation.policies import SEARCHES, allocate
 from graphprune.allocation.problem import Problem
-from graphprune.files import atomic_write_json, atomic_write_text
+from graphprune.formats.files import atomic_write_json, atomic_write_text
 from graphprune.passes.errors import UsageError
 from graphprune.search.curve import draw_curve
 from graphprune.search.options import Search, Trial
@@ -49,7 +49,7 @@ class Trials:
             UsageError: there is nothing that tries allocations out, or the policy to start from is a search, too.
             BudgetError: a budget cannot be reached.
         """
-        if problem.search is None:
+        if not isinstance(problem.search, Search):
             raise UsageError(f"policy {policy} tries allocations out on images: give some")
         self.space = Space(problem)
         self.policy = policy

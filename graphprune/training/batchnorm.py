@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 _NORMS = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
 _RUNNING_MEAN, _RUNNING_VAR, _MOMENTUM = 3, 4, 6  # positions among their arguments

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from graphprune.config import CompressConfig
-from graphprune.files import atomic_write_through_memory
+from graphprune.formats.files import atomic_write_through_memory
 from graphprune.passes.errors import ModelLoadError, UsageError
 
 _FORMAT = 1

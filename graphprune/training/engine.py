@@ -3,7 +3,7 @@
 One step:
 
     batch -> teacher (once, no gradient) -> each student -> L = l1 L_out + l2 L_feat + l3 L_mut -> backward
-          -> optimizer, sensitivity, expected-sparse set, proximal step (`graphprune.student`)
+          -> optimizer, sensitivity, expected-sparse set, proximal step (`graphprune.training.student`)
 
 The result of a run is determined by model, images and settings; a run that was killed and resumed ends the same.
 """
@@ -21,34 +21,34 @@ import torch
 from torch import Tensor
 
 from graphprune.allocation import check_reachable
-from graphprune.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
-from graphprune.device import resolve_device
-from graphprune.distill import OutputLoss, describe_outputs, flatten_outputs, output_kind, spreads_of
-from graphprune.divergence import Divergence
-from graphprune.files import remove_half_written
-from graphprune.held_out import HeldOut
+from graphprune.formats.files import remove_half_written
+from graphprune.importance.output_loss import OutputLoss, describe_outputs, flatten_outputs, output_kind, spreads_of
 from graphprune.inputs import refuse_fixed_batch
-from graphprune.interrupt import Interrupt
 from graphprune.latency.stopwatch import Stopwatch
-from graphprune.linear_sparsity import LinearSparsity
-from graphprune.memory import freed_memory_kept
-from graphprune.objective import Objective, learning_at
 from graphprune.passes.errors import TrainingError, UsageError
-from graphprune.precision import Precision, choose_precision, number_format
-from graphprune.processes import Processes
-from graphprune.run_records import Observer, Progress, StudentResult
-from graphprune.schedule import Schedule
-from graphprune.student import Student
-from graphprune.taps import find_taps
-from graphprune.teacher import Teacher
-from graphprune.torch_mode import torch_threads
+from graphprune.runtime.device import resolve_device
+from graphprune.runtime.memory import freed_memory_kept
+from graphprune.runtime.precision import Precision, choose_precision, number_format
+from graphprune.runtime.torch_mode import torch_threads
+from graphprune.training.checkpoint import load_checkpoint, model_digest, save_checkpoint
+from graphprune.training.divergence import Divergence
+from graphprune.training.held_out import HeldOut
+from graphprune.training.interrupt import Interrupt
+from graphprune.training.linear_sparsity import LinearSparsity
+from graphprune.training.objective import Objective, learning_at
+from graphprune.training.processes import Processes
+from graphprune.training.run_records import Observer, Progress, StudentResult
+from graphprune.training.schedule import Schedule
+from graphprune.training.student import Student
+from graphprune.training.taps import find_taps
+from graphprune.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 _log = logging.getLogger("graphprune")
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
-from graphprune.distill import OutputLoss, flatten_outputs
+from graphprune.importance.output_loss import OutputLoss, flatten_outputs
 
 if TYPE_CHECKING:
-    from graphprune.student import Student
+    from graphprune.training.student import Student
 
 __all__ = ["HeldOut"]
 

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.formats.sparse_storage import is_smaller_sparse
 from graphprune.freezing import named
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.onnx.slim import dead_groups
-from graphprune.removal import cut_tensor
-from graphprune.sparse_storage import is_smaller_sparse
+from graphprune.training.removal import cut_tensor
 
 if TYPE_CHECKING:
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 logger = logging.getLogger("graphprune")
 

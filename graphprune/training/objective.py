@@ -1,6 +1,6 @@
 """What the students of a step minimize, and which of them learn in it.
 
-    L_n = l1 L_out + l2 L_feat + l3 L_mut         (graphprune.distill)
+    L_n = l1 L_out + l2 L_feat + l3 L_mut         (graphprune.training.distill)
     L   = sum of L_n over the students that learn in the step
 
 Students learn from each other, but none from one with a tighter budget: that one knows less than it can itself, and
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from graphprune.config import CompressConfig
-from graphprune.distill import OutputLoss, flatten_outputs, mutual_loss
+from graphprune.importance.output_loss import OutputLoss, flatten_outputs, mutual_loss
 
 if TYPE_CHECKING:
-    from graphprune.student import Student
+    from graphprune.training.student import Student
 
 __all__ = ["Objective", "learning_at"]
 

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx
 
-from graphprune.device import resolve_device
-from graphprune.distill import in_full
-from graphprune.passes.fx import capture
+from graphprune.importance.output_loss import in_full
+from graphprune.passes.fx import captured
 from graphprune.passes.fx.device import CPU
+from graphprune.runtime.device import resolve_device
 
 __all__ = ["Processes", "synchronize_batch_norm"]
 
@@ -49,8 +49,8 @@ class Processes:
         """Meet the other processes, if this one was started as one of several.
 
         Args:
-            device: as `graphprune.device.resolve_device` takes it; of several CUDA devices each process of a machine
-                takes its own.
+            device: as `graphprune.runtime.device.resolve_device` takes it; of several CUDA devices each process of a
+                machine takes its own.
 
         Raises:
             UsageError: there is no such device.
@@ -195,4 +195,4 @@ def _instance_norm(
 
 _SYNCHRONIZED = {aten.batch_norm.default: _batch_norm, aten.instance_norm.default: _instance_norm}
 for _operator, _function in _SYNCHRONIZED.items():
-    capture.switch_like(_function, _operator)
+    captured.switch_like(_function, _operator)

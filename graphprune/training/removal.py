@@ -18,7 +18,7 @@ from graphprune.passes.fx.cut import cut_graph, named_tensors
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 __all__ = ["Removal", "carry_over", "cut_tensor", "restore"]
 

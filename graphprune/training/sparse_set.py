@@ -23,11 +23,11 @@ from torch import Tensor
 from graphprune.allocation import LATENCY, SEARCHES, Limits, Problem, allocate, count, count_dense, removable_groups
 from graphprune.config import Budget, CompressConfig
 from graphprune.freezing import frozen_groups
-from graphprune.importance import Evidence, criterion
+from graphprune.importance.criteria import Evidence, criterion
+from graphprune.importance.group_index import GroupIndex, shrink_factors
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import PlanError
-from graphprune.schedule import Schedule
-from graphprune.sparsity import GroupIndex, shrink_factors
+from graphprune.training.schedule import Schedule
 from graphprune.widths import set_widths
 
 if TYPE_CHECKING:

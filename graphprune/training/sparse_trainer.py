@@ -9,7 +9,7 @@
     slim = pruner.finish()
 
 The sensitivity of each channel group is read from the gradients that the step used; which groups are expected to go,
-and how they get to exactly zero, is `graphprune.sparse_set`, the same as in `compress`.
+and how they get to exactly zero, is `graphprune.training.sparse_set`, the same as in `compress`.
 """
 
 import copy
@@ -23,14 +23,14 @@ from torch import nn
 
 from graphprune.allocation import SEARCHES, check_reachable
 from graphprune.config import BUDGETS, CompressConfig
-from graphprune.importance import Evidence, scale_parameters
+from graphprune.importance.criteria import Evidence, scale_parameters
+from graphprune.importance.group_index import GroupIndex
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.slim import slim
-from graphprune.schedule import Phase, Schedule
-from graphprune.sparse_set import SparseSet
-from graphprune.sparsity import GroupIndex
+from graphprune.training.schedule import Phase, Schedule
+from graphprune.training.sparse_set import SparseSet
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.plan import PruningPlan

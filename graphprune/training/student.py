@@ -1,7 +1,7 @@
 """One student: a copy of the teacher that is being compressed, and everything a run remembers about it.
 
-Which groups go is the matter of `graphprune.sparse_set`. Groups that are dead are removed from the student while it
-learns (`graphprune.removal`): the steps get cheaper, and nothing else changes.
+Which groups go is the matter of `graphprune.training.sparse_set`. Groups that are dead are removed from the student
+while it learns (`graphprune.training.removal`): the steps get cheaper, and nothing else changes.
 """
 
 import copy
@@ -12,25 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphprune.activations import ActivationStatistics
-from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.config import CompressConfig
-from graphprune.distill import FeatureLoss
-from graphprune.importance import Evidence, scale_parameters
-from graphprune.linear_sparsity import LinearSparsity, clear_
-from graphprune.passes.fx.capture import set_training
+from graphprune.importance.activations import ActivationStatistics
+from graphprune.importance.criteria import Evidence, scale_parameters
+from graphprune.importance.group_index import GroupIndex
+from graphprune.passes.fx.captured import set_training
 from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.passes.fx.fuse import activate_in_place, fold_norms, hold_still
-from graphprune.precision import Precision
-from graphprune.processes import Processes, synchronize_batch_norm
-from graphprune.removal import Removal, carry_over, restore
-from graphprune.schedule import Schedule
-from graphprune.sparse_set import SparseSet
-from graphprune.sparsity import GroupIndex
+from graphprune.runtime.precision import Precision
+from graphprune.training.batchnorm import reestimate_batch_norm
+from graphprune.training.distill import FeatureLoss
+from graphprune.training.linear_sparsity import LinearSparsity, clear_
+from graphprune.training.processes import Processes, synchronize_batch_norm
+from graphprune.training.removal import Removal, carry_over, restore
+from graphprune.training.schedule import Schedule
+from graphprune.training.sparse_set import SparseSet
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 _WORTH_A_CUT = 0.03  # share of a step's multiply-accumulates; a cut takes about as long as a step
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from graphprune.distill import flatten_outputs
+from graphprune.importance.output_loss import flatten_outputs
 from graphprune.passes.fx.fuse import activate_in_place, fold_norms
-from graphprune.precision import Precision
+from graphprune.runtime.precision import Precision
 
 if TYPE_CHECKING:
-    from graphprune.passes.fx.capture import CapturedModule
+    from graphprune.passes.fx.captured import CapturedModule
 
 __all__ = ["Teacher"]
 

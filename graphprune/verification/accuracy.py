@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.closeness import Agreement, are_classes, without_common_faults
 from graphprune.data import ImageSource
-from graphprune.model_runner import Runner, open_runner
+from graphprune.verification.closeness import Agreement, are_classes, without_common_faults
+from graphprune.verification.model_runner import Runner, open_runner
 
 __all__ = ["Distance", "Quality", "batches_of", "measure_quality"]
 

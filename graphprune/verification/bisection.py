@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphprune.closeness import Judge
-from graphprune.model_runner import Runner
+from graphprune.verification.closeness import Judge
+from graphprune.verification.model_runner import Runner
 
 __all__ = ["find_first_difference"]
 

@@ -13,19 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from graphprune.onnx_session import (
-    NUMERIC_TYPES,
+from graphprune.passes.errors import DataError, UnsupportedModelError
+from graphprune.runtime.onnx_inputs import NUMERIC_TYPES, InputSpec, input_specs
+from graphprune.runtime.onnx_session import (
     RUNTIME_ERRORS,
-    InputSpec,
     OnnxSource,
-    input_specs,
     label_of,
     load_proto,
     one_line,
     open_session,
     with_outputs,
 )
-from graphprune.passes.errors import DataError, UnsupportedModelError
 
 __all__ = ["Model", "Runner", "captured_batch", "describe_inputs", "open_runner"]
 
@@ -193,7 +191,7 @@ class _TorchRunner:
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         import torch
 
-        from graphprune.torch_mode import evaluation
+        from graphprune.runtime.torch_mode import evaluation
 
         with self._errors(inputs), evaluation(self._module), torch.no_grad():
             result = self._module(*self._tensors(inputs))
@@ -215,7 +213,7 @@ class _TorchRunner:
     def values(self, inputs: Arrays, names: Sequence[str]) -> dict[str, np.ndarray]:
         import torch
 
-        from graphprune.torch_mode import evaluation
+        from graphprune.runtime.torch_mode import evaluation
 
         wanted = frozenset(names)
         found: dict[str, np.ndarray] = {}

@@ -8,21 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from graphprune.closeness import Judge, OutputComparison
-from graphprune.machine import machine_facts
-from graphprune.onnx_session import (
-    RUNTIME_ERRORS,
-    InputSpec,
-    input_shapes,
-    input_specs,
-    one_line,
-    open_session,
-    random_inputs,
-    refuse_other_shapes,
-)
 from graphprune.passes.errors import DataError, GraphPruneError, ModelLoadError, VerificationError
 from graphprune.passes.onnx.model import load_model
-from graphprune.verify import ATOL, first_difference
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.onnx_inputs import InputSpec, input_shapes, input_specs, random_inputs, refuse_other_shapes
+from graphprune.runtime.onnx_session import RUNTIME_ERRORS, one_line, open_session
+from graphprune.verification.closeness import Judge, OutputComparison
+from graphprune.verification.verify import ATOL, first_difference
 
 __all__ = ["Proof", "run_reference"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.bisection import find_first_difference
-from graphprune.closeness import Agreement, Judge, OutputComparison
-from graphprune.model_runner import Model, Runner, open_runner
 from graphprune.passes.errors import DataError, GraphPruneError, VerificationError
 from graphprune.passes.onnx.model import load_model
+from graphprune.verification.bisection import find_first_difference
+from graphprune.verification.closeness import Agreement, Judge, OutputComparison
+from graphprune.verification.model_runner import Model, Runner, open_runner
 
 __all__ = [
     "Comparison",

@@ -18,7 +18,8 @@ from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import CaptureError
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.operators import find_rule
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')

@@ -14,7 +14,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.analyze import FxFrontEnd
-from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.outputs import difference
 
 

@@ -16,7 +16,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import FxFrontEnd, bind_arguments, concrete
-from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.fold import condense_branches, fold_branches
 
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from graphprune.passes.channels.branches import Fate, Step
 from graphprune.passes.channels.value import Value
-from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.captured import CapturedModule
 
 aten = torch.ops.aten
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)

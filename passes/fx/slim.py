@@ -21,7 +21,8 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.compare import compare_outputs, first_difference
 from graphprune.passes.fx.cut import cut_graph, cut_tensors, named_tensors
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device

@@ -72,7 +72,7 @@ def test_json(work, tmp_path):
 
 
 def test_a_missed_agreement_is_exit_code_5_in_one_line(work, tmp_path, monkeypatch):
-    from graphprune import int8_search
+    from graphprune.int8 import search as int8_search
 
     judge = int8_search.Judge.__call__
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune import onnx_session, slimming
+from graphprune import slimming
 from graphprune.cli import main
 from graphprune.errors import BudgetError
 from graphprune.latency.target import LatencyTarget
+from graphprune.runtime import onnx_session
 
 INPUTS = (torch.zeros(2, 3, 8, 8),)
 

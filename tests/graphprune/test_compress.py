@@ -146,7 +146,7 @@ def test_failures_before_the_training_leave_nothing(model, tmp_path):
 
 
 def test_a_forced_run_that_fails_in_its_rehearsal_replaces_nothing(model, tmp_path, monkeypatch):
-    from graphprune import delivery
+    from graphprune.delivery import deliver as delivery
 
     def refuse(*_arguments, **_options):
         raise UnsupportedModelError("no such operator in ONNX")
@@ -161,7 +161,7 @@ def test_a_forced_run_that_fails_in_its_rehearsal_replaces_nothing(model, tmp_pa
 
 
 def test_a_result_that_fails_verification_is_not_written(model, tmp_path, monkeypatch):
-    from graphprune import delivery
+    from graphprune.delivery import deliver as delivery
 
     def wrong(student, plan, *arguments, **options):
         cut = gp.slim(student, plan, *arguments, **options)

@@ -8,13 +8,15 @@ import staircase
 import torch
 
 import graphprune as gp
-from graphprune import int8_delivery, onnx_session, results
 from graphprune.data import ImageSource, Preprocess
-from graphprune.delivery import member_names
-from graphprune.engine import Engine
+from graphprune.delivery import int8_files as int8_delivery
+from graphprune.delivery import results
+from graphprune.delivery.deliver import member_names
 from graphprune.latency import stopwatch
 from graphprune.latency.target import LatencyTarget
 from graphprune.passes.errors import BudgetError, MissedBudgetError, UsageError
+from graphprune.runtime import onnx_session
+from graphprune.training.engine import Engine
 from graphprune.widths import set_widths
 
 SETTINGS = gp.CompressConfig(

@@ -13,8 +13,8 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.data import ImageSource, Preprocess
+from graphprune.formats.sparse_storage import StoredSparse
 from graphprune.passes.errors import MissedBudgetError
-from graphprune.sparse_storage import StoredSparse
 
 SETTINGS = gp.CompressConfig(
     epochs=2,
@@ -127,7 +127,9 @@ def test_a_budget_of_parameters_counts_what_is_left_of_linear_layers(model):
 
 
 def test_weights_that_the_file_holds_after_all_are_told_as_a_missed_budget(model, monkeypatch):
-    monkeypatch.setattr("graphprune.delivery.store_sparse", lambda path, inputs: StoredSparse((), 1, 1, "not loaded"))
+    monkeypatch.setattr(
+        "graphprune.delivery.deliver.store_sparse", lambda path, inputs: StoredSparse((), 1, 1, "not loaded")
+    )
     config = dataclasses.replace(SETTINGS, macs=None, params=0.2, sigma=1.5)
     with pytest.raises(MissedBudgetError, match=r"slim\.onnx has 0\.\d+ of the parameters, not 0\.2") as caught:
         gp.compress(model, digits(), config=config, benchmark=QUICK)

@@ -10,10 +10,10 @@ from builder import FLOAT, INT64, Builder, literal, network, shapes, zero
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import BudgetError, GraphPruneError, ModelLoadError, PlanError, UsageError
-from graphprune.optimized import optimized_graph
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.model import load_model
+from graphprune.runtime.optimized import optimized_graph
 from graphprune.slimming import slim_onnx
 
 

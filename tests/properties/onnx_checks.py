@@ -9,7 +9,6 @@ import onnx
 import onnx_ir as ir
 from builder import difference, run
 
-from graphprune.onnx_session import RUNTIME_ERRORS
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
@@ -18,6 +17,7 @@ from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.model import load_model
 from graphprune.passes.onnx.slim import slim_model
+from graphprune.runtime.onnx_session import RUNTIME_ERRORS
 from graphprune.slimming import SlimReport, slim_onnx
 from graphprune.version import __version__
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.fx.analyze import analyze
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 
 ZOO: dict[str, type["Net"]] = {}
 

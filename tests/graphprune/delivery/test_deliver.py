@@ -9,10 +9,10 @@ from onnx import numpy_helper
 from torch import nn
 
 import graphprune as gp
-from graphprune import delivery
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
-from graphprune.delivery import Delivery
+from graphprune.delivery import deliver as delivery
+from graphprune.delivery.deliver import Delivery
 from graphprune.passes.errors import UnsupportedModelError, VerificationError
 from graphprune.passes.fx.capture import capture
 

@@ -4,8 +4,8 @@ import logging
 import pytest
 
 import graphprune as gp
-from graphprune.delivery import member_names
-from graphprune.output_folder import CHECKPOINT, CURVE, LOG, RESULTS, SEARCH, SETTINGS, STAGING, OutputFolder
+from graphprune.delivery.deliver import member_names
+from graphprune.delivery.output_folder import CHECKPOINT, CURVE, LOG, RESULTS, SEARCH, SETTINGS, STAGING, OutputFolder
 from graphprune.passes.errors import GraphPruneError, ModelLoadError, OutputExistsError, UsageError
 
 logger = logging.getLogger("graphprune")

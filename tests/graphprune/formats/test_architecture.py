@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from graphprune.architecture import parse_arch, resolve_arch
 from graphprune.errors import ModelLoadError, UsageError
+from graphprune.formats.architecture import parse_arch, resolve_arch
 from graphprune.models import CifarResNet, MobileNetV2
 
 

@@ -9,11 +9,11 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from graphprune import export, onnx_files
 from graphprune.errors import CaptureError, OutputExistsError, UnsupportedModelError, VerificationError
-from graphprune.export import export_onnx
-from graphprune.onnx_cost import onnx_cost
-from graphprune.verify import compare
+from graphprune.formats import export, onnx_files
+from graphprune.formats.export import export_onnx
+from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.verification.verify import compare
 from graphprune.version import __version__
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from graphprune.errors import GraphPruneError, OutputExistsError
-from graphprune.files import (
+from graphprune.formats.files import (
     atomic_write,
     atomic_write_json,
     atomic_write_text,

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from graphprune.errors import ModelLoadError, UsageError
-from graphprune.loading import load_model, load_weights
+from graphprune.formats.loading import load_model, load_weights
 from graphprune.models import resnet20
 
 ARCH = "graphprune.models:resnet20"

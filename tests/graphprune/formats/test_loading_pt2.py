@@ -20,9 +20,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from graphprune.errors import ModelLoadError, UsageError
-from graphprune.loading import load_model
+from graphprune.formats.loading import load_model
+from graphprune.formats.pt2 import _check_expression, _Suspect
 from graphprune.models import mobilenet_v2
-from graphprune.pt2 import _check_expression, _Suspect
 
 Change = Callable[[str, bytes], bytes]
 

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import ModelLoadError
-from graphprune.onnx_cost import onnx_cost
-from graphprune.onnx_session import open_session
+from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.runtime.onnx_session import open_session
 
 
 def weight(name, *shape):

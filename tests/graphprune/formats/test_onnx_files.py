@@ -9,10 +9,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from graphprune import onnx_files
 from graphprune.errors import GraphPruneError, OutputExistsError
-from graphprune.files import atomic_write_together
-from graphprune.onnx_files import written
+from graphprune.formats import onnx_files
+from graphprune.formats.files import atomic_write_together
+from graphprune.formats.onnx_files import written
 from graphprune.passes.onnx.model import load_model
 from graphprune.slimming import slim_onnx
 

@@ -4,7 +4,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.passes.errors import CaptureError, GraphPruneError, ModelLoadError, OutputExistsError
-from graphprune.passes.fx.capture import CapturedModule
+from graphprune.passes.fx.captured import CapturedModule
 
 
 class Net(nn.Module):

@@ -6,10 +6,10 @@ from onnx import numpy_helper
 from torch import nn
 
 import graphprune as gp
-from graphprune import sparse_storage
-from graphprune.onnx_cost import onnx_cost
+from graphprune.formats import sparse_storage
+from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.formats.sparse_storage import store_sparse
 from graphprune.passes.errors import GraphPruneError
-from graphprune.sparse_storage import store_sparse
 
 IMAGES = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
 

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from graphprune.config import CompressConfig
-from graphprune.importance import CRITERIA, Evidence, criterion
+from graphprune.importance.criteria import CRITERIA, Evidence, criterion
+from graphprune.importance.group_index import GroupIndex
 from graphprune.passes.errors import UsageError
-from graphprune.sparsity import GroupIndex
 
 
 @pytest.fixture

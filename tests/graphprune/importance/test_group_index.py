@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.sparsity import GroupIndex, shrink_factors
+from graphprune.importance.group_index import GroupIndex, shrink_factors
 
 
 class Residual(nn.Module):
@@ -73,7 +73,7 @@ def test_only_parameters_with_groups_are_members(index):
 
 @pytest.mark.parametrize("rows", [1, 2, 1000])
 def test_a_function_of_the_weights_block_by_block_gives_what_it_gives_at_once(model, index, rows, monkeypatch):
-    monkeypatch.setattr("graphprune.sparsity._BLOCK", rows * 9)
+    monkeypatch.setattr("graphprune.importance.group_index._BLOCK", rows * 9)
     weights = [p.detach() for p in index.parameters]
     torch.testing.assert_close(index.sums(weights, torch.exp), index.sums([w.exp() for w in weights]))
     torch.testing.assert_close(index.sizes, index.sums([torch.ones_like(w) for w in weights]))

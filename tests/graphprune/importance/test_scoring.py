@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.activations import ActivationStatistics, activation_nodes
-from graphprune.importance import CRITERIA
+from graphprune.importance.activations import ActivationStatistics, activation_nodes
+from graphprune.importance.criteria import CRITERIA
+from graphprune.importance.scoring import score_groups
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
-from graphprune.scoring import score_groups
 
 
 class Net(nn.Module):
@@ -100,7 +100,7 @@ def test_without_images_it_says_what_is_missing(graph, name):
 def test_removed_groups_have_no_activation(graph):
     present = graph.all_kept()
     present[groups_of(graph, "block.0")[:3]] = False
-    from graphprune.removal import Removal
+    from graphprune.training.removal import Removal
 
     removal = Removal(graph, [])
     module = removal.cut(present)

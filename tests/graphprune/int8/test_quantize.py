@@ -12,12 +12,12 @@ from quantizable import QUICK, SIZE, answers, exported, pictures
 from torch import nn
 
 import graphprune as gp
-from graphprune import int8
 from graphprune.data import Preprocess
 from graphprune.errors import DataError, ModelLoadError, OutputExistsError, UnsupportedModelError, UsageError
-from graphprune.int8_search import logger
-from graphprune.model_runner import open_runner
-from graphprune.quantize import QuantizeOptions, quantize_onnx
+from graphprune.int8 import scheme
+from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
+from graphprune.int8.search import logger
+from graphprune.verification.model_runner import open_runner
 
 IMAGES = np.random.default_rng(0).random((48, 3, 8, 8)).astype(np.float32)
 
@@ -150,7 +150,7 @@ def test_bad_arguments_and_images(source, tmp_path):
         with pytest.raises(UsageError, match=next(iter(wrong)).replace("mean", "calibration")):
             QuantizeOptions(**wrong)
     with pytest.raises(UsageError):
-        int8.Scheme(activations="int4")
+        scheme.Scheme(activations="int4")
 
 
 def test_few_images_are_halved_between_both_uses(source, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from onnx import numpy_helper
 from quantizable import QUICK, answers, exported, pictures
 
-from graphprune import int8
 from graphprune.errors import UnsupportedModelError
-from graphprune.quantize import QuantizeOptions, quantize_onnx
+from graphprune.int8 import quantizer, scheme
+from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_the_same_seed_gives_the_same_file(source, tmp_path):
 
 
 def test_a_layer_left_out_comes_with_what_is_fused_into_it(source):
-    model = int8.prepare(source)
-    scheme = int8.Scheme(reduce_range=True)
-    calibrated = int8.calibrate(model, [pictures(8).batch(slice(None))], scheme)
+    model = quantizer.prepare(source)
+    seven_bits = scheme.Scheme(reduce_range=True)
+    calibrated = quantizer.calibrate(model, [pictures(8).batch(slice(None))], seven_bits)
     convolutions = calibrated.layers[:3]
     left = onnx.load_model_from_string(calibrated.quantized(without=[convolutions[1]]))
     readers = {name: node.op_type for node in left.graph.node for name in node.input}
@@ -83,7 +83,7 @@ def test_a_layer_left_in_float32_has_weights_of_its_own():
     model = onnx.parser.parse_model(SHARED.format(weights=weights))
     for node in model.graph.node:
         node.name = node.output[0]
-    calibrated = int8.calibrate(model, [pictures(8).batch(slice(None))], int8.Scheme())
+    calibrated = quantizer.calibrate(model, [pictures(8).batch(slice(None))], scheme.Scheme())
     assert calibrated.layers == ("first", "second")
     for options in ({"without": ["first"]}, {"only": ["second"]}):
         graph = onnx.load_model_from_string(calibrated.quantized(**options)).graph
@@ -95,7 +95,7 @@ def test_a_layer_left_in_float32_has_weights_of_its_own():
     assert sum(len(tensor.dims) == 4 for tensor in whole.initializer) == 1  # both share them still
 
 
-@pytest.mark.parametrize("calibration", int8.CALIBRATIONS)
+@pytest.mark.parametrize("calibration", scheme.CALIBRATIONS)
 def test_activations_that_are_no_numbers(source, tmp_path, calibration):
     model = onnx.load(source)
     weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
@@ -108,13 +108,13 @@ def test_activations_that_are_no_numbers(source, tmp_path, calibration):
 
 def test_kernels_that_saturate_get_7_bits(monkeypatch):
     for found in (True, False):
-        monkeypatch.setattr(int8, "saturates", lambda found=found: found)
-        assert int8.scheme_of_machine().reduce_range is (found and int8.machine_facts().architecture != "arm64")
-    assert int8.scheme_of_machine(reduce_range=True).reduce_range
+        monkeypatch.setattr(scheme, "saturates", lambda found=found: found)
+        assert scheme.scheme_of_machine().reduce_range is (found and scheme.machine_facts().architecture != "arm64")
+    assert scheme.scheme_of_machine(reduce_range=True).reduce_range
 
 
 def test_saturation_is_as_the_instruction_set_says():
-    features = int8.machine_facts().features
+    features = scheme.machine_facts().features
     has_dot_product = {"avx512_vnni", "avx_vnni", "amx_int8"} & {*features}
-    if int8.machine_facts().instruction_set in {"avx2", "avx512"}:
-        assert int8.saturates() is not bool(has_dot_product)
+    if scheme.machine_facts().instruction_set in {"avx2", "avx512"}:
+        assert scheme.saturates() is not bool(has_dot_product)

@@ -14,12 +14,12 @@ from quantizable import QUICK, SIZE, exported, pictures
 from torch import nn
 
 import graphprune as gp
-from graphprune import int8
+from graphprune.delivery.int8_files import quantize_members
 from graphprune.errors import UsageError
-from graphprune.int8_delivery import quantize_members
-from graphprune.int8_search import Judge, Trial, choose_layers
-from graphprune.quantize import QuantizeOptions, quantize_onnx
-from graphprune.report import describe_int8
+from graphprune.int8 import scheme
+from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
+from graphprune.int8.search import Judge, Trial, choose_layers
+from graphprune.report.summary import describe_int8
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ class Fake:
     def __init__(self, harm, calibration="minmax"):
         self.harm = harm
         self.layers = tuple(harm)
-        self.scheme = int8.Scheme(calibration=calibration)
+        self.scheme = scheme.Scheme(calibration=calibration)
 
     def quantized(self, *, without=(), only=None):
         left = set(only) if only is not None else set(self.layers) - set(without)

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from graphprune.drawing import draw_svg
 from graphprune.models import mobilenet_v2, resnet20
 from graphprune.passes.fx.analyze import trace
+from graphprune.report.drawing import draw_svg
 
 
 def _fills(svg: str) -> dict[str, list[str]]:

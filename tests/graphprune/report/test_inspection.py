@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.inspection import describe_graph, summarize
 from graphprune.models import mobilenet_v2, resnet56
+from graphprune.report.inspection import describe_graph, summarize
 
 
 def by_name(found):

@@ -13,13 +13,13 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import ModelLoadError, UsageError
-from graphprune.machine import machine_facts
 from graphprune.models.mobilenet import InvertedResidual
 from graphprune.models.resnet_cifar import CifarResNet
-from graphprune.onnx_session import CPU
-from graphprune.optimized import optimized_graph
-from graphprune.profile import profile
-from graphprune.report_profile import render_profile
+from graphprune.report.profile import profile
+from graphprune.report.profile_text import render_profile
+from graphprune.runtime.machine import machine_facts
+from graphprune.runtime.onnx_session import CPU
+from graphprune.runtime.optimized import optimized_graph
 
 needs_blocks = pytest.mark.skipif(machine_facts().conv_block == 1, reason="no blocked layout on this processor")
 
@@ -147,7 +147,7 @@ def test_the_text_says_what_is_lost_and_why(tmp_path, resnet):
 
 
 def test_machines_without_blocks_find_nothing(monkeypatch, resnet):
-    from graphprune import optimized
+    from graphprune.runtime import optimized
 
     class NoBlocks:
         conv_block = 1
@@ -157,7 +157,7 @@ def test_machines_without_blocks_find_nothing(monkeypatch, resnet):
 
 
 def test_int8_kernels_are_told_apart(tmp_path, resnet):
-    from graphprune.quantize import QuantizeOptions
+    from graphprune.int8.quantize import QuantizeOptions
 
     images = np.random.default_rng(0).standard_normal((12, 3, 16, 16)).astype(np.float32)
     options = QuantizeOptions(calibration_images=4, search_images=4, min_agreement=0.0)

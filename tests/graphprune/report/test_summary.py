@@ -6,13 +6,19 @@ import onnx.parser
 import pytest
 from rich.console import Console
 
-from graphprune import report
-from graphprune.benchmark import FASTER, NOT_FASTER, BenchmarkReport, ModelTiming
-from graphprune.closeness import OutputComparison
 from graphprune.errors import DataError
-from graphprune.machine import machine_facts
-from graphprune.report import METRICS_SCHEMA, collect_metrics, render_benchmark, render_comparison, render_metrics
-from graphprune.verify import Comparison
+from graphprune.report import summary as report
+from graphprune.report.summary import (
+    METRICS_SCHEMA,
+    collect_metrics,
+    render_benchmark,
+    render_comparison,
+    render_metrics,
+)
+from graphprune.runtime.benchmark import FASTER, NOT_FASTER, BenchmarkReport, ModelTiming
+from graphprune.runtime.machine import machine_facts
+from graphprune.verification.closeness import OutputComparison
+from graphprune.verification.verify import Comparison
 
 LONG = "a-model-with-a-name-that-is-much-longer-than-any-terminal-is-wide-" * 3
 

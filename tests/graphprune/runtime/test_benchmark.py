@@ -9,11 +9,11 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from graphprune.benchmark import FASTER, NOT_FASTER, benchmark, benchmark_grid
 from graphprune.errors import DataError, ModelLoadError, UnsupportedModelError, UsageError
+from graphprune.runtime.benchmark import FASTER, NOT_FASTER, benchmark, benchmark_grid
 
-# `graphprune.benchmark` is the function once the public name has been used.
-module = sys.modules["graphprune.benchmark"]
+# `graphprune.runtime.benchmark` is the function once the public name has been used.
+module = sys.modules["graphprune.runtime.benchmark"]
 
 QUICK = {"min_seconds": 0.001, "min_rounds": 4, "max_seconds": 5.0}
 
@@ -239,7 +239,7 @@ def test_a_fixed_batch_is_not_silently_another():
     ],
 )
 def test_the_batch_that_is_measured_is_the_one_that_is_said(monkeypatch, mode, given, batch):
-    streams = sys.modules["graphprune.contenders"]
+    streams = sys.modules["graphprune.runtime.contenders"]
     monkeypatch.setattr(streams, "_STREAM_TURN_SECONDS", 0.01)
     monkeypatch.setattr(streams, "_WARM_UP_SECONDS", 0.01)
     opened = []
@@ -285,7 +285,7 @@ def test_a_broken_file_is_named_by_its_path(tmp_path):
 
 
 def test_a_throughput_counts_the_samples_of_all_streams(monkeypatch):
-    streams = sys.modules["graphprune.contenders"]
+    streams = sys.modules["graphprune.runtime.contenders"]
     monkeypatch.setattr(streams, "_STREAM_TURN_SECONDS", 0.01)
     monkeypatch.setattr(streams, "_WARM_UP_SECONDS", 0.01)
     report = benchmark({"a": net(), "b": net()}, mode="throughput", streams=2, batch=3, **QUICK)

@@ -9,13 +9,13 @@ from digit_runs import SETTINGS, Net, TwoOutputs, images
 from torch import nn
 
 import graphprune as gp
-from graphprune.device import resolve_device
-from graphprune.engine import Engine
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.device import device_of, to_device
-from graphprune.verify import compare
+from graphprune.runtime.device import resolve_device
+from graphprune.training.engine import Engine
+from graphprune.verification.verify import compare
 from tests.other_device import NAME, other_device
 
 SHORT = dataclasses.replace(SETTINGS, epochs=1.5, holdout=32, calibration_images=64, eval_every=100)
@@ -174,7 +174,7 @@ def test_a_model_that_is_there_is_exported_and_verified(tmp_path):
 
 def test_an_engine_of_its_own_meets_nobody(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("graphprune.processes._initialize", lambda _: pytest.fail("waits for others"))
+    monkeypatch.setattr("graphprune.training.processes._initialize", lambda _: pytest.fail("waits for others"))
     teacher = capture(Net().eval(), (torch.randn(2, 1, 8, 8),))
     assert Engine(teacher, analyze(teacher), images(320), SHORT).processes.world == 1
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from graphprune import machine
+from graphprune.runtime import machine
 
 XEON = """processor : 0
 model name : Intel(R)  Xeon(R) Processor
@@ -75,7 +75,7 @@ def test_facts_of_this_machine_are_json_and_one_line(monkeypatch):
 
 def test_measuring_and_verifying_onnx_files_needs_no_torch():
     code = (
-        "import sys, graphprune.report, graphprune.verify, graphprune.machine as m\n"
+        "import sys, graphprune.report.summary, graphprune.verification.verify, graphprune.runtime.machine as m\n"
         "assert m.machine_facts().torch is None\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )

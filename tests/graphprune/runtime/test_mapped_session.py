@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from graphprune.errors import ModelLoadError
-from graphprune.onnx_session import open_session
+from graphprune.runtime.onnx_session import open_session
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -46,7 +46,9 @@ def test_weights_inside_and_outside_the_file_are_mapped(source, optimize):
 
 def test_it_is_the_file_that_is_read(source, monkeypatch):
     seen = []
-    monkeypatch.setattr("graphprune.onnx_session.outline", lambda path, location: seen.append(location) or b"broken")
+    monkeypatch.setattr(
+        "graphprune.runtime.onnx_session.outline", lambda path, location: seen.append(location) or b"broken"
+    )
     expected = run(open_session(source))
     np.testing.assert_array_equal(run(open_session(source, mapped=True)), expected)  # read as usual instead
     assert seen == ["m.onnx"]

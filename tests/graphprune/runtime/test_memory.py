@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="setti
 _TRIAL = """
 import contextlib, resource, sys
 import numpy as np
-from graphprune.memory import freed_memory_kept
+from graphprune.runtime.memory import freed_memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

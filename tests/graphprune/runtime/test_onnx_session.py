@@ -4,16 +4,8 @@ import onnx.parser
 import pytest
 
 from graphprune.errors import ModelLoadError, UsageError
-from graphprune.onnx_session import (
-    batch_of,
-    input_shapes,
-    input_specs,
-    load_proto,
-    one_line,
-    open_session,
-    random_inputs,
-    with_outputs,
-)
+from graphprune.runtime.onnx_inputs import batch_of, input_shapes, input_specs, random_inputs
+from graphprune.runtime.onnx_session import load_proto, one_line, open_session, with_outputs
 
 TWO_INPUTS = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from graphprune import pinning
+from graphprune.runtime import pinning
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept in place here")
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from graphprune import precision
 from graphprune.passes.fx.capture import capture
-from graphprune.precision import Precision, choose_precision
+from graphprune.runtime import precision
+from graphprune.runtime.precision import Precision, choose_precision
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.torch_mode import evaluation, torch_threads
+from graphprune.runtime.torch_mode import evaluation, torch_threads
 
 
 def mixed():

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.slim import mask
 from graphprune.search.rewards import OneShot
+from graphprune.training.batchnorm import reestimate_batch_norm
 
 
 def classifier():

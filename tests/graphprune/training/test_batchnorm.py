@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.batchnorm import reestimate_batch_norm
 from graphprune.passes.fx.capture import capture
+from graphprune.training.batchnorm import reestimate_batch_norm
 
 
 @pytest.fixture

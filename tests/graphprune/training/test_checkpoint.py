@@ -14,14 +14,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from graphprune.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
-from graphprune.engine import Engine
 from graphprune.passes.errors import DataError, ModelLoadError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
-from graphprune.precision import Precision
+from graphprune.runtime.precision import Precision
+from graphprune.training.checkpoint import load_checkpoint, model_digest, save_checkpoint
+from graphprune.training.engine import Engine
 
 CONFIG = CompressConfig(
     macs=0.5, epochs=4, batch_size=64, flip=False, precision="float32", threads=1, checkpoint_steps=5, n_students=2
@@ -78,7 +78,7 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tmp_path, uninterrup
 
 def test_the_memory_layout_that_was_chosen_once_is_kept(tmp_path, monkeypatch):
     layout = Precision(channels_last=True)
-    monkeypatch.setattr("graphprune.engine.choose_precision", lambda setting, step, device: (layout, {}))
+    monkeypatch.setattr("graphprune.training.engine.choose_precision", lambda setting, step, device: (layout, {}))
     whole = make_engine(tmp_path / "whole.pt").run()
 
     def fail(step, total, loss, cost, phase):
@@ -87,7 +87,7 @@ def test_the_memory_layout_that_was_chosen_once_is_kept(tmp_path, monkeypatch):
 
     with pytest.raises(StopError):
         make_engine(tmp_path / "checkpoint.pt", progress=fail).run()
-    monkeypatch.setattr("graphprune.engine.choose_precision", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("graphprune.training.engine.choose_precision", lambda *_: pytest.fail("measured again"))
     assert_same(make_engine(tmp_path / "checkpoint.pt").run(resume=True), whole)
 
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphprune.distill import (
-    FeatureLoss,
+from graphprune.importance.output_loss import (
     OutputLoss,
     describe_outputs,
     flatten_outputs,
@@ -12,6 +11,7 @@ from graphprune.distill import (
     spreads_of,
 )
 from graphprune.passes.errors import UsageError
+from graphprune.training.distill import FeatureLoss
 
 
 def test_outputs_are_found_in_any_structure():

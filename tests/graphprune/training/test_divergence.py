@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from graphprune.divergence import Divergence
 from graphprune.passes.errors import TrainingError
+from graphprune.training.divergence import Divergence
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

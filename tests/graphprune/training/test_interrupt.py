@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from graphprune.interrupt import Interrupt
+from graphprune.training.interrupt import Interrupt
 
 
 @pytest.fixture(autouse=True)

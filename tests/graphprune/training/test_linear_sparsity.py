@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.linear_sparsity import LinearSparsity, linear_weights, outliers
 from graphprune.passes.errors import PlanError
-from graphprune.removal import cut_tensor
+from graphprune.training.linear_sparsity import LinearSparsity, linear_weights, outliers
+from graphprune.training.removal import cut_tensor
 
 
 def network():

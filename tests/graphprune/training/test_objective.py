@@ -9,7 +9,7 @@ from digit_runs import SETTINGS, engine
 
 from graphprune.data.batches import evaluation_batches
 from graphprune.errors import UsageError
-from graphprune.student import Student
+from graphprune.training.student import Student
 
 
 def test_a_student_learns_from_the_one_with_the_looser_budget_and_not_the_other_way_round():

@@ -11,14 +11,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from graphprune import processes
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
-from graphprune.engine import Engine
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
-from graphprune.processes import Processes
+from graphprune.training import processes
+from graphprune.training.engine import Engine
+from graphprune.training.processes import Processes
 
 
 class Net(nn.Module):

@@ -13,10 +13,10 @@ from torch import nn
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource, Preprocess
 from graphprune.demo import DigitNet
-from graphprune.engine import Engine
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
-from graphprune.removal import Removal, carry_over, restore
+from graphprune.training.engine import Engine
+from graphprune.training.removal import Removal, carry_over, restore
 
 CONFIG = CompressConfig(
     macs=0.4,

@@ -4,7 +4,7 @@ import pytest
 
 from graphprune.config import CompressConfig
 from graphprune.passes.errors import UsageError
-from graphprune.schedule import Schedule
+from graphprune.training.schedule import Schedule
 
 
 @pytest.fixture

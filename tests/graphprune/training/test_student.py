@@ -11,8 +11,8 @@ from graphprune.config import CompressConfig
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
-from graphprune.sparse_set import SparseSet
-from graphprune.student import Student
+from graphprune.training.sparse_set import SparseSet
+from graphprune.training.student import Student
 
 CONFIG = CompressConfig(macs=0.5)
 

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphprune.passes.fx.capture import capture
-from graphprune.taps import find_taps
+from graphprune.training.taps import find_taps
 
 
 def shapes_at_taps(model, size=32, channels=3):

@@ -3,8 +3,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphprune.accuracy import Distance, measure_quality
 from graphprune.data import ImageSource, Preprocess
+from graphprune.verification.accuracy import Distance, measure_quality
 
 CLASSES = 3
 

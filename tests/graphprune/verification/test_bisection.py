@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphprune.bisection import find_first_difference
-from graphprune.model_runner import open_runner
+from graphprune.verification.bisection import find_first_difference
+from graphprune.verification.model_runner import open_runner
 
 FLOAT = TensorProto.FLOAT
 

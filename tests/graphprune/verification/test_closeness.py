@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphprune.closeness import Agreement, Judge, are_classes
+from graphprune.verification.closeness import Agreement, Judge, are_classes
 
 
 def judged(*pairs, rtol=1e-4, atol=0.0):

@@ -8,10 +8,11 @@ from builder import Builder, image, network, zero
 from onnx import TensorProto, numpy_helper
 
 import graphprune.passes.onnx.slim as removal
-from graphprune import onnx_files, proof
 from graphprune.cli import main
 from graphprune.errors import VerificationError
+from graphprune.formats import onnx_files
 from graphprune.slimming import slim_onnx
+from graphprune.verification import proof
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from graphprune.errors import DataError, ModelLoadError, UnsupportedModelError, VerificationError
-from graphprune.verify import compare, explain, first_difference, require_equal, tolerance_of
+from graphprune.verification.verify import compare, explain, first_difference, require_equal, tolerance_of
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[BATCH,4] x) => (float[BATCH,3] scores, float[BATCH,5] hidden)

@@ -8,7 +8,8 @@ from torch import nn
 
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.analyze import analyze, trace
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 
 
 @pytest.fixture

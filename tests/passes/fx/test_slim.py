@@ -13,7 +13,8 @@ from zoo import captured_of, first_of, traced
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import PlanError, VerificationError
 from graphprune.passes.fx.analyze import analyze, trace
-from graphprune.passes.fx.capture import CapturedModule, capture
+from graphprune.passes.fx.capture import capture
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.cut import cut_tensors
 from graphprune.passes.fx.outputs import difference, run
 from graphprune.passes.fx.slim import mask, slim

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from builder import Builder, difference, image, run
 
-from graphprune.onnx_cost import onnx_cost
+from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
 
 END = 2**31 - 1
