@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import ImageSize, arch_options, force_option, json_option, shape_option
+from graphprune.cli.options import ImageSize, arch_options, force_option, json_option, shape_option, together
 from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import UsageError
 
@@ -24,7 +24,7 @@ _CHANNELS = 3
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--image-size", type=ImageSize(), help="Side, or height x width, of the images that the model takes.")
 @shape_option
-@arch_options
+@together(*arch_options)
 @click.option("--svg", type=click.Path(path_type=Path), help="Also draw the coupled channels into this file.")
 @force_option
 @json_option

@@ -47,7 +47,10 @@ class CommandGroup(click.Group):
             return None
         command: click.Command = import_module(f"graphprune.cli.{cmd_name}").command
         present = {parameter.name for parameter in command.params}
-        command.params.extend(option for option in run_options() if option.name not in present)
+        new = [option for option in run_options() if option.name not in present]
+        command.params.extend(new)
+        # A command whose help has sections keeps a list of its own of the options that are in none.
+        getattr(command, "ungrouped_options", []).extend(new)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -3,7 +3,7 @@
 A command takes what it needs:
 
     @click.command()
-    @data_options()
+    @together(*data_options())
     @json_option
     def command(data, mean, std, image_size, as_json): ...
 """
@@ -21,6 +21,7 @@ import click
 
 __all__ = [
     "Counts",
+    "Decorator",
     "Numbers",
     "RunState",
     "arch_options",
@@ -34,9 +35,11 @@ __all__ = [
     "seed_option",
     "shape_option",
     "threads_option",
+    "together",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 CPU = "CPUExecutionProvider"
 
@@ -228,14 +231,15 @@ def _sizes(text: str) -> tuple[int, ...] | None:
     return sizes if len(sizes) == len(parts) and all(sizes) else None
 
 
-def _all(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+def together(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options, or sections of them, as one decorator; they stand in the help in this order."""
     # The decorator nearest to the function comes last in the help.
     return lambda command: reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), command)
 
 
-def data_options(*, required: bool = False) -> Callable[[_Command], _Command]:
+def data_options(*, required: bool = False) -> tuple[Decorator, ...]:
     """Images and their preprocessing: `data`, `mean`, `std`, `image_size`."""
-    return _all(
+    return (
         click.option(
             "--data",
             type=click.Path(path_type=Path),
@@ -259,7 +263,7 @@ output_loss_option = click.option(
     show_default=True,
     help="What the outputs are: kl for class logits, mse for numbers; auto: logits if it is one of batch x classes.",
 )
-arch_options = _all(
+arch_options: tuple[Decorator, ...] = (
     click.option(
         "--arch",
         metavar="MODULE:FACTORY",
@@ -267,7 +271,7 @@ arch_options = _all(
     ),
     click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which can run any code it holds."),
 )
-quantize_options = _all(
+quantize_options: tuple[Decorator, ...] = (
     click.option(
         "--calibration",
         type=click.Choice(["auto", "minmax", "percentile", "entropy"]),

@@ -12,6 +12,7 @@ from graphprune.cli.options import (
     quantize_options,
     seed_option,
     threads_option,
+    together,
 )
 from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import BudgetError, ModelLoadError
@@ -25,9 +26,9 @@ __all__ = ["command"]
 @click.command("quantize")
 @click.argument("source", type=click.Path(path_type=Path), metavar="IN.onnx")
 @click.argument("target", type=click.Path(path_type=Path), metavar="OUT.onnx")
-@data_options(required=True)
+@together(*data_options(required=True))
 @click.option("--limit", type=click.IntRange(min=2), help="Use so many of the images. Default: as many as are needed.")
-@quantize_options
+@together(*quantize_options)
 @click.option(
     "--benchmark-seconds",
     type=click.FloatRange(min=0),

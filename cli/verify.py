@@ -7,7 +7,7 @@ from typing import Any
 import click
 import numpy as np
 
-from graphprune.cli.options import arch_options, data_options, json_option, seed_option, shape_option
+from graphprune.cli.options import arch_options, data_options, json_option, seed_option, shape_option, together
 from graphprune.cli.output import print_json, print_text
 from graphprune.passes.errors import UsageError, VerificationError
 
@@ -20,7 +20,7 @@ RANDOM_SAMPLES = 16
 @click.command("verify")
 @click.argument("reference", type=click.Path(path_type=Path), metavar="A")
 @click.argument("candidate", type=click.Path(path_type=Path), metavar="B")
-@data_options()
+@together(*data_options())
 @click.option(
     "--limit", type=click.IntRange(min=1), default=256, show_default=True, help="Use at most so many images of --data."
 )
@@ -36,7 +36,7 @@ RANDOM_SAMPLES = 16
 )
 @click.option("--unoptimized", is_flag=True, help="Compare with onnxruntime's graph optimization switched off as well.")
 @seed_option
-@arch_options
+@together(*arch_options)
 @json_option
 def command(
     reference: Path,

@@ -157,7 +157,7 @@ def test_shared_options_parse_to_what_the_library_takes(monkeypatch):
     def run(**values):
         seen.update(values)
 
-    install(monkeypatch, run, shared.data_options(), shared.shape_option, shared.arch_options, shared.json_option)
+    install(monkeypatch, run, *shared.data_options(), shared.shape_option, *shared.arch_options, shared.json_option)
     arguments = ["demo", "--mean", "0.5,0.4,0.3", "--std", "1", "--image-size", "48x64", "--shape", "images:1x3x8x8"]
     assert main([*arguments, "--shape", "mask:1x1x8x8", "--arch", "a.b:c", "--trust-pickle", "--json"]) == 0
     assert seen["mean"] == (0.5, 0.4, 0.3)
@@ -180,13 +180,13 @@ def test_shared_options_parse_to_what_the_library_takes(monkeypatch):
     ],
 )
 def test_malformed_values_are_usage_errors(monkeypatch, capsys, arguments, message):
-    install(monkeypatch, lambda **values: None, shared.data_options(), shared.shape_option)
+    install(monkeypatch, lambda **values: None, *shared.data_options(), shared.shape_option)
     assert main(["demo", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_data_can_be_required(monkeypatch, capsys):
-    install(monkeypatch, lambda **values: None, shared.data_options(required=True))
+    install(monkeypatch, lambda **values: None, *shared.data_options(required=True))
     assert main(["demo"]) == 2
     assert "Missing option '--data'" in capsys.readouterr().err
 
@@ -198,3 +198,19 @@ def test_the_log_of_the_command_line_ends_with_it(capsys):
     main(["verify", "no-such-a.onnx", "no-such-b.onnx"])
     capsys.readouterr()
     assert logger.handlers == before
+
+
+def test_the_help_of_compress_is_in_sections_of_which_the_first_is_what_everybody_needs(capsys):
+    assert main(["compress", "--help"]) == 0
+    text = capsys.readouterr().out
+    titles = [line.rstrip(":") for line in text.splitlines() if line and line[0] != " " and line.endswith(":")]
+    assert [title.split(":")[0].split(" (")[0] for title in titles] == [
+        *("Budget", "Images", "Output", "Model", "Training", "Widths", "Measuring in onnxruntime", "int8"),
+        "Other options",
+    ]
+    first_screen = "\n".join(text.splitlines()[:24])
+    assert all(option in first_screen for option in ("--speedup", "--latency-ms", "--macs", "--params", "--data"))
+    other = text.split("Other options:")[1]
+    assert sorted(line.split()[0].rstrip(",") for line in other.splitlines() if line.strip().startswith("-")) == [
+        *("--debug", "-h", "-q", "-v")
+    ]
