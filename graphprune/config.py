@@ -276,12 +276,15 @@ class CompressConfig:
         return {k: v for k, v in self.to_dict().items() if k not in _FREE_ON_RESUME}
 
     def refuse_resume_from(self, fingerprint: Mapping[str, Any]) -> None:
-        """Raises: UsageError: a run with `fingerprint` computes something else; names the first difference."""
-        mine = self.fingerprint()
-        for name in sorted((mine.keys() | fingerprint.keys()) - _FREE_ON_RESUME):
-            if mine.get(name) != fingerprint.get(name):
+        """Raises: UsageError: a run with `fingerprint` computes something else; names the first difference.
+
+        A setting that the run did not know yet counts as left at its default.
+        """
+        mine, before = self.fingerprint(), {**CompressConfig().fingerprint(), **fingerprint}
+        for name in sorted((mine.keys() | before.keys()) - _FREE_ON_RESUME):
+            if mine.get(name) != before.get(name):
                 raise UsageError(
-                    f"cannot resume: {_flag(name)} was {fingerprint.get(name)} and is now {mine.get(name)}; "
+                    f"cannot resume: {_flag(name)} was {before.get(name)} and is now {mine.get(name)}; "
                     "use the same settings or start afresh"
                 )
 

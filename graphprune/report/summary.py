@@ -39,6 +39,13 @@ __all__ = [
 ]
 
 METRICS_SCHEMA = 1
+"""Version of metrics.json: the field `schema`.
+
+A further field that a reader can do without changes nothing. For anything else: raise the number by one; let
+`render_metrics` read both numbers, since results are compared over years; keep metrics of the old number under
+`tests/old_files/`, in the folder of the version that wrote them, and render them in `tests/test_old_files.py`; say in
+docs/stability.md from which version on the new one is written.
+"""
 
 Metrics = Mapping[str, Any]
 _BLANK = ""

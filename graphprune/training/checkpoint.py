@@ -17,7 +17,15 @@ from graphprune.config import CompressConfig
 from graphprune.formats.files import atomic_write_through_memory
 from graphprune.passes.errors import ModelLoadError, UsageError
 
-_FORMAT = 1
+SCHEMA = 1
+"""Version of what is in a checkpoint: the field `format`.
+
+A further field that a reader can do without, and a further setting whose default does what was done before, change
+nothing. For anything else: raise the number by one; let `load_checkpoint` bring the older number to what the engine
+expects, or refuse it by name where that cannot be done; keep a checkpoint of the old number under `tests/old_files/`, in
+the folder of the version that wrote it, beside those that are there, and resume from it in `tests/test_old_files.py`;
+say in docs/stability.md from which version on the new one is written.
+"""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -25,7 +33,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Tensors are written as ones of the CPU, so that a run can go on where its device is missing.
     """
-    on_cpu = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), {"format": _FORMAT, **state})
+    on_cpu = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), {"format": SCHEMA, **state})
     atomic_write_through_memory(path, lambda file: torch.save(on_cpu, file))
 
 
@@ -47,7 +55,7 @@ def load_checkpoint(path: Path, config: CompressConfig, model: str) -> dict[str,
         raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without --resume") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ModelLoadError(f"{path}: not a readable checkpoint; remove it and start without --resume") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    if not isinstance(state, dict) or state.get("format") != SCHEMA:
         raise ModelLoadError(f"{path}: not a checkpoint of this version; remove it and start without --resume")
     config.refuse_resume_from(state["fingerprint"])
     if state["model"] != model:
