@@ -22,9 +22,9 @@ SCHEMA = 1
 
 A further field that a reader can do without, and a further setting whose default does what was done before, change
 nothing. For anything else: raise the number by one; let `load_checkpoint` bring the older number to what the engine
-expects, or refuse it by name where that cannot be done; keep a checkpoint of the old number under `tests/old_files/`, in
-the folder of the version that wrote it, beside those that are there, and resume from it in `tests/test_old_files.py`;
-say in docs/stability.md from which version on the new one is written.
+expects, or refuse it by name where that cannot be done; keep a checkpoint of the old number under `tests/old_files/`,
+in the folder of the version that wrote it, and resume from it in `tests/test_old_files.py`; say in docs/stability.md
+from which version on the new one is written.
 """
 
 

@@ -18,8 +18,8 @@ SCHEMA = 1
 """Version of plan.json: the field `schema`.
 
 A further field that a reader can do without changes nothing. For anything else: raise the number by one; let
-`PruningPlan.from_dict` read both numbers, since plans are kept with models for years; keep a plan of the old number under
-`tests/old_files/`, in the folder of the version that wrote it, and cut by it in `tests/test_old_files.py`; say in
+`PruningPlan.from_dict` read both numbers, since plans are kept with models for years; keep a plan of the old number
+under `tests/old_files/`, in the folder of the version that wrote it, and cut by it in `tests/test_old_files.py`; say in
 docs/stability.md from which version on the new one is written.
 """
 
