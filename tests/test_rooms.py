@@ -161,6 +161,31 @@ def test_every_room_says_what_it_is_for():
         assert len(first) > 20, door
 
 
+def test_the_page_on_architecture_shows_every_room_on_its_floor():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    picture = page.split("### Rooms of the library")[1].split("```")[1]
+    named = [words for line in picture.splitlines() if (words := line.split())]
+    shown = [name.rstrip("/") for words in named for name in words if name.rstrip("/").replace("/", ".") in _FLOOR]
+    # The page goes downward, and lists some that do not need each other side by side.
+    floors = [max(_FLOOR[name.replace("/", ".")] for name in words) for words in _rows(named)]
+    assert floors == sorted(floors, reverse=True)
+    assert {name.replace("/", ".") for name in shown} >= set(FLOORS) - {"passes", "passes.errors"}
+
+
+def _rows(named: list[list[str]]) -> list[list[str]]:
+    """The names of rooms at the start of each line: they are followed by two spaces or end with a slash."""
+    rows = []
+    for words in named:
+        row = []
+        for word in words:
+            if word.rstrip("/").replace("/", ".") not in _FLOOR:
+                break
+            row.append(word.rstrip("/"))
+        if row:
+            rows.append(row)
+    return rows
+
+
 def test_tests_stand_in_the_room_of_what_they_test():
     """`tests/graphprune/x/test_y.py` is about a module of room x: the folders are the same."""
     rooms = {name for name in FLOORS if (ROOT / "graphprune" / name).is_dir()}
