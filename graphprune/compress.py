@@ -172,7 +172,7 @@ def compress(
         shared = {"preprocessing": source.preprocess.to_dict()}
         folder.check(shared)
         _log_model(engine.graph)
-        delivery = Delivery(engine, staging)
+        delivery = Delivery(engine, staging, loaded)
         search = SearchOptions(journal=folder.search, progress=None if reporter is None else reporter.evaluation)
         with clock("searching an allocation" if settings.policy in SEARCHES else "rehearsing"):
             delivery.rehearse(options.target, folder.journal if folder.resume else None, search)

@@ -18,6 +18,7 @@ FLOORS = (
     "passes.channels",
     "passes.onnx",
     "passes.fx",
+    "passes.importer",
     "version",
     "errors",
     "models",

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from graphprune.allocation import SEARCHES
 from graphprune.api import plan
 from graphprune.config import Budget, CompressConfig
 from graphprune.formats.export import export_onnx
 from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.formats.put_back import put_back
 from graphprune.formats.saving import load, save
 from graphprune.formats.sparse_storage import StoredSparse, store_sparse
 from graphprune.latency import LatencyTarget
@@ -31,7 +33,9 @@ from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.slim import mask, slim
+from graphprune.passes.importer import OnnxModule
 from graphprune.search import SearchOptions
+from graphprune.slimming import slim_onnx
 from graphprune.training.engine import Engine
 from graphprune.training.run_records import StudentResult
 from graphprune.verification.verify import Comparison, require_equal
@@ -53,6 +57,8 @@ class Delivery:
         graph: channel groups of the model.
         dense: the captured model as it came.
         folder: where the files are written.
+        source: the ONNX file that the model came from, which is then the one that is cut; None for models of torch.
+        shapes: sizes of its inputs, where it leaves them free beyond the batch.
         files: the ONNX files by name: "dense", and those of the members.
         members: the slim models that were made, in the order they were asked for.
         stopwatch: measures latencies, where the budget asks for it.
@@ -60,8 +66,10 @@ class Delivery:
         stored_sparse: by member, how weights that are mostly zero are stored.
     """
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
+    def __init__(self, engine: Engine, folder: Path, came_from: nn.Module | ExportedProgram | None = None) -> None:
         self.engine = engine
+        self._own = came_from if isinstance(came_from, OnnxModule) else None
+        self.source = None if self._own is None else self._own.source
         self.graph = engine.graph
         self.folder = folder
         self.comparisons: dict[str, Comparison] = {}
@@ -71,12 +79,13 @@ class Delivery:
         self.stored_sparse: dict[str, StoredSparse] = {}
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
-        source = engine.held_out
-        self._images = source.batch(slice(0, _CHECKED_IMAGES))
-        self._example = (torch.from_numpy(source.batch(np.arange(_EXAMPLES) % len(source))),)
+        held = engine.held_out
+        self.shapes = None if self.source is None else {"": (0, *held.preprocess.input_shape)}
+        self._images = held.batch(slice(0, _CHECKED_IMAGES))
+        self._example = (torch.from_numpy(held.batch(np.arange(_EXAMPLES) % len(held))),)
         self._metadata = {
             "graphprune_version": __version__,
-            "graphprune_preprocessing": json.dumps(source.preprocess.to_dict()),
+            "graphprune_preprocessing": json.dumps(held.preprocess.to_dict()),
         }
 
     def rehearse(
@@ -100,7 +109,10 @@ class Delivery:
             BudgetError: the budget cannot be reached.
             VerificationError: the dense file, its cost, or a cut of the size asked for is wrong.
         """
-        export_onnx(self.dense, self._example, self.files["dense"], metadata=self._metadata)
+        if self.source is None:
+            export_onnx(self.dense, self._example, self.files["dense"], metadata=self._metadata)
+        else:
+            put_back(self.source, {}, self.files["dense"])
         self.compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
         check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
         config = self.engine.config
@@ -111,6 +123,7 @@ class Delivery:
                 target or LatencyTarget(),
                 journal=journal,
                 resume=journal is not None,
+                shapes=self.shapes,
                 seed=config.seed,
             )
             self.engine.use(self.stopwatch)
@@ -173,13 +186,32 @@ class Delivery:
         assert isinstance(slim_model, CapturedModule)
         member = Member(self, name, result, student, slim_model)
         self.files[name] = member.file
-        export_onnx(slim_model, self._example, member.file, metadata=self._metadata)
+        if self.source is None:
+            export_onnx(slim_model, self._example, member.file, metadata=self._metadata)
+        else:
+            self._cut_own_file(student, result.plan, member.file)
         if self.engine.sparsity is not None:
             self.stored_sparse[name] = store_sparse(member.file, self._images)
-        save(slim_model, member.archive)
+        if self.source is None:  # who came with an ONNX file has no use for torch's archives
+            save(slim_model, member.archive)
         result.plan.save(member.plan)
         self.members.append(member)
         return member
+
+    def _cut_own_file(self, student: CapturedModule, plan: PruningPlan, target: Path) -> None:
+        """Write the user's own file with the student's numbers, less the planned channels."""
+        assert self.source is not None
+        assert self._own is not None
+        own_name = self._own.renamed
+        state = student.state_dict()
+        learned = {own_name.get(name, name): held for name, held in state.items() if held.is_floating_point()}
+        plan = plan.renamed(own_name)
+        whole = target.with_name(f".{target.stem}.whole.onnx")
+        try:
+            put_back(self.source, learned, whole)
+            slim_onnx(whole, target, plan, shapes=self.shapes, force=True)
+        finally:
+            whole.unlink(missing_ok=True)
 
     def compare(
         self, reference: nn.Module, candidate: nn.Module | Path, labels: tuple[str, str], *, unoptimized: bool = False
@@ -251,7 +283,8 @@ class Member:
         else:
             compare(reference, self.model, (label, f"the slim model{of}"))
         compare(reference, self.file, (label, self.file.name), unoptimized=True)
-        compare(reference, load(self.archive), (label, self.archive.name))
+        if self.delivery.source is None:
+            compare(reference, load(self.archive), (label, self.archive.name))
         check_cost(self.delivery, ~self.result.removed, self.model, self.file)
 
 
@@ -277,7 +310,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def check_cost(delivery: Delivery, kept: Mask, module: nn.Module, file: Path) -> None:
     """The cost model decided what to remove: what it counted must be what was made."""
-    counted, cost = onnx_cost(file), delivery.graph.cost
+    counted, cost = onnx_cost(file, shapes=delivery.shapes), delivery.graph.cost
     expected = round(cost.macs(kept))
     if counted.uncounted:
         logger.warning("%s: not all of its cost can be counted: %s", file.name, counted.uncounted[0])

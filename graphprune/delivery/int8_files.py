@@ -47,7 +47,7 @@ def add_timing(facts: list[dict[str, Any]], delivery: Delivery, *, seconds: floa
     """Measure every int8 file against its float one, and note the speed-up; says so where it is none."""
     for fact in facts:
         files = {name: delivery.files[name] for name in (fact["of"], fact["name"])}
-        timing = benchmark(files, **target.to_dict(), min_seconds=seconds)[fact["name"]]
+        timing = benchmark(files, **target.to_dict(), shapes=delivery.shapes, min_seconds=seconds)[fact["name"]]
         fact["speedup"] = timing.speedup
         fact["speedup_interval"] = list(timing.speedup_interval)
         fact["verdict"] = timing.verdict

@@ -90,7 +90,12 @@ def measure(
         accuracy["dense"] = first.accuracy["dense"]
     distance = {name: quality.distance for name, quality in qualities.items() if quality.agreement is None}
     metrics = collect_metrics(
-        delivery.files, benchmark=timing, agreement=agreement, accuracy=accuracy, distance=distance
+        delivery.files,
+        benchmark=timing,
+        agreement=agreement,
+        accuracy=accuracy,
+        distance=distance,
+        shapes=delivery.shapes,
     )
     models = {"dense": delivery.dense, **{member.name: member.model for member in delivery.members}}
     models |= {fact["name"]: models[fact["of"]] for fact in int8 or ()}
@@ -207,6 +212,7 @@ def _is_reached(member: Member, report: BenchmarkReport) -> bool:
 def _timed(delivery: Delivery, options: BenchmarkOptions) -> BenchmarkReport:
     report = benchmark(
         delivery.files,
+        shapes=delivery.shapes,
         threads=options.threads,
         batch=options.batch,
         provider=options.provider,

@@ -44,10 +44,11 @@ _ZIP_START, _PICKLE_START = b"PK", b"\x80"
 def load_model(path: str | Path, *, arch: str | None = None, trust_pickle: bool = False) -> nn.Module | ExportedProgram:
     """Return the network in a file: float32, in evaluation mode.
 
-    A .pt2 gives the ExportedProgram it holds, as it was exported.
+    A .pt2 gives the ExportedProgram it holds, as it was exported; an ONNX file a module that computes what it does,
+    with parameters named as its initializers, compared with onnxruntime.
 
     Args:
-        path: .pt2, .safetensors, .pt or .pth.
+        path: .onnx, .pt2, .safetensors, .pt or .pth.
         arch: the architecture of a state dict; see resolve_arch.
         trust_pickle: allow the file to run code while it is loaded.
 
@@ -72,8 +73,11 @@ def load_model(path: str | Path, *, arch: str | None = None, trust_pickle: bool 
                 return held.float().eval()
             return _build(held, path, arch)
         case ".onnx":
-            raise ModelLoadError(f"{path} is an ONNX file; it can be slimmed, not trained: see `graphprune slim`")
-    raise ModelLoadError(f"{path} has no known suffix: models are .pt2, .safetensors, .pt or .pth files")
+            _refuse_arch(path, arch)
+            from graphprune.formats.imported import load_onnx
+
+            return load_onnx(path)
+    raise ModelLoadError(f"{path} has no known suffix: models are .onnx, .pt2, .safetensors, .pt or .pth files")
 
 
 def load_weights(path: Path) -> StateDict:

@@ -88,6 +88,12 @@ def describe_inputs(model: Model) -> tuple[InputSpec, ...] | None:
     """
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         return input_specs(open_session(model), label_of(model))
+    stated = getattr(model, "input_shapes", None)
+    if stated is not None and hasattr(model, "input_types"):  # an ONNX graph as a module
+        return tuple(
+            InputSpec(name, kind.numpy().type, dims)
+            for name, kind, dims in zip(model.input_names, model.input_types, stated, strict=True)
+        )
     graph: Any = getattr(model, "graph", None)
     if not isinstance(graph, _graph_type()):  # a network of one's own may call something else so
         return None

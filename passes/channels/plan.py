@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ class PruningPlan:
             for name, dims in self.removed.items()
             for dim, indices in dims.items()
         }
+
+    def renamed(self, names: Mapping[str, str]) -> "PruningPlan":
+        """The plan for a model in which parameters have other names: those of `names` become what they stand for."""
+        return replace(
+            self,
+            removed={names.get(name, name): dims for name, dims in self.removed.items()},
+            shapes={names.get(name, name): shape for name, shape in self.shapes.items()},
+        )
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise PlanError unless every tensor the plan names is there with the size it had, and every index in it."""

@@ -1,0 +1,203 @@
+"""An ONNX graph as a torch module: `forward` goes through the nodes, parameters are the graph's initializers."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from torch import Tensor, fx, nn
+
+from graphprune.passes.errors import UnsupportedModelError
+from graphprune.passes.importer.call import Call, Value, as_tensor, torch_type
+from graphprune.passes.importer.operators import OPERATORS
+from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentityPass, UnlistLiteralsPass
+from graphprune.passes.onnx.model import SMALL, load_model
+
+__all__ = ["OnnxModule", "import_onnx"]
+
+_STANDARD = ("", "ai.onnx")
+#: Inputs that hold weights, by operator; elsewhere literals of floats are weights where they have several numbers.
+_STATISTICS = {("BatchNormalization", 3), ("BatchNormalization", 4)}
+_SETTINGS = {
+    *(("Clip", 1), ("Clip", 2), ("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Pad", 2), ("Dropout", 1)),
+    *(("Dropout", 2), ("OneHot", 2), ("Range", 0), ("Range", 1), ("Range", 2), ("DequantizeLinear", 1)),
+}
+
+
+def import_onnx(source: str | Path | ir.Model) -> "OnnxModule":
+    """Return the graph of an ONNX file as a torch module in evaluation mode.
+
+    Raises:
+        ModelLoadError: the file cannot be read.
+        UnsupportedModelError: an operator has no torch form; names all such operators.
+    """
+    model = source if isinstance(source, ir.Model) else load_model(source)
+    for tidy in (
+        UnlistLiteralsPass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        EliminateIdentityPass(),
+        EliminateDeadCodePass(),
+    ):
+        model = tidy(model).model
+    return _of_arity(len(model.graph.inputs))(model).eval()
+
+
+@cache
+def _of_arity(count: int) -> "type[OnnxModule]":
+    """The class whose `forward` has so many arguments: torch.export takes no `*inputs` for a free batch."""
+    names = ", ".join(f"x{at}" for at in range(count))
+    forward = eval(f"lambda self, {names}: self.compute(({names},))")  # nothing of the file is in this text
+    return type("OnnxModule", (OnnxModule,), {"forward": forward, "__doc__": OnnxModule.__doc__})
+
+
+class OnnxModule(nn.Module):
+    """A module that computes what an ONNX graph does.
+
+    Attributes:
+        input_names: of the graph's inputs, in the order of `forward`'s arguments.
+        output_names: of what `forward` returns: one tensor, or a tuple of several.
+        source: the file, where it came from one.
+        renamed: name of a parameter or buffer -> that of the literal, where a module could not have the latter.
+        input_shapes: of the inputs as the file states them: a number, the name of a free size, or None.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__()
+        self.source: Path | None = None
+        self.renamed: dict[str, str] = {}
+        graph = model.graph
+        self.input_names = tuple(str(value.name) for value in graph.inputs)
+        self.output_names = tuple(str(value.name) for value in graph.outputs)
+        self.input_types = tuple(value.dtype or ir.DataType.FLOAT for value in graph.inputs)
+        self.input_shapes = tuple(_stated(value) for value in graph.inputs)
+        self._nodes = list(graph)
+        self._opsets = {
+            ("" if domain in _STANDARD else domain): version for domain, version in model.opset_imports.items()
+        }
+        self._outputs = list(graph.outputs)
+        self._inputs = list(graph.inputs)
+        self._last_use = _last_uses(self._nodes, self._outputs)
+        unknown = sorted({_name(node) for node in self._nodes if _name(node) not in OPERATORS})
+        if unknown:
+            raise UnsupportedModelError(
+                f"there is no torch form of {', '.join(unknown)}: the file can be slimmed, but not trained"
+            )
+        self._known: dict[str, np.ndarray] = {}
+        self._stored: dict[str, str] = {}
+        for name, value in graph.initializers.items():
+            self._store(str(name), value)
+
+    def _store(self, name: str, value: ir.Value) -> None:
+        tensor = value.const_value
+        assert tensor is not None
+        uses = {(use.node.op_type, use.idx) for use in value.uses()}
+        if not tensor.dtype.is_floating_point() and tensor.size <= SMALL:
+            self._known[name] = np.array(tensor.numpy())
+            return
+        numbers = torch.from_numpy(np.array(tensor.numpy(), order="C")).to(torch_type(tensor.dtype))
+        is_weight = tensor.dtype.is_floating_point() and numbers.numel() > 1 and not uses & (_STATISTICS | _SETTINGS)
+        owner: nn.Module = self
+        free = self._free(name)
+        if "." in free:  # torch keeps dots for modules in modules
+            for part in free.split(".")[:-1]:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+        last = free.split(".")[-1]
+        if is_weight:
+            owner.register_parameter(last, nn.Parameter(numbers))
+        else:
+            owner.register_buffer(last, numbers)
+        self._stored[name] = free
+        if free != name:
+            self.renamed[free] = name
+
+    def _free(self, name: str) -> str:
+        """The name of a literal as one that a module can have: what every module has gets a line behind it."""
+        parts = [part or "_" for part in name.split(".")]
+        while True:
+            free = ".".join(f"{part}_" if hasattr(_PLAIN, part) else part for part in parts)
+            if free not in self._stored.values():
+                return free
+            parts[-1] += "_"
+
+    def _literal(self, name: str) -> Value:
+        if name in self._known:
+            return self._known[name]
+        owner: Any = self
+        *path, last = self._stored[name].split(".")
+        for part in path:
+            owner = owner._modules[part]
+        held: Tensor = owner._parameters[last] if last in owner._parameters else owner._buffers[last]
+        return held
+
+    def compute(self, inputs: Sequence[Tensor]) -> Any:
+        """The graph's outputs, which `forward` returns. Shapes: as the file states them; a batch it fixes is free."""
+        first = self.input_shapes[0][0] if self.input_shapes and self.input_shapes[0] else None
+        batch = (first, inputs[0].shape[0]) if isinstance(first, int) else None
+        values: dict[int, Value] = {id(value): given for value, given in zip(self._inputs, inputs, strict=True)}
+        for at, node in enumerate(self._nodes):
+            given = tuple(None if source is None else self._value(source, values) for source in node.inputs)
+            domain = "" if node.domain in _STANDARD else node.domain
+            call = Call(node, given, self._opsets.get(domain, 1), self.training, batch)
+            results = OPERATORS[_name(node)](call)
+            several: list[Any] = list(results) if isinstance(results, list | tuple) else [results]
+            for output, result in zip(node.outputs, several, strict=False):
+                values[id(output)] = result
+            for key in self._last_use.get(at, ()):
+                values.pop(key, None)
+        found = tuple(as_tensor(self._present(self._value(output, values))) for output in self._outputs)
+        return found[0] if len(found) == 1 else found
+
+    def _value(self, value: ir.Value, values: Mapping[int, Value]) -> Value:
+        if id(value) in values:
+            return values[id(value)]
+        return self._literal(str(value.name))
+
+    @staticmethod
+    def _present(value: Value) -> Tensor | np.ndarray:
+        assert value is not None
+        return value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxModule":
+        twin = copy.copy(self)
+        twin.__dict__ = {**self.__dict__}
+        for table in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[table] = copy.deepcopy(self.__dict__[table], memo)
+        memo[id(self)] = twin
+        return twin
+
+
+#: What every module has, and a captured graph.
+_PLAIN = fx.GraphModule({}, fx.Graph())
+
+
+def _stated(value: ir.Value) -> tuple[int | str | None, ...]:
+    return () if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape.dims)
+
+
+def _name(node: ir.Node) -> str:
+    return node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"
+
+
+def _last_uses(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[int, list[int]]:
+    """Index of a node -> the values that nobody reads after it."""
+    last: dict[int, int] = {}
+    for at, node in enumerate(nodes):
+        for value in _read(node):
+            last[id(value)] = at
+    kept = {id(value) for value in outputs}
+    found: dict[int, list[int]] = {}
+    for key, at in last.items():
+        if key not in kept:
+            found.setdefault(at, []).append(key)
+    return found
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    return (value for value in node.inputs if value is not None)
