@@ -91,6 +91,11 @@ def open_session(
         options = _options(*settings)
         return ort.InferenceSession(payload, options, providers=providers, enable_fallback=0)
     except RUNTIME_ERRORS as error:
+        if not saturates and isinstance(payload, str):
+            # Seen in 1.32: it fails to make weights exact that share a zero point ("Attempt to replace ...").
+            with suppress(*RUNTIME_ERRORS, ModelLoadError):
+                content = with_own_literals(load_proto(payload))
+                return ort.InferenceSession(content, _options(*settings), providers=providers, enable_fallback=0)
         raise ModelLoadError(f"{label}: onnxruntime cannot load it: {one_line(error)}") from error
 
 
@@ -173,10 +178,34 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
     present = {output.name for output in copy.graph.output}
     # Onnxruntime infers the type of an output that states none.
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    return _serialized(copy)
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
     try:
-        return copy.SerializeToString()
+        return model.SerializeToString()
     except (ValueError, EncodeError) as error:
         raise ModelLoadError(f"the model is too large to look into its values: {one_line(error)}") from error
+
+
+def with_own_literals(model: onnx.ModelProto) -> bytes:
+    """Serialize a copy of `model` in which every reader of a stored tensor has a copy of its own.
+
+    Raises:
+        ModelLoadError: The model is too large (2 GB) to be handled in memory.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    read: set[str] = set()
+    for number, node in enumerate(copy.graph.node):
+        for at, name in enumerate(node.input):
+            if name in stored and name in read:
+                own = copy.graph.initializer.add()
+                own.CopyFrom(stored[name])
+                own.name = node.input[at] = f"{name}/{number}/{at}"
+            read.add(name)
+    return _serialized(copy)
 
 
 def external_files(model: onnx.ModelProto) -> set[str]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,12 +57,13 @@ class Proof:
         for feed, expected in self.cases:
             error, failed = self._judge(expected, self._run(session, feed), tolerance)
             if failed is not None and _multiplies_bytes(draft):
-                exact = [
-                    open_session(path, name=name, threads=machine_facts().logical_cores, saturates=False)
-                    for path, name in ((self.path, _REFERENCE), (draft, _OURS))
-                ]
-                ours, theirs = (self._run(one, feed) for one in exact)
-                error, failed = self._judge(ours, theirs, tolerance)
+                with suppress(ModelLoadError):  # onnxruntime cannot make every file exact
+                    exact = [
+                        open_session(path, name=name, threads=machine_facts().logical_cores, saturates=False)
+                        for path, name in ((self.path, _REFERENCE), (draft, _OURS))
+                    ]
+                    ours, theirs = (self._run(one, feed) for one in exact)
+                    error, failed = self._judge(ours, theirs, tolerance)
             if failed is not None:
                 del session
                 raise VerificationError(self._explain(draft, feed, expected, failed, tolerance))
@@ -182,4 +184,5 @@ def _given(specs: Sequence[InputSpec], inputs: Mapping[str, np.ndarray], name: s
 
 def _multiplies_bytes(path: Path) -> bool:
     kinds = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DequantizeLinear"}
+    kinds |= {"QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
     return any(node.op_type in kinds for node in load_model(path).graph)

@@ -95,6 +95,25 @@ Resize = Callable[[Op, Cut], dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Like:
+    """A standard operator whose first result has the sizes that all results of another one have (ONNX).
+
+    Attributes:
+        kind: the standard operator.
+        inputs: which of the other's inputs it takes, in its own order.
+        numbers: inputs whose type of numbers the results have: the first of them that the node has.
+        arrange: turns the sizes of the input at a position into those that the standard operator takes, by attributes.
+        restore: turns the sizes of its result back.
+    """
+
+    kind: str
+    inputs: tuple[int, ...] | slice = (0,)
+    numbers: tuple[int, ...] = (0,)
+    arrange: "Callable[[Mapping[str, Any], int, tuple[int, ...]], tuple[int, ...]] | None" = None
+    restore: "Callable[[Mapping[str, Any], tuple[int, ...]], tuple[int, ...]] | None" = None
+
+
+@dataclass(frozen=True)
 class Binding:
     """How one vocabulary spells the arguments of a rule.
 
@@ -106,6 +125,7 @@ class Binding:
         covers: does the rule hold for this form of the operator (ONNX)? Where not, the operator is unknown.
         read: turns the vocabulary's attributes into the rule's, given the operator's input values.
         write: turns what `resize` returned back into the vocabulary's attributes (given the old ones).
+        like: of an operator that is not the standard's (ONNX): one of it whose results have the same sizes.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -115,6 +135,7 @@ class Binding:
     covers: "Callable[[Op], bool] | None" = None
     read: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
     write: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
+    like: Like | None = None
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
-from graphprune.passes.channels.operators import is_random
+from graphprune.passes.channels.operators import Like, is_random
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
+from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.contract import is_overridable
 from graphprune.passes.onnx.model import (
     FEW,
@@ -29,9 +30,11 @@ from graphprune.passes.onnx.model import (
     free_name,
     is_quantized_bias,
     load_model,
+    operator_name,
     shape_types,
 )
 from graphprune.passes.onnx.pages import Forget, put_aside
+from graphprune.passes.onnx.stand_in import layout_operators, like_of, sizes_like
 
 logger = logging.getLogger("graphprune")
 
@@ -89,8 +92,14 @@ def trace_onnx(
 
     Raises:
         ModelLoadError: the file is missing or is no ONNX model.
+        UnsupportedModelError: it is written for the blocks of one kind of processor, of which nothing can be cut.
     """
     model = source if isinstance(source, ir.Model) else load_model(source)
+    if blocked := layout_operators(model):
+        raise UnsupportedModelError(
+            f"has operators of an optimized file ({', '.join(blocked)}), whose weights lie in blocks of one kind of "
+            "processor: slim the original"
+        )
     return _Walk(model, dead, whole_heads, dict(sizes or {})).graph()
 
 
@@ -208,8 +217,8 @@ class _Walk:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             self._constant_node(node)
             return
-        op_name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        found = ONNX.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        op_name = operator_name(node)
+        found = ONNX.get(op_name)
         data = self._evaluated(node)
         shapes = self._shapes(node, data)
         if shapes is None or any(value in self.unshaped for value in node.inputs if value is not None):
@@ -301,6 +310,8 @@ class _Walk:
             return tuple(tuple(array.shape) for array in data)
         try:
             version = self.opsets.get(node.domain) or self.opsets.get("", 1)
+            if (like := like_of(node)) is not None:
+                return self._sizes_like(node, like)
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
             proto = ir.serde.serialize_node(node)
             types, numbers = {}, {}
@@ -329,6 +340,19 @@ class _Walk:
             shapes.append(tuple(dims))
             self.kinds[value] = ir.DataType(kind.tensor_type.elem_type)
         return tuple(shapes)
+
+    def _sizes_like(self, node: ir.Node, like: Like) -> tuple[tuple[int, ...], ...] | None:
+        """Sizes of an operator that onnx does not know, told by one that it does."""
+        known = [None if value is None else self.env.get(value) for value in node.inputs]
+        sizes = sizes_like(node, like, [None if value is None else value.shape for value in known])
+        if sizes is None:
+            return self._declared(node)
+        given = [node.inputs[at] for at in like.numbers if at < len(node.inputs)]
+        typed = next((value for value in given if value is not None), None)
+        kind = None if typed is None else self.kinds.get(typed, typed.dtype or ir.DataType.FLOAT)
+        if kind is not None:
+            self.kinds.update(dict.fromkeys(node.outputs, kind))
+        return (sizes,) * len(node.outputs)
 
     def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
         """Sizes written in the file, with free dimensions at what they stand for; None where they are not."""
@@ -378,7 +402,7 @@ class _Walk:
             else:
                 inputs[name] = value
         inputs = {k: [v for v in x if v is not None] if isinstance(x, list) else x for k, x in inputs.items()}
-        attrs = {**binding.fixed, **attributes(node), "opset": self.opsets.get("", 1)}
+        attrs = {**binding.fixed, "opset": self.opsets.get("", 1), **attributes(node)}
         if binding.read is not None:
             attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
         return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)

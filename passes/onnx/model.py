@@ -36,7 +36,7 @@ WEIGHT_TYPES = frozenset(
 )
 
 #: Inputs that hold a bias in the precision of the sums: 32 bits.
-_QUANTIZED_BIAS = {("QLinearConv", 8), ("DequantizeLinear", 0), ("DequantizeLinear", 2)}
+_QUANTIZED_BIAS = {("QLinearConv", 8), ("QGemm", 6), ("DequantizeLinear", 0), ("DequantizeLinear", 2)}
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -218,6 +218,11 @@ def _run(model: onnx.ModelProto, given: dict[str, NDArray[Any]]) -> list[NDArray
         return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, given)]
     except (*_BROKEN, ArithmeticError, MemoryError):
         return None
+
+
+def operator_name(node: ir.Node) -> str:
+    """What the rule table calls an operator: its type, after its domain where that is not the standard's."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:

@@ -6,30 +6,31 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-#: (operator, input) of a quantized weight -> inputs with its scale and zero point, axis of channels.
-_WEIGHTS: dict[tuple[str, int], tuple[int | None, int, int]] = {
-    ("DequantizeLinear", 0): (1, 2, 1),
-    ("QLinearConv", 3): (4, 5, 0),
-    ("QLinearMatMul", 0): (1, 2, -2),
-    ("QLinearMatMul", 3): (4, 5, -1),
-    ("ConvInteger", 1): (None, 3, 0),
-    ("MatMulInteger", 1): (None, 3, -1),
-}
-
-#: (operator, input) of scales and zero points. A removed channel's are not set to zero: nothing is divided by zero.
-_SETTINGS = frozenset(
-    {
-        *((kind, at) for kind in ("QuantizeLinear", "DequantizeLinear") for at in (1, 2)),
-        *(("QLinearConv", at) for at in (1, 2, 4, 5, 6, 7)),
-        *(("QLinearMatMul", at) for at in (1, 2, 4, 5, 6, 7)),
-        *((kind, at) for kind in ("ConvInteger", "MatMulInteger") for at in (2, 3)),
-    }
-)
+from graphprune.passes.channels.rules import ONNX
+from graphprune.passes.onnx.model import operator_name
 
 
 def is_setting(value: ir.Value) -> bool:
-    """Is a literal a scale or a zero point?"""
-    return any((use.node.op_type, use.idx) in _SETTINGS for use in value.uses())
+    """Is a literal a scale or a zero point? A removed channel's is not set to zero: nothing is divided by zero."""
+    return any(_role(*use)[0].endswith(("scale", "zero_point")) for use in value.uses())
+
+
+def _role(node: ir.Node, at: int) -> tuple[str, int | None, int | None]:
+    """What the rule of a reader calls a value, and at which of its inputs the value's scale and zero point are."""
+    kind = operator_name(node)
+    if kind not in ONNX:
+        return "", None, None
+    binding = ONNX[kind][1]
+    taken = binding.like.inputs if binding.like is not None else ()
+    if isinstance(taken, slice) and at >= taken.start:  # tensors, each followed by its scale and zero point
+        return ("input", "scale", "zero_point")[(at - taken.start) % taken.step], at + 1, at + 2
+    name = binding.inputs[at] if at < len(binding.inputs) else ""
+    prefix = "" if node.op_type == "DequantizeLinear" and name == "input" else f"{name}_"
+    scale, point = (
+        binding.inputs.index(own) if (own := f"{prefix}{what}") in binding.inputs else None
+        for what in ("scale", "zero_point")
+    )
+    return name, scale, point
 
 
 def stored(value: ir.Value) -> NDArray[Any]:
@@ -61,10 +62,10 @@ def real(value: ir.Value) -> NDArray[Any]:
 
 def _setting(value: ir.Value, which: int, absent: int) -> NDArray[Any] | int:
     for use in value.uses():
-        found = _WEIGHTS.get((use.node.op_type, use.idx))
-        if found is None:
+        name, *places = _role(*use)
+        if places == [None, None]:
             continue
-        at = found[which]
+        at = places[which]
         item = use.node.inputs[at] if at is not None and at < len(use.node.inputs) else None
         if item is None or not (item.is_initializer() or _is_constant(item)):
             return absent
@@ -72,13 +73,19 @@ def _setting(value: ir.Value, which: int, absent: int) -> NDArray[Any] | int:
         if numbers.size == 1:
             return numbers.reshape(())
         rank = stored(value).ndim
-        axis = found[2]
-        if "axis" in use.node.attributes:
-            axis = use.node.attributes["axis"].as_int()
         if numbers.ndim != 1:
             return absent  # quantized in blocks, of which nothing is removed
+        axis = _axis(use.node, name)
         return numbers.reshape([-1 if dim == axis % rank else 1 for dim in range(rank)])
     return absent
+
+
+def _axis(node: ir.Node, name: str) -> int:
+    """The dimension of an operand that has a scale for each of its channels."""
+    if node.op_type == "DequantizeLinear":
+        return node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    return {"weight": 0, "other": -2 if transposed else -1}.get(name, -2)
 
 
 def _is_constant(value: ir.Value) -> bool:

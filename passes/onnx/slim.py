@@ -22,7 +22,8 @@ from graphprune.passes.onnx.zero_adds import eliminate_zero_adds
 _ROUNDS = 50
 
 _LAYERS = frozenset(
-    "Conv ConvTranspose ConvInteger DeformConv Gemm MatMul MatMulInteger QLinearConv QLinearMatMul RNN GRU LSTM".split()
+    "Conv ConvTranspose ConvInteger DeformConv FusedConv QLinearConv Gemm FusedGemm QGemm MatMul FusedMatMul "
+    "MatMulInteger QLinearMatMul DynamicQuantizeMatMul MatMulIntegerToFloat RNN GRU LSTM".split()
 )
 
 

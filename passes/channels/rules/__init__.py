@@ -11,7 +11,9 @@ from graphprune.passes.channels.rules import (
     conv,
     einsum,
     elementwise,
+    fused,
     indexing,
+    integers,
     linear,
     lookup,
     norm,
@@ -25,7 +27,7 @@ from graphprune.passes.channels.rules import (
 
 FAMILIES = (
     *(conv, linear, einsum, attention, recurrent, norm, elementwise, reduce, reshape, select, pad, indexing, lookup),
-    quantize,
+    *(quantize, fused, integers),
 )
 
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)

@@ -173,10 +173,11 @@ def linear(analysis: Analysis, op: Op) -> list[Value]:
     result = product(analysis, op, lifted, transpose_last(weight))
     if x.rank == 1:
         result = result.moved(result.shape[1:], lambda array: array[0])
-    return [_biased(analysis, op, result)]
+    return [biased(analysis, op, result)]
 
 
-def _biased(analysis: Analysis, op: Op, result: Value) -> Value:
+def biased(analysis: Analysis, op: Op, result: Value) -> Value:
+    """The result of a product with the operator's bias added, if it has one."""
     bias = op.optional("bias")
     if bias is None:
         return result
@@ -205,7 +206,7 @@ def matmul(analysis: Analysis, op: Op) -> list[Value]:
 def addmm(analysis: Analysis, op: Op) -> list[Value]:
     """`bias + a @ b`."""
     analysis.outputs_along(op.value("other"), -1)
-    return [_biased(analysis, op, product(analysis, op, op.value("input"), op.value("other")))]
+    return [biased(analysis, op, product(analysis, op, op.value("input"), op.value("other")))]
 
 
 def gemm(analysis: Analysis, op: Op) -> list[Value]:
@@ -216,7 +217,7 @@ def gemm(analysis: Analysis, op: Op) -> list[Value]:
         a = transpose_last(a)
     if op.attrs.get("transB", 0):
         b = transpose_last(b)
-    return [_biased(analysis, op, product(analysis, op, a, b))]
+    return [biased(analysis, op, product(analysis, op, a, b))]
 
 
 def _last(op: Op) -> int:

@@ -21,6 +21,8 @@ def zero_point_of(value: Value | None) -> Hashable | None:
     """What tells a zero point from others; None where it is 0 (or absent)."""
     if value is None:
         return None
+    if value.zero_point is not None:  # computed together with the tensor
+        return value.zero_point
     if value.data is not None:
         data = np.asarray(value.data).ravel()
         return None if not data.astype(np.int64).any() else ("number", tuple(np.unique(data).tolist()))
@@ -30,7 +32,7 @@ def zero_point_of(value: Value | None) -> Hashable | None:
 def quantize_linear(analysis: Analysis, op: Op) -> list[Value]:
     """Real numbers to integers: zeros come to stand at the zero point."""
     x = op.value("input")
-    _per_channel(analysis, op, x)
+    per_channel(analysis, op, x)
     return [Value(op.shape, x.facets, x.constant, zero_point=zero_point_of(op.optional("zero_point")))]
 
 
@@ -41,7 +43,7 @@ def dequantize_linear(analysis: Analysis, op: Op) -> list[Value]:
     2. A value: zero where it stands at the zero point that is subtracted.
     """
     x, zero_point = op.value("input"), op.optional("zero_point")
-    _per_channel(analysis, op, x)
+    per_channel(analysis, op, x)
     if x.constant:  # case 1
         return [_real_weight(op, x, zero_point)]
     same = x.zero_point == zero_point_of(zero_point)
@@ -51,11 +53,16 @@ def dequantize_linear(analysis: Analysis, op: Op) -> list[Value]:
 def dynamic_quantize(analysis: Analysis, op: Op) -> list[Value]:
     """Scale and zero point are computed from the extremes of the tensor, of which zero always is one."""
     x = op.value("input")
+    computed_range(analysis, op, x)
+    point = ("dynamic", op.name)
+    return [Value(op.out_shapes[0], x.facets, zero_point=point), Value(()), Value((), zero_point=point)]
+
+
+def computed_range(analysis: Analysis, op: Op, x: Value) -> None:
+    """The extremes of a tensor and zero: channels that are zero leave it as it is."""
     for facet in x.facets:
         if not facet.zero.all():
             analysis.inexact(facet.labels[~facet.zero], op, "a range over channels")
-    point = ("dynamic", op.name)
-    return [Value(op.out_shapes[0], x.facets, zero_point=point), Value(()), Value((), zero_point=point)]
 
 
 def _not_zero(facets: tuple[Facet, ...]) -> tuple[Facet, ...]:
@@ -82,7 +89,7 @@ def _real_weight(op: Op, x: Value, zero_point: Value | None) -> Value:
     return Value(x.shape, tuple(facets), constant=True, data=loud)
 
 
-def _per_channel(analysis: Analysis, op: Op, x: Value) -> None:
+def per_channel(analysis: Analysis, op: Op, x: Value) -> None:
     """Scales and zero points of the channels along `axis` go with them; of blocks, nothing can go."""
     for name in ("scale", "zero_point"):
         value = op.optional(name)
@@ -106,7 +113,7 @@ def unite_channels(analysis: Analysis, op: Op, x: Value, dim: int, value: Value,
         analysis.freeze_value(value, op, "scales channels that cannot be cut")
 
 
-def _operand(op: Op, name: str, scale: str, zero_point: str, axis: int) -> tuple[Op, Value]:
+def operand(op: Op, name: str, scale: str, zero_point: str, axis: int) -> tuple[Op, Value]:
     """An operand of a quantized product as real numbers."""
     inputs = {"input": op.inputs[name], "scale": op.inputs.get(scale), "zero_point": op.inputs.get(zero_point)}
     part = Op(op.kind, op.name, op.where, inputs, {"axis": axis}, (op.value(name).shape,))
@@ -117,33 +124,35 @@ def _operand(op: Op, name: str, scale: str, zero_point: str, axis: int) -> tuple
     return part, replace(x, facets=x.facets if same else _not_zero(x.facets), zero_point=None)
 
 
-def _quantized_result(op: Op, result: Value) -> list[Value]:
+def quantized_result(op: Op, result: Value) -> list[Value]:
+    """The result of an operator in integers: where it is zero, it stands at its zero point."""
     return [replace(result, zero_point=zero_point_of(op.optional("out_zero_point")))]
 
 
 def quantized_convolution(analysis: Analysis, op: Op) -> list[Value]:
     """A convolution on integers; weight scales and zero points belong to output channels."""
-    x_part, x = _operand(op, "input", "input_scale", "input_zero_point", 1)
-    w_part, weight = _operand(op, "weight", "weight_scale", "weight_zero_point", 0)
-    _per_channel(analysis, x_part, x)
-    _per_channel(analysis, w_part, weight)
+    x_part, x = operand(op, "input", "input_scale", "input_zero_point", 1)
+    w_part, weight = operand(op, "weight", "weight_scale", "weight_zero_point", 0)
+    per_channel(analysis, x_part, x)
+    per_channel(analysis, w_part, weight)
     inputs = {"input": x, "weight": weight, "bias": op.inputs.get("bias")}
     (result,) = convolution(analysis, replace(op, inputs=inputs))
-    return _quantized_result(op, result)
+    return quantized_result(op, result)
 
 
 def quantized_matmul(analysis: Analysis, op: Op) -> list[Value]:
     """A matrix product on integers; scales and zero points of the right side belong to columns, of the left to rows."""
-    a_part, a = _operand(op, "input", "input_scale", "input_zero_point", -2)
-    b_part, b = _operand(op, "other", "other_scale", "other_zero_point", -1)
+    a_part, a = operand(op, "input", "input_scale", "input_zero_point", -2)
+    b_part, b = operand(op, "other", "other_scale", "other_zero_point", -1)
+    analysis.outputs_along(op.value("other"), -1)
     for part, value in ((a_part, a), (b_part, b)):
-        _per_channel(analysis, part, value)
+        per_channel(analysis, part, value)
     (result,) = matmul(analysis, replace(op, inputs={"input": a, "other": b}))
-    return _quantized_result(op, result)
+    return quantized_result(op, result)
 
 
 _QDQ = Binding(inputs=("input", "scale", "zero_point"))
-_CONV_INPUTS = (
+CONV_INPUTS = (
     *("input", "input_scale", "input_zero_point"),
     *("weight", "weight_scale", "weight_zero_point"),
     *("out_scale", "out_zero_point", "bias"),
@@ -169,7 +178,7 @@ RULES = (
         quantized_convolution,
         resize_groups,
         onnx={
-            "QLinearConv": Binding(inputs=_CONV_INPUTS, **_CONV),
+            "QLinearConv": Binding(inputs=CONV_INPUTS, **_CONV),
             "ConvInteger": Binding(inputs=("input", "weight", "input_zero_point", "weight_zero_point"), **_CONV),
         },
         quantized=True,

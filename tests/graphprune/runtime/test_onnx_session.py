@@ -4,8 +4,9 @@ import onnx.parser
 import pytest
 
 from graphprune.errors import ModelLoadError, UsageError
+from graphprune.runtime import onnx_session
 from graphprune.runtime.onnx_inputs import batch_of, input_shapes, input_specs, random_inputs
-from graphprune.runtime.onnx_session import load_proto, one_line, open_session, with_outputs
+from graphprune.runtime.onnx_session import load_proto, one_line, open_session, with_outputs, with_own_literals
 
 TWO_INPUTS = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -121,3 +122,37 @@ def test_one_line_drops_breaks_and_the_code_of_onnxruntime():
     assert one_line(ValueError("a\n  b")) == "a b"
     assert one_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : no good")) == "no good"
     assert one_line(ValueError()) == "ValueError"
+
+
+def shared_literals():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,3] x) => (float[n,3] y) <float[3] w = {1,2,3}, float[1] one = {1}>
+    { a = Mul(x, w) b = Add(a, one) c = Mul(b, w) y = Add(c, one) }"""
+    return onnx.parser.parse_model(text)
+
+
+def test_every_reader_of_a_literal_can_have_its_own():
+    own = onnx.load_model_from_string(with_own_literals(shared_literals()))
+    read = [name for node in own.graph.node for name in node.input if name in {t.name for t in own.graph.initializer}]
+    assert len(read) == len(set(read)) == len(own.graph.initializer) == 4
+    x = np.ones((2, 3), np.float32)
+    results = [open_session(m.SerializeToString()).run(None, {"x": x})[0] for m in (shared_literals(), own)]
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_file_that_onnxruntime_cannot_make_exact_is_tried_with_literals_of_its_own(tmp_path, monkeypatch):
+    """As 1.32 does with some files: it replaces a literal twice that two operators read."""
+    right, seen = onnx_session.ort.InferenceSession, []
+
+    def failing(content, options, **rest):
+        seen.append(content)
+        if isinstance(content, str):
+            raise RuntimeError("Attempt to replace the existing tensor")
+        return right(content, options, **rest)
+
+    monkeypatch.setattr(onnx_session.ort, "InferenceSession", failing)
+    onnx.save(shared_literals(), tmp_path / "m.onnx")
+    assert open_session(tmp_path / "m.onnx", saturates=False).get_outputs()[0].name == "y"
+    assert [type(content) for content in seen] == [str, bytes]
+    with pytest.raises(ModelLoadError, match="Attempt to replace"):
+        open_session(tmp_path / "m.onnx")
