@@ -1,5 +1,6 @@
 """`graphprune compress MODEL --data DIR --macs 0.5 -o OUT/`: the main job."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ from graphprune.cli.options import RunState
 from graphprune.cli.output import print_json, print_text
 from graphprune.cli.progress import progress
 from graphprune.config import CompressConfig
-from graphprune.passes.errors import MissedBudgetError, UsageError
+from graphprune.passes.errors import MissedBudgetError, UnfinishedError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.compress import CompressResult
@@ -29,6 +30,7 @@ _FILES = {
     "metrics.json": "everything measured, with settings and versions",
 }
 _SOMETIMES = ("latency", "search")  # how names of files begin that some runs do not write
+_INT8 = "-int8.onnx"  # how those end
 
 
 @cloup.command("compress")
@@ -117,6 +119,8 @@ def command(
     else:
         print_text(render_metrics, result.metrics)
         say_files(output, list(result.family), int8=quantize is not None)
+    if isinstance(missed, UnfinishedError):
+        raise _with_way_on(missed, output, data, min_agreement)
     if missed is not None:
         raise missed
 
@@ -135,13 +139,23 @@ def _refuse_idle(ctx: click.Context, config: CompressConfig, given: Mapping[str,
             )
 
 
+def _with_way_on(error: UnfinishedError, output: Path, data: Path, min_agreement: float) -> UnfinishedError:
+    """The same error, with the command that makes the int8 file that is missing."""
+    result = cast("CompressResult", error.result)
+    name = next(iter(result.metrics["int8_missing"]))
+    words = ["graphprune", "quantize", output / f"{name}.onnx", output / f"{name}-int8.onnx", "--data", data]
+    words += ["--min-agreement", min_agreement]
+    way = " ".join(shlex.quote(str(word)) for word in words)
+    return UnfinishedError(f"{error}; to try that again, perhaps with other images: {way}", result, cause=error)
+
+
 def with_missed(
     compress: Callable[..., "CompressResult"], *arguments: Any, **options: Any
-) -> tuple["CompressResult", MissedBudgetError | None]:
-    """What was made, and the error that says that it is too slow, if it is."""
+) -> tuple["CompressResult", MissedBudgetError | UnfinishedError | None]:
+    """What was made, and the error that says what it lacks, if it does."""
     try:
         return compress(*arguments, **options), None
-    except MissedBudgetError as error:
+    except (MissedBudgetError, UnfinishedError) as error:
         return cast("CompressResult", error.result), error
 
 
@@ -163,8 +177,12 @@ def say_files(folder: Path, family: Sequence[str] = ("slim",), *, int8: bool = F
             files |= {file: _FILES[what] for file, what in own.items()}
         files |= shared
     if int8:
-        files = {**{f"{name}-int8.onnx": "the slim model in int8" for name in family}, **files}
-    files = {name: text for name, text in files.items() if not name.startswith(_SOMETIMES) or (folder / name).exists()}
+        files = {**{f"{name}{_INT8}": "the slim model in int8" for name in family}, **files}
+    files = {
+        name: text
+        for name, text in files.items()
+        if not (name.startswith(_SOMETIMES) or name.endswith(_INT8)) or (folder / name).exists()
+    }
     width = max(len(str(folder / name)) for name in files)
     click.echo()
     for name, text in files.items():

@@ -27,6 +27,7 @@ __all__ = [
     "arch_options",
     "data_options",
     "force_option",
+    "inputs_option",
     "json_option",
     "output_loss_option",
     "provider_option",
@@ -318,6 +319,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 force_option = click.option("--force", is_flag=True, help="Replace what exists under the output's name.")
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+)
+inputs_option = click.option(
+    "--inputs", type=click.Path(path_type=Path), help="Arrays by input name (.npz), or of the only input (.npy)."
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads that onnxruntime uses."

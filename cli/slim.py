@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import CPU, Align, force_option, json_option, provider_option, seed_option, shape_option
+from graphprune.cli.options import (
+    CPU,
+    Align,
+    force_option,
+    inputs_option,
+    json_option,
+    provider_option,
+    seed_option,
+    shape_option,
+)
 from graphprune.cli.output import print_json, print_text
-from graphprune.passes.errors import DataError, ModelLoadError, UsageError
+from graphprune.passes.errors import ModelLoadError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.latency.target import LatencyTarget
@@ -44,9 +53,7 @@ _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--align", type=Align(), help="Keep multiples of so many channels; auto: widths that are quick on this machine."
 )
 @click.option("--allow-inexact", is_flag=True, help="Also remove channels that statistics over channels depend on.")
-@click.option(
-    "--inputs", type=click.Path(path_type=Path), help="Arrays by input name (.npz), or of the only input (.npy)."
-)
+@inputs_option
 @shape_option
 @seed_option
 @force_option
@@ -74,6 +81,7 @@ def command(
     nothing is trained afterwards: a first look, or a start for training elsewhere. `graphprune compress` keeps what the
     model can do.
     """
+    from graphprune.formats.input_arrays import read_inputs
     from graphprune.runtime.onnx_session import require_provider
     from graphprune.slimming import slim_onnx
 
@@ -86,7 +94,7 @@ def command(
             )
     require_provider(provider)
     choice = _without_unset(choice)
-    arrays = None if inputs is None else _arrays(inputs, source)
+    arrays = None if inputs is None else read_inputs(inputs, source)
     way = _way(source, shapes, benchmark_threads, benchmark_batch, provider) if _is_measured(choice) else None
     if way is None and (benchmark_threads or benchmark_batch or provider != CPU):
         raise UsageError(
@@ -137,30 +145,6 @@ def _without_unset(choice: Mapping[str, Any]) -> dict[str, Any]:
         goals = ", ".join(f"--{name.replace('_', '-')}" for name in _GOALS)
         raise UsageError(f"--{how.replace('_', '-')} says how channels are chosen: give one of {goals} with it")
     return given
-
-
-def _arrays(path: Path, source: Path) -> dict[str, Any]:
-    """The arrays of a file by input name.
-
-    Raises:
-        DataError: the file is missing, or holds no arrays.
-    """
-    import numpy as np
-
-    from graphprune.runtime.onnx_inputs import input_specs
-    from graphprune.runtime.onnx_session import open_session
-
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: no arrays can be read from it ({error})") from error
-    if isinstance(found, np.ndarray):
-        names = [spec.name for spec in input_specs(open_session(source, optimize=False), str(source))]
-        if len(names) != 1:
-            raise DataError(f"{path}: the model has {len(names)} inputs; give an .npz file with an array for each")
-        return {names[0]: found}
-    with found:
-        return {name: found[name] for name in found.files}
 
 
 def _render(report: "SlimReport", console: Any = None) -> str:

@@ -26,7 +26,7 @@ from graphprune.allocation import LATENCY, SEARCHES
 from graphprune.config import CompressConfig
 from graphprune.data import ImageSource
 from graphprune.delivery.deliver import Delivery, member_names
-from graphprune.delivery.int8_files import quantize_members
+from graphprune.delivery.int8_files import int8_name, quantize_members, said
 from graphprune.delivery.output_folder import CHECKPOINT, OutputFolder
 from graphprune.delivery.results import BenchmarkOptions, measure, missed
 from graphprune.formats.files import atomic_write_json
@@ -35,7 +35,7 @@ from graphprune.inputs import DataOptions, Images, capture_on, read_images
 from graphprune.int8.quantize import QuantizeOptions
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import DataError, MissedBudgetError, UsageError
+from graphprune.passes.errors import DataError, MissedBudgetError, UnfinishedError, UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.report.summary import count, render_metrics
@@ -142,6 +142,8 @@ def compress(
         CaptureError, UnsupportedModelError: the model cannot be captured, or not be written as ONNX.
         OutputExistsError: the folder holds something else.
         VerificationError: masked model, slim model and ONNX file do not compute the same; no result is written.
+        UnfinishedError: an int8 file could not be made, though the dense model could be quantized before the training;
+            everything else is delivered, and the error holds the result.
     """
     asked = {"macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
     settings = _settings(config or CompressConfig(), asked)
@@ -175,7 +177,7 @@ def compress(
         delivery = Delivery(engine, staging, loaded)
         search = SearchOptions(journal=folder.search, progress=None if reporter is None else reporter.evaluation)
         with clock("searching an allocation" if settings.policy in SEARCHES else "rehearsing"):
-            delivery.rehearse(options.target, folder.journal if folder.resume else None, search)
+            delivery.rehearse(options.target, folder.journal if folder.resume else None, search, quantize)
         folder.begin(shared, has_searched=settings.policy in SEARCHES)
         delivery.note_latencies(folder.journal)
         with clock("training"):
@@ -186,15 +188,17 @@ def compress(
         with clock("verifying"):
             for member in delivery.members:
                 member.verify()
-        int8 = []
+        int8: list[dict[str, Any]] = []
+        failed: dict[str, Exception] = {}
         if quantize is not None:
             with clock("quantizing"):
-                int8 = quantize_members(delivery, engine.batches.source, quantize)
+                int8, failed = quantize_members(delivery, engine.batches.source, quantize)
         with clock("measuring"):
             metrics = measure(delivery, source, judges, options, int8)
         facts = {"record": dict(record or {}), "students": _students(results), **clock.to_dict()}
         facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
-        metrics = _finite({**metrics, **facts})
+        missing = {name: f"{int8_name(name)}.onnx: {said(error)}" for name, error in failed.items()}
+        metrics = _finite({**metrics, **facts, "int8_missing": missing})
         atomic_write_json(staging / "metrics.json", metrics)
         folder.commit(staging)
         for member in delivery.members:
@@ -204,7 +208,13 @@ def compress(
     first = delivery.members[0]
     family = {member.name: member.model for member in delivery.members}
     done = CompressResult(first.model, first.result.plan, metrics, folder.path, family)
-    if problem := missed(metrics):
+    problem = missed(metrics)
+    for name, error in failed.items():
+        slow = f"; and the budget was not reached: {problem}" if problem else ""
+        raise UnfinishedError(
+            f"{name}.onnx is made and all that goes with it, but not {missing[name]}{slow}", done, cause=error
+        ) from error
+    if problem:
         raise MissedBudgetError(f"the budget was not reached: {problem}", done)
     return done
 

@@ -59,6 +59,18 @@ class BudgetError(GraphPruneError):
     exit_code = 5
 
 
+class UnfinishedError(GraphPruneError):
+    """The slim model is made and delivered, something else that was asked for is not; `result` is what was made.
+
+    The exit code is that of what went wrong.
+    """
+
+    def __init__(self, message: str, result: object = None, *, cause: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+        self.exit_code = getattr(cause, "exit_code", 1)
+
+
 class MissedBudgetError(BudgetError):
     """All files are made and checked, but the slim one is slower than was asked for; `result` is what was made."""
 

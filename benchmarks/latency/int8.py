@@ -18,8 +18,9 @@ sys.path[:0] = [str(HERE.parents[1])]
 
 from graphprune.data import load_images  # noqa: E402
 from graphprune.formats.files import atomic_write_text  # noqa: E402
-from graphprune.int8.quantizer import calibrate, prepare, scheme_of_machine  # noqa: E402
-from graphprune.int8.scheme import Scheme, saturates  # noqa: E402
+from graphprune.int8.preparation import prepare  # noqa: E402
+from graphprune.int8.quantizer import calibrate  # noqa: E402
+from graphprune.int8.scheme import Scheme, saturates, scheme_of_machine  # noqa: E402
 from graphprune.runtime.benchmark import benchmark  # noqa: E402
 from graphprune.runtime.machine import machine_facts  # noqa: E402
 from graphprune.verification.accuracy import measure_quality  # noqa: E402

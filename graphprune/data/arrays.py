@@ -39,21 +39,30 @@ def is_array_file(path: Path) -> bool:
     return path.suffix.lower() in (".npy", ".npz")
 
 
-def read_array_file(path: Path, channels: int) -> ArrayFile:
-    """Return the images of a .npy or .npz file with this number of channels.
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a .npz file by name; that of a .npy file has the name "".
 
     Raises:
-        DataError: the file is missing or broken, or its arrays are no images.
+        DataError: the file is missing or broken.
     """
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     try:
         # Never pickle: an array of objects could run code.
         loaded = np.load(path, allow_pickle=False)
-        arrays: dict[str, NDArray[Any]] = dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}
+        return dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
         raise DataError(f"{path} cannot be read as arrays: {reason}") from error
+
+
+def read_array_file(path: Path, channels: int) -> ArrayFile:
+    """Return the images of a .npy or .npz file with this number of channels.
+
+    Raises:
+        DataError: the file is missing or broken, or its arrays are no images.
+    """
+    arrays = load_arrays(path)
     raw = _find_images(arrays, path)
     labels = _find_labels(arrays, len(raw), path)
     return ArrayFile(_with_channels(_channels_last(raw, path), channels), labels)

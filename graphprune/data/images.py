@@ -132,6 +132,7 @@ def load_images(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     limit: int | None = None,
+    normalized: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSource:
     """Read images once, into memory.
@@ -145,6 +146,7 @@ def load_images(
         mean: for pixels scaled to 0..1, one a channel or one for all. Default: ImageNet's, 0.5 for gray.
         std: likewise.
         limit: use only so many images, chosen at random but always the same ones.
+        normalized: whether batches of them are what is used, and not the pixels as they are; the log says which.
         progress: called with (images read, images in all).
 
     Raises:
@@ -159,11 +161,12 @@ def load_images(
     started = time.perf_counter()
     if is_array_file(Path(path)):
         source = _from_array_file(Path(path), size, preprocess, limit)
-        if any(source.preprocess.mean) or set(source.preprocess.std) != {1.0}:  # else they are taken as they are
+        is_changed = any(source.preprocess.mean) or set(source.preprocess.std) != {1.0}
+        if normalized and is_changed:  # else they are taken as they are
             _check_scale(source)
     else:
         source = _from_files(path, size, preprocess, limit, progress)
-    _log(source, time.perf_counter() - started)
+    _log(source, time.perf_counter() - started, normalized)
     return source
 
 
@@ -222,13 +225,13 @@ def _check_scale(source: ImageSource) -> None:
         )
 
 
-def _log(source: ImageSource, seconds: float) -> None:
+def _log(source: ImageSource, seconds: float, normalized: bool) -> None:
     height, width, channels = source.pixels.shape[1:]
     logger.info(
         "data: %d images of %dx%dx%d from %s in %.1f s, %.1f MB in memory",
         *(len(source), height, width, channels, source.name, seconds, source.pixels.nbytes / 1e6),
     )
-    logger.info("preprocessing: %s", source.preprocess)
+    logger.info("preprocessing: %s", source.preprocess if normalized else "none, the pixels are taken as they are")
     if source.labels is not None:
         names = ", ".join(source.class_names[:12]) + (", ..." if len(source.class_names) > 12 else "")
         logger.info("labels of %d classes, to report accuracy only: %s", len(source.class_names), names)

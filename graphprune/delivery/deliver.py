@@ -26,6 +26,7 @@ from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.formats.put_back import put_back
 from graphprune.formats.saving import load, save
 from graphprune.formats.sparse_storage import StoredSparse, store_sparse
+from graphprune.int8.quantize import QuantizeOptions, rehearse_int8
 from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.channels.labels import Mask
@@ -93,6 +94,7 @@ class Delivery:
         target: LatencyTarget | None = None,
         journal: Path | None = None,
         search: SearchOptions | None = None,
+        int8: QuantizeOptions | None = None,
     ) -> None:
         """Do without training what follows it, so that a model that cannot be delivered is refused before.
 
@@ -103,9 +105,10 @@ class Delivery:
             target: what latency is to be measured for.
             journal: file of what a run that is resumed has measured; by default it is measured now.
             search: where a search keeps its record, and whom it tells about it.
+            int8: how the slim files are to be quantized, if they are; the dense one is tried now.
 
         Raises:
-            UnsupportedModelError: the model cannot be written as ONNX.
+            UnsupportedModelError: the model cannot be written as ONNX, or not be quantized.
             BudgetError: the budget cannot be reached.
             VerificationError: the dense file, its cost, or a cut of the size asked for is wrong.
         """
@@ -115,6 +118,8 @@ class Delivery:
             put_back(self.source, {}, self.files["dense"])
         self.compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
         check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
+        if int8 is not None:
+            rehearse_int8(self.files["dense"], self.engine.batches.source, options=int8)
         config = self.engine.config
         if config.needs_latency:
             self.stopwatch = Stopwatch(

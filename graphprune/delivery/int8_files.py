@@ -8,9 +8,11 @@ from graphprune.data import ImageSource
 from graphprune.delivery.deliver import Delivery
 from graphprune.int8.quantize import AUTO, QuantizeOptions, quantize_onnx
 from graphprune.latency.target import LatencyTarget
+from graphprune.passes.errors import GraphPruneError
 from graphprune.runtime.benchmark import benchmark
+from graphprune.runtime.onnx_session import one_line
 
-__all__ = ["add_timing", "int8_name", "quantize_members"]
+__all__ = ["add_timing", "int8_name", "quantize_members", "said"]
 
 logger = logging.getLogger("graphprune")
 
@@ -20,27 +22,38 @@ def int8_name(name: str) -> str:
     return f"{name}-int8"
 
 
-def quantize_members(delivery: Delivery, images: ImageSource, options: QuantizeOptions) -> list[dict[str, Any]]:
-    """Write an int8 file for every slim model, and return what is to be known of each.
+def said(error: Exception) -> str:
+    """What went wrong, in one line; of what is no error of ours, the kind as well."""
+    return one_line(error) if isinstance(error, GraphPruneError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def quantize_members(
+    delivery: Delivery, images: ImageSource, options: QuantizeOptions
+) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
+    """Write an int8 file for every slim model; return what is to be known of each, and what kept others from it.
+
+    Whatever goes wrong here comes after the training, and must not take its result away.
 
     Args:
         delivery: the slim models; the int8 files are added to its own.
         images: those that the training used, so that the held-out ones stay unseen.
         options: how.
-
-    Raises:
-        UnsupportedModelError: a model cannot be quantized.
     """
-    facts = []
+    facts: list[dict[str, Any]] = []
+    failed: dict[str, Exception] = {}
     if options.output_loss == AUTO:  # outputs are to the int8 version what they were to the training
         options = dataclasses.replace(options, output_loss=delivery.engine.config.output_loss)
     for member in delivery.members:
         name = int8_name(member.name)
         file = member.file.with_name(f"{name}.onnx")
-        report = quantize_onnx(member.file, file, images, options=options)
+        try:
+            report = quantize_onnx(member.file, file, images, options=options)
+        except Exception as error:
+            failed[member.name] = error
+            continue
         delivery.files[name] = file
         facts.append({"name": name, "of": member.name, **report.to_dict(), "options": options.to_dict()})
-    return facts
+    return facts, failed
 
 
 def add_timing(facts: list[dict[str, Any]], delivery: Delivery, *, seconds: float, target: LatencyTarget) -> None:

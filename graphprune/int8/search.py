@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphprune.data import ImageSource
+from graphprune.data.samples import Arrays, Samples
 from graphprune.int8.quantizer import Calibrated
 from graphprune.int8.scheme import Scheme
 from graphprune.passes.errors import UnsupportedModelError
@@ -107,7 +108,9 @@ class Judge:
         UnsupportedModelError: the model has no output of numbers.
     """
 
-    def __init__(self, reference: bytes, images: ImageSource, threads: int = 1, *, output_loss: str = "auto") -> None:
+    def __init__(
+        self, reference: bytes, images: ImageSource | Samples, threads: int = 1, *, output_loss: str = "auto"
+    ) -> None:
         runner = open_runner(reference, label="the float model", threads=threads)
         self._threads = threads
         self._batches = [(batch, len(positions)) for positions, batch in batches_of(images, runner)]
@@ -132,8 +135,8 @@ class Judge:
                 break
         return Trial(calibration, float_layers, agreement.share, distance.worst, agreement.unit)
 
-    def _run(self, runner: Runner, batch: np.ndarray) -> list[np.ndarray]:
-        return runner.run([batch])
+    def _run(self, runner: Runner, batch: np.ndarray | Arrays) -> list[np.ndarray]:
+        return runner.run([batch] if isinstance(batch, np.ndarray) else batch)
 
 
 def choose_layers(candidates: Iterable[Calibrated], judge: Judge, target: float, limit: int) -> Choice:

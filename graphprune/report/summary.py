@@ -231,6 +231,7 @@ def _metrics_notes(metrics: Metrics) -> list[str]:
         if len(metrics["models"]) > 2 and model.get("verdict"):
             notes.append(f"{model['name']}: {model['verdict']}")
     notes += [describe_int8(fact) for fact in metrics.get("int8", ())]
+    notes += [f"NOT MADE: {problem}" for problem in metrics.get("int8_missing", {}).values()]
     notes += [_describe_sparse(name, fact) for name, fact in metrics.get("sparse_weights", {}).items()]
     return notes
 
@@ -265,6 +266,8 @@ def describe_int8(fact: Metrics) -> str:
         missed = "" if fact["reached"] else " (MORE THAN ASKED FOR)"
         error = f"{100 * fact['distance']:.2f} % of {fact['of']}'s variance"
         parts.append(f"the squared error of its outputs is {error} on {images}{missed}")
+    if unable := [f"'{name}' {reason}" for name, reason in fact.get("unable", {}).items()]:
+        parts.append(f"in float32 whatever the agreement: {some_of(unable)}")
     if fact.get("speedup"):
         low, high = fact["speedup_interval"]
         parts.append(f"{times(fact['speedup'])} ({low:.2f} - {high:.2f}) of its speed: {fact['verdict']}")

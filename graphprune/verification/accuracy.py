@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.data import ImageSource
+from graphprune.data.samples import Samples
 from graphprune.verification.closeness import Agreement, are_classes, without_common_faults
 from graphprune.verification.model_runner import Runner, open_runner
 
@@ -88,8 +89,8 @@ def _is_classifier(outputs: list[np.ndarray], source: ImageSource) -> bool:
     return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] == len(source.class_names)
 
 
-def batches_of(source: ImageSource, *runners: Runner) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of the images of a batch, and the batch; filled up from the start where its size is fixed."""
+def batches_of(source: ImageSource | Samples, *runners: Runner) -> Iterator[tuple[np.ndarray, Any]]:
+    """Positions of the samples of a batch, and the batch as the source gives it; filled up where its size is fixed."""
     fixed = next((runner.fixed_batch for runner in runners if runner.fixed_batch), None)
     step = fixed or _BATCH
     for number, batch in enumerate(source.batches(step, fixed=bool(fixed))):

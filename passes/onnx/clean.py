@@ -126,15 +126,22 @@ class FoldLiteralsPass(GraphPass):
     """Compute ahead what depends on literals alone: a weight that is transposed, reshaped or scaled becomes one.
 
     Only where the result is no larger than what it comes from, so that the file does not grow.
+
+    Args:
+        growth: so many times as large it may be: 4 for weights that are stored in bytes and computed with in float32.
     """
+
+    def __init__(self, growth: float = 1) -> None:
+        super().__init__()
+        self._growth = growth
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass."""
-        folded = [node for node in list(model.graph) if node.domain == "" and _fold(model, node)]
+        folded = [node for node in list(model.graph) if node.domain == "" and _fold(model, node, self._growth)]
         return ir.passes.PassResult(model, bool(folded))
 
 
-def _fold(model: ir.Model, node: ir.Node) -> bool:
+def _fold(model: ir.Model, node: ir.Node, growth: float) -> bool:
     if is_random(node.op_type) or captured_values(node) or any(value.is_graph_output() for value in node.outputs):
         return False
     read = [value for value in node.inputs if value is not None]
@@ -145,7 +152,7 @@ def _fold(model: ir.Model, node: ir.Node) -> bool:
     found = evaluate(node, given, dict(model.graph.opset_imports))
     if found is None or any(result.dtype.kind not in "biuf" for result in found):
         return False
-    if sum(result.nbytes for result in found) > sum(array.nbytes for array in known.values()):
+    if sum(result.nbytes for result in found) > growth * sum(array.nbytes for array in known.values()):
         return False
     for value, result in zip(node.outputs, found, strict=True):
         value.replace_all_uses_with(add_literal(model, f"{value.name}_folded", ir.tensor(result)))
