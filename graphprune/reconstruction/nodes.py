@@ -1,0 +1,71 @@
+"""Running a captured graph node by node, over batches that are all at the same node, or batch by batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.passes.fx.captured import CapturedModule
+from graphprune.passes.fx.fold import attribute
+
+__all__ = ["Batched", "bytes_of", "deaths", "evaluate", "prepared"]
+
+
+class Batched(list):
+    """The results of one node for every batch."""
+
+
+def prepared(images: Tensor) -> Tensor:
+    """Images in the memory layout in which convolutions, and rows taken from their results, are quick."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def deaths(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the nodes whose results nobody asks for after it."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for source, node in last.items():
+        found.setdefault(node, []).append(source)
+    return found
+
+
+def constants(module: CapturedModule) -> dict[fx.Node, Any]:
+    """Parameters, buffers and literals by their nodes."""
+    found: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            try:
+                found[node] = attribute(module, node).detach()
+            except AssertionError:  # no tensor
+                path, _, leaf = str(node.target).rpartition(".")
+                found[node] = getattr(module.get_submodule(path), leaf)
+    return found
+
+
+def evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    """What an operator gives: once, or where one of its inputs is `Batched`, for every batch."""
+    assert callable(node.target)
+    inputs = node.all_input_nodes
+    counts = {len(env[source]) for source in inputs if isinstance(env[source], Batched)}
+    if not counts:
+        return node.target(*fx.map_arg(node.args, env.__getitem__), **fx.map_arg(node.kwargs, env.__getitem__))
+    found = Batched()
+    for number in range(counts.pop()):
+
+        def held(source: fx.Node, number: int = number) -> Any:
+            value = env[source]
+            return value[number] if isinstance(value, Batched) else value
+
+        found.append(node.target(*fx.map_arg(node.args, held), **fx.map_arg(node.kwargs, held)))
+    return found
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of a tensor, or of everything in a list."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(bytes_of, value)) if isinstance(value, list | tuple) else 0

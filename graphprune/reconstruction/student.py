@@ -1,0 +1,205 @@
+"""The network after the cut, run node by node over all images; each layer is solved when it is reached, then run."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.passes.fx.analyze import bind_arguments
+from graphprune.passes.fx.cut import named_tensors
+from graphprune.passes.fx.dropout import bypass_dropout
+from graphprune.passes.fx.fuse import activate_in_place
+from graphprune.reconstruction.curves import folded
+from graphprune.reconstruction.fit import Fit, Problem, solve
+from graphprune.reconstruction.layers import Layer
+from graphprune.reconstruction.nodes import Batched, constants, deaths, evaluate, prepared
+from graphprune.reconstruction.sampling import pick, positions, rows
+from graphprune.reconstruction.teacher import Seen
+from graphprune.reconstruction.write import write
+
+if TYPE_CHECKING:
+    from graphprune.passes.fx.captured import CapturedModule
+
+__all__ = ["Solved", "Student"]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What became of one layer.
+
+    Attributes:
+        layer: the layer.
+        fit: what was found; None where there was nothing to make up for, or no way to.
+        reason: why it stayed as it was; empty where it was fitted.
+    """
+
+    layer: Layer
+    fit: Fit | None
+    reason: str
+
+
+class Student:
+    """A cut network whose layers are fitted to what they gave before.
+
+    Args:
+        module: the cut network; its weights are changed.
+        layers: of the dense network, in the order of computation.
+        seen: what was seen of them there, with targets.
+        number: positions of an image.
+        cut: names of the parameters that lost something.
+        keep: (outputs,) of each layer's target, which are left; by layer.
+    """
+
+    def __init__(
+        self,
+        module: "CapturedModule",
+        layers: Sequence[Layer],
+        seen: Mapping[str, Seen],
+        number: int,
+        cut: frozenset[str],
+        keep: Mapping[str, Tensor],
+    ) -> None:
+        self.module = module
+        self._run = copy.deepcopy(module)
+        bypass_dropout(self._run)
+        activate_in_place(self._run)
+        self._nodes = {node.name: node for node in self._run.graph.nodes}
+        self._layers = {layer.name: layer for layer in layers if layer.name in self._nodes}
+        self._advance_joins()
+        self._seen, self._number, self._keep = seen, number, keep
+        self._cut = cut
+        self._tensors = named_tensors(module)
+        self._folded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._norms = {layer.norm.node for layer in self._layers.values() if layer.norm is not None}
+
+    def _advance_joins(self) -> None:
+        """Compute what a sum adds to a layer's result before the layer, where that was not done first."""
+        for layer in self._layers.values():
+            if layer.join is None or layer.join.other not in self._nodes:
+                continue
+            order = {node: number for number, node in enumerate(self._run.graph.nodes)}
+            start, waiting = self._nodes[layer.name], [self._nodes[layer.join.other]]
+            moved: set[fx.Node] = set()
+            while waiting:
+                node = waiting.pop()
+                if order[node] > order[start] and node not in moved:
+                    moved.add(node)
+                    waiting += node.all_input_nodes
+            for node in sorted(moved, key=order.__getitem__):
+                start.prepend(node)
+
+    @torch.no_grad()
+    def fit(
+        self, batches: Sequence[Tensor], held: int, progress: Callable[[int, int], None] | None = None
+    ) -> list[Solved]:
+        """Solve every layer that reads something else than before, from the first to the last.
+
+        Args:
+            batches: the images that the teacher saw.
+            held: the batches from this one on are held out.
+            progress: told how many of the layers are done.
+        """
+        env: dict[fx.Node, Any] = dict(constants(self._run))
+        touched: set[fx.Node] = set()
+        dying = deaths(self._run.graph)
+        found: list[Solved] = []
+        images = [len(batch) for batch in batches]
+        for node in self._run.graph.nodes:
+            if node.op == "output":
+                break
+            if any(source in touched or str(source.target) in self._cut for source in node.all_input_nodes):
+                touched.add(node)
+            if node.op == "placeholder":
+                env[node] = Batched(prepared(batch) for batch in batches)
+            elif node.name in self._layers:
+                layer = self._layers[node.name]
+                found.append(self._solve(layer, node, env, touched, held, images))
+                env[node] = self._evaluated(layer, node, env)
+                if progress is not None:
+                    progress(len(found), len(self._layers))
+            elif node.name in self._norms and node.all_input_nodes[0].name in self._layers:
+                env[node] = env[node.all_input_nodes[0]]
+            elif node.op == "call_function":
+                env[node] = evaluate(node, env)
+            for source in dying.get(node, ()):
+                if source.op != "get_attr":
+                    env.pop(source, None)
+        return found
+
+    def _solve(
+        self,
+        layer: Layer,
+        node: fx.Node,
+        env: Mapping[fx.Node, Any],
+        touched: set[fx.Node],
+        held: int,
+        images: Sequence[int],
+    ) -> Solved:
+        groups = self._groups(layer, node)
+        weight, bias = folded(layer, self._tensors, groups)
+        self._folded[layer.name] = (weight, bias)
+        source = self._nodes[layer.source]
+        beside = None if layer.join is None else self._nodes.get(layer.join.other)
+        if source not in touched and (beside is None or beside not in touched):
+            return Solved(layer, None, "nothing that it reads has changed")
+        if not isinstance(env.get(source), Batched):
+            return Solved(layer, None, "what it reads does not depend on the images")
+        if not weight.numel():
+            return Solved(layer, None, "nothing of it is left")
+        problem = self._problem(layer, groups, weight, bias, env, held, images)
+        fit = solve(problem)
+        if not fit.strength:
+            return Solved(layer, fit, "no fit was better than plain removal on images held out")
+        self._folded[layer.name] = (fit.weight, fit.bias)
+        write(layer, self._tensors, fit)
+        return Solved(layer, fit, "")
+
+    def _problem(
+        self,
+        layer: Layer,
+        groups: int,
+        weight: Tensor,
+        bias: Tensor,
+        env: Mapping[fx.Node, Any],
+        held: int,
+        images: Sequence[int],
+    ) -> Problem:
+        seen, keep = self._seen[layer.name], self._keep.get(layer.name)
+        kernel = self._tensors[layer.weight].shape[2:] if layer.is_conv else ()
+        read = env[self._nodes[layer.source]]
+        other = None if layer.join is None else self._nodes.get(layer.join.other)
+        x, goal, beside = [], [], []
+        for number, value in enumerate(read):
+            shape = (len(value), *seen.shape[1:])  # as many samples as it reads, and the positions that it had
+            where = positions(layer, shape, images[number], self._number, number)
+            x.append(rows(layer, value, where, shape, kernel, groups))
+            wanted = seen.target[number]
+            goal.append(wanted if keep is None else wanted[:, keep])
+            if other is not None:
+                beside.append(pick(env[other][number], where, is_conv=layer.is_conv))
+        first = sum(part.shape[1] for part in x[:held])
+        return Problem(
+            layer, torch.cat(x, 1), torch.cat(goal), torch.cat(beside) if beside else None, first, weight, bias
+        )
+
+    def _groups(self, layer: Layer, node: fx.Node) -> int:
+        return 1 if layer.groups == 1 else int(bind_arguments(node)["groups"])  # as the cut has left it
+
+    def _evaluated(self, layer: Layer, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+        """The layer with the norm behind it, in one."""
+        weight, bias = self._folded[layer.name]
+        held = self._tensors[layer.weight]
+        matrix = layer.weight_of(weight, held.shape).to(held.dtype)
+        shift = bias.flatten().to(held.dtype)
+        read = env[self._nodes[layer.source]]
+        if layer.kind == "matrix":
+            return Batched(torch.matmul(x, matrix) + shift for x in read)
+        if layer.kind == "linear":
+            return Batched(torch.nn.functional.linear(x, matrix, shift) for x in read)
+        rest = node.args[3:]
+        kwargs = {key: value for key, value in node.kwargs.items() if key not in ("weight", "bias")}
+        assert callable(node.target)
+        return Batched(node.target(x, matrix, shift, *rest, **kwargs) for x in read)

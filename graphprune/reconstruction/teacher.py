@@ -1,0 +1,175 @@
+"""One pass of the dense network: what every layer is to give, and what it reads, at a few positions of every image."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.passes.fx.cut import named_tensors
+from graphprune.passes.fx.dropout import bypass_dropout
+from graphprune.passes.fx.fuse import activate_in_place, fold_norms
+from graphprune.reconstruction.layers import Layer
+from graphprune.reconstruction.moments import Second
+from graphprune.reconstruction.nodes import constants, deaths, prepared
+from graphprune.reconstruction.sampling import pick, positions, rows
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.passes.fx.captured import CapturedModule
+
+__all__ = ["Seen", "Teacher"]
+
+#: Columns beyond which second moments are taken of channels alone, and not of the taps of each.
+MOST_COLUMNS = 1536
+_THINNED = 2  # costs of elimination are told from fewer positions than weights are fitted to
+
+
+@dataclass
+class Seen:
+    """What was seen of one layer.
+
+    Attributes:
+        shape: of its result for the first batch.
+        target: by batch, (samples * positions, outputs) of what is to be kept up: the layer's result, or the sum that
+            it goes into.
+        read: by batch, (samples * positions, inputs) channels under the centre of the kernel, where they are needed.
+        second: second moments of what it reads.
+        is_by_tap: whether `second` has a column for each tap of a channel.
+        spread: sum over rows of the variance of the target, summed over its channels. Of a branch it is the variance of
+            the trunk, which an error of the branch is small against or not.
+        looked: rows of the target.
+    """
+
+    shape: tuple[int, ...] = ()
+    target: list[Tensor] = field(default_factory=list)
+    read: list[Tensor] = field(default_factory=list)
+    second: Second | None = None
+    is_by_tap: bool = True
+    spread: float = 0.0
+    looked: int = 0
+
+    @property
+    def variance(self) -> float:
+        """Variance of the target, summed over its channels."""
+        return self.spread / max(self.looked, 1)
+
+
+class Teacher:
+    """The dense network in inference, with norms folded into layers.
+
+    Args:
+        graph: channel groups of a torch model.
+        layers: what to look at.
+        number: positions of an image.
+    """
+
+    def __init__(self, graph: "ChannelGraph", layers: Sequence[Layer], number: int) -> None:
+        self._module: CapturedModule = copy.deepcopy(graph.front_end.module).eval()
+        bypass_dropout(self._module)
+        fold_norms(self._module)
+        activate_in_place(self._module)
+        self._weights = named_tensors(graph.front_end.module)
+        self._layers = layers
+        self._number = number
+        self._constants = constants(self._module)
+        self._deaths = deaths(self._module.graph)
+        self._nodes = {node.name: node for node in self._module.graph.nodes}
+
+    @torch.no_grad()
+    def watch(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        moments: bool,
+        targets: bool,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Seen]:
+        """What was seen of each layer, by name.
+
+        Args:
+            batches: images.
+            moments: take second moments of what layers read.
+            targets: keep what they gave.
+            progress: told how many of the batches are done.
+        """
+        seen = {layer.name: Seen() for layer in self._layers}
+        at: dict[fx.Node, list[tuple[Layer, str]]] = {}
+        for layer in self._layers:
+            own = self._nodes.get(layer.result) or self._nodes[layer.name]
+            goal = own if layer.join is None else self._nodes[layer.join.node]
+            at.setdefault(own, []).append((layer, "result"))
+            at.setdefault(goal, []).append((layer, "target"))
+        for number, batch in enumerate(batches):
+            self._pass(number, prepared(batch), at, seen, moments, targets)
+            if progress is not None:
+                progress(number + 1, len(batches))
+        return seen
+
+    def _pass(
+        self,
+        number: int,
+        batch: Tensor,
+        at: Mapping[fx.Node, list[tuple[Layer, str]]],
+        seen: Mapping[str, Seen],
+        moments: bool,
+        targets: bool,
+    ) -> None:
+        env: dict[fx.Node, Any] = dict(self._constants)
+        for node in self._module.graph.nodes:
+            if node.op == "output":
+                break
+            if node.op == "placeholder":
+                env[node] = batch
+            elif node.op == "call_function":
+                args = fx.map_arg(node.args, env.__getitem__)
+                env[node] = node.target(*args, **fx.map_arg(node.kwargs, env.__getitem__))
+            for layer, what in at.get(node, ()):
+                self._look(layer, what, number, len(batch), env, node, seen[layer.name], moments, targets)
+            for source in self._deaths.get(node, ()):
+                if source.op != "get_attr":
+                    del env[source]
+
+    def _look(
+        self,
+        layer: Layer,
+        what: str,
+        number: int,
+        images: int,
+        env: Mapping[fx.Node, Any],
+        node: fx.Node,
+        seen: Seen,
+        moments: bool,
+        targets: bool,
+    ) -> None:
+        value = env[node]
+        where = positions(layer, value.shape, images, self._number, number)
+        if what == "result" and moments:
+            self._take_moments(layer, env[self._nodes[layer.source]], where, value, seen)
+        if what == "target":
+            seen.shape = seen.shape or tuple(value.shape)
+            goal = pick(value, where, is_conv=layer.is_conv)
+            seen.looked += len(goal)
+            seen.spread += float(goal.var(0, correction=0).sum()) * len(goal)
+            if targets:
+                seen.target.append(goal)
+
+    def _take_moments(self, layer: Layer, read: Tensor, where: Tensor, value: Tensor, seen: Seen) -> None:
+        where = where[:, : max(1, where.shape[1] // _THINNED)]
+        weight = self._weights[layer.weight]
+        kernel = weight.shape[2:] if layer.is_conv else ()
+        taps = kernel.numel() if layer.is_conv else 1
+        seen.is_by_tap = taps * read.shape[1 if layer.is_conv else -1] // layer.groups <= MOST_COLUMNS
+        if seen.is_by_tap or layer.groups > 1:
+            found = rows(layer, read, where, value.shape, kernel, layer.groups)
+        else:
+            places = read.shape[2:].numel()
+            found = pick(read, torch.div(where * places, value.shape[2:].numel(), rounding_mode="floor"), is_conv=True)[
+                None
+            ]
+        if seen.second is None:
+            seen.second = Second(found)
+        else:
+            seen.second.add(found)
