@@ -49,6 +49,7 @@ def command(
     limit: int | None,
     channels: str | None,
     arch: str | None,
+    entry: str | None,
     trust_pickle: bool,
     macs: float | tuple[float, ...] | None,
     params: float | tuple[float, ...] | None,
@@ -68,9 +69,9 @@ def command(
 ) -> None:
     """Make a trained network smaller and faster, from images alone: no labels, no training code.
 
-    MODEL is a .pt2 archive (torch.export.save), or a state dict (.safetensors, .pt) with --arch. The network learns
-    from its own answers on the images while channels are taken out, until the budget is met. What is written is
-    verified. Class folders in the images serve to report accuracy, never to learn. Exit code 5: the budget was not
+    MODEL is a .pt2 archive (torch.export.save), or a state dict or checkpoint (.safetensors, .pt, .ckpt) with --arch.
+    It learns from its own answers on the images while channels are taken out, until the budget is met. What is written
+    is verified. Class folders in the images serve to report accuracy, never to learn. Exit code 5: the budget was not
     reached.
     """
     given = {name: value for name, value in settings.items() if value is not None}
@@ -87,7 +88,7 @@ def command(
     if not processes.is_first:
         ctx.ensure_object(RunState).quiet = True
         ctx.ensure_object(RunState).set_up_log()
-    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle)
+    loaded = load_model(model, arch=arch, entry=entry, trust_pickle=trust_pickle)
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
         result, missed = with_missed(
             compress,
@@ -110,7 +111,10 @@ def command(
             resume=resume,
             force=force,
             reporter=reporter,
-            record={"model": str(model), "arch": arch, "data": str(data), "eval_data": eval_data and str(eval_data)},
+            record={
+                **{"model": str(model), "arch": arch, "entry": entry},
+                **{"data": str(data), "eval_data": eval_data and str(eval_data)},
+            },
         )
     if not processes.is_first:
         return

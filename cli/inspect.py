@@ -32,16 +32,15 @@ def command(
     model: Path,
     image_size: int | tuple[int, int] | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
-    arch: str | None,
-    trust_pickle: bool,
     svg: Path | None,
     force: bool,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Show the sets of channels that can only be removed together, and what each of them costs.
 
-    MODEL is a .pt2 archive, an .onnx file, or a state dict (.safetensors, .pt) with --arch, which needs the size of
-    its input besides: --image-size 32 or --shape 1x3x32x32.
+    MODEL is a .pt2 archive, an .onnx file, or a state dict or checkpoint (.safetensors, .pt, .ckpt) with --arch, which
+    needs the size of its input besides: --image-size 32 or --shape 1x3x32x32.
     """
     from graphprune.formats.files import atomic_write_text, refuse_overwrite
     from graphprune.report.drawing import draw_svg
@@ -51,7 +50,7 @@ def command(
     trace = _trace_onnx if model.suffix.lower() == ".onnx" else _trace_torch
     if svg is not None:
         refuse_overwrite(svg, force)
-    graph = trace(model, size, shapes or {}, arch, trust_pickle)
+    graph = trace(model, size, shapes or {}, loading)
     if svg is not None:
         atomic_write_text(svg, draw_svg(graph, f"Coupled channels of {model.name}"))
     found = describe_graph(graph)
@@ -62,7 +61,7 @@ def command(
 
 
 def _trace_torch(
-    model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], arch: str | None, trust: bool
+    model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], loading: Mapping[str, Any]
 ) -> "ChannelGraph":
     import torch
 
@@ -70,7 +69,7 @@ def _trace_torch(
     from graphprune.inputs import expected_images
     from graphprune.passes.fx.analyze import trace
 
-    loaded = load_model(model, arch=arch, trust_pickle=trust)
+    loaded = load_model(model, **loading)
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
         _refuse_other_sizes(model, [tuple(x.shape) for x in loaded.example_inputs[0]], size, _in_order(loaded, shapes))
         return trace(loaded)
@@ -118,15 +117,15 @@ def _refuse_other_sizes(
 
 
 def _trace_onnx(
-    model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], arch: str | None, trust: bool
+    model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], loading: Mapping[str, Any]
 ) -> "ChannelGraph":
     from graphprune.passes.onnx.analyze import trace_onnx
     from graphprune.passes.onnx.model import free_sizes, load_model
     from graphprune.runtime.onnx_inputs import refuse_other_shapes
     from graphprune.verification.model_runner import describe_inputs
 
-    if arch is not None:
-        raise UsageError(f"{model} holds a whole model, not only its weights: leave --arch {arch} out")
+    if given := next((name for name in ("arch", "entry") if loading[name] is not None), None):
+        raise UsageError(f"{model} holds a whole model, not only its weights: leave {given}= out")
     specs = describe_inputs(model) or ()
     asked: dict[str, tuple[Any, ...]] = {}
     if size is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from graphprune.cli.options import RunState, run_options, take_down_log
+from graphprune.cli.spelling import as_options
 from graphprune.passes.errors import GraphPruneError
 from graphprune.version import __version__
 
@@ -51,6 +52,7 @@ class CommandGroup(click.Group):
         command.params.extend(new)
         # A command whose help has sections keeps a list of its own of the options that are in none.
         getattr(command, "ungrouped_options", []).extend(new)
+        ctx.ensure_object(RunState).options = command.params
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -112,7 +114,7 @@ def _run(args: Sequence[str] | None, state: RunState) -> int:
         # Not standalone: the result is an exit code only when a command calls `ctx.exit(code)`.
         result = group.main(None if args is None else list(args), "graphprune", standalone_mode=False, obj=state)
     except GraphPruneError as error:
-        return _fail(f"error: {error}", error.exit_code, state)
+        return _fail(f"error: {as_options(str(error), state.options)}", error.exit_code, state)
     except click.UsageError as error:
         return _usage(error, state)
     except click.ClickException as error:

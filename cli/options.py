@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import click
 
+from graphprune.cli.spelling import as_options
+
 __all__ = [
     "Counts",
     "Decorator",
@@ -50,22 +52,39 @@ _HANDLER = "graphprune command line"
 
 @dataclass
 class RunState:
-    """What the options that every command takes say of the run."""
+    """What the options that every command takes say of the run.
+
+    Attributes:
+        debug: show the traceback of an error, and what libraries log.
+        verbose: log more.
+        quiet: log warnings and errors alone.
+        options: of the command that runs; messages that name one spell it as these do.
+    """
 
     debug: bool = False
     verbose: bool = False
     quiet: bool = False
+    options: Sequence[click.Parameter] = ()
 
     def set_up_log(self) -> None:
-        """Send the log to stderr: in color on a terminal, as plain lines into a file or pipe."""
+        """Send the log to stderr: in color on a terminal, as plain lines into a file or pipe.
+
+        What other libraries log goes nowhere. Some of them (onnxruntime's quantizer) log through the root logger, which
+        then gets a handler of its own, and every line here would come twice.
+        """
         take_down_log()
         logger = logging.getLogger("graphprune")
-        handler = _terminal_handler() if sys.stderr.isatty() else _plain_handler()
+        handler = _terminal_handler() if sys.stderr.isatty() else logging.StreamHandler()
+        handler.setFormatter((_Message if sys.stderr.isatty() else _LowerCaseLevel)(self))
         handler.set_name(_HANDLER)
         handler.setLevel(logging.DEBUG if self.verbose else logging.WARNING if self.quiet else logging.INFO)
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)
+        logger.propagate = False
         if not self.debug:
+            silence = logging.NullHandler()
+            silence.set_name(_HANDLER)
+            logging.getLogger().addHandler(silence)
             # Of libraries about each other; a user can do nothing about them.
             for category in (FutureWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", category)
@@ -73,10 +92,12 @@ class RunState:
 
 def take_down_log() -> None:
     """Stop sending the log to stderr: who called `main` from Python has a log of their own."""
-    logger = logging.getLogger("graphprune")
-    for handler in [handler for handler in logger.handlers if handler.get_name() == _HANDLER]:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
+    logger, root = logging.getLogger("graphprune"), logging.getLogger()
+    for owner in (logger, root):
+        for handler in [handler for handler in owner.handlers if handler.get_name() == _HANDLER]:
+            owner.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 def _terminal_handler() -> logging.Handler:
@@ -86,15 +107,22 @@ def _terminal_handler() -> logging.Handler:
     return RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
 
 
-def _plain_handler() -> logging.Handler:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LowerCaseLevel("%(levelname)s: %(message)s"))
-    return handler
+class _Message(logging.Formatter):
+    """The message alone, with settings spelled as the options of the command."""
 
+    def __init__(self, state: RunState) -> None:
+        super().__init__()
+        self._state = state
 
-class _LowerCaseLevel(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
+        return as_options(record.getMessage(), self._state.options)
+
+
+class _LowerCaseLevel(_Message):
+    """The same behind its level, where that is another than INFO."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
@@ -269,6 +297,11 @@ arch_options: tuple[Decorator, ...] = (
         "--arch",
         metavar="MODULE:FACTORY",
         help="What builds the network of a state dict, as in graphprune.models:resnet56.",
+    ),
+    click.option(
+        "--entry",
+        metavar="NAME",
+        help="Which of the weights in a checkpoint: state_dict_ema. Default: those that fit, averaged ones first.",
     ),
     click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which can run any code it holds."),
 )

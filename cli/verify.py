@@ -52,17 +52,18 @@ def command(
     unoptimized: bool,
     seed: int,
     arch: str | None,
+    entry: str | None,
     trust_pickle: bool,
     as_json: bool,
 ) -> None:
     """Check that the models A and B give the same outputs: on the images of --data, else on random inputs.
 
-    A and B are .onnx, .pt2, .safetensors or .pt files. Exit code 4 says that they differ.
+    A and B are .onnx, .pt2, .safetensors, .pt or .ckpt files. Exit code 4 says that they differ.
     """
     from graphprune.report.summary import render_comparison
     from graphprune.verification.verify import compare, explain
 
-    first, second = models = [_load(path, arch, trust_pickle) for path in (reference, candidate)]
+    first, second = models = [_load(path, arch, entry, trust_pickle) for path in (reference, candidate)]
     inputs: Any
     if data is None:
         inputs = _random_inputs(models, shapes, seed)
@@ -78,13 +79,15 @@ def command(
         raise VerificationError(explain(comparison, first, second, inputs, labels=labels))
 
 
-def _load(path: Path, arch: str | None, trust_pickle: bool) -> Any:
+def _load(path: Path, arch: str | None, entry: str | None, trust_pickle: bool) -> Any:
     """Return what `compare` takes; a torch model only when it is one, since importing torch takes a second."""
     if path.suffix.lower() == ".onnx":
         return path
     from graphprune.formats.loading import load_model
 
-    return load_model(path, arch=None if path.suffix.lower() == ".pt2" else arch, trust_pickle=trust_pickle)
+    if path.suffix.lower() == ".pt2":
+        arch = entry = None  # they are for the other file
+    return load_model(path, arch=arch, entry=entry, trust_pickle=trust_pickle)
 
 
 def _random_inputs(

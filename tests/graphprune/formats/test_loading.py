@@ -1,3 +1,4 @@
+import json
 import logging
 import pickle
 
@@ -9,6 +10,7 @@ from torch import nn
 from graphprune.errors import ModelLoadError, UsageError
 from graphprune.formats.loading import load_model, load_weights
 from graphprune.models import resnet20
+from graphprune.verification.verify import require_equal
 
 ARCH = "graphprune.models:resnet20"
 
@@ -42,8 +44,8 @@ def test_half_precision_becomes_float32(model, tmp_path):
     assert torch.equal(loaded.conv1.weight, model.conv1.weight.half().float())
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod.", ""])
+@pytest.mark.parametrize("key", ["state_dict", "model", "params"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model.", ""])
 def test_checkpoints_of_training_scripts_are_unwrapped_and_said_so(model, tmp_path, caplog, key, prefix):
     state = {prefix + name: value for name, value in model.state_dict().items()}
     torch.save({"epoch": 3, key: state, "optimizer": {"lr": 0.1}}, tmp_path / "c.pt")
@@ -58,6 +60,44 @@ def test_what_wrappers_put_before_names_goes_from_every_kind_of_file(model, tmp_
     save_file({prefix + name: value for name, value in model.state_dict().items()}, tmp_path / "m.safetensors")
     assert same(load_model(tmp_path / "m.safetensors", arch=ARCH), model)
     assert load_weights(tmp_path / "m.safetensors").keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "pytorch_model.bin", "best.pth.tar"])
+def test_what_trainers_call_their_files(model, tmp_path, name):
+    torch.save({"state_dict": model.state_dict(), "loops": {"fit_loop": {"state_dict": {}}}}, tmp_path / name)
+    assert same(load_model(tmp_path / name, arch=ARCH), model)
+
+
+def test_an_entry_is_taken_by_its_name(model, tmp_path):
+    other = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    torch.save({"ema": {"module": other}, "model": model.state_dict()}, tmp_path / "c.pt")
+    assert same(load_model(tmp_path / "c.pt", arch=ARCH, entry="model"), model)
+    assert load_model(tmp_path / "c.pt", arch=ARCH, entry="ema.module").conv1.weight.abs().sum() == 0
+    with pytest.raises(UsageError, match=r"no entry best: sets of weights in it are ema\.module, model$"):
+        load_model(tmp_path / "c.pt", arch=ARCH, entry="best")
+
+
+def test_weights_in_several_files_that_an_index_lists(model, tmp_path):
+    state = model.state_dict()
+    parts = {"a-1.safetensors": [*state][:30], "a-2.safetensors": [*state][30:]}
+    for name, held in parts.items():
+        save_file({key: state[key] for key in held}, tmp_path / name)
+    places = {key: name for name, held in parts.items() for key in held}
+    index = tmp_path / "a.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert same(load_model(index, arch=ARCH), model)
+    (tmp_path / "a-2.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"no such file: .*a-2\.safetensors"):
+        load_model(index, arch=ARCH)
+    for text, message in (
+        ('{"weight_map": {"a": "../b.bin"}}', "is no file beside it"),
+        ('{"weight_map": 3}', "no readable index"),
+        ("[1]", "no readable index"),
+        ("{", "no readable index"),
+    ):
+        index.write_text(text)
+        with pytest.raises(ModelLoadError, match=message):
+            load_model(index, arch=ARCH)
 
 
 def test_shared_parameter_may_be_stored_once_and_counters_may_lack(tmp_path, monkeypatch):
@@ -75,7 +115,7 @@ def test_shared_parameter_may_be_stored_once_and_counters_may_lack(tmp_path, mon
 def test_pickled_module_needs_permission(model, tmp_path, caplog):
     path = tmp_path / "module.pt"
     torch.save({"model": nn.DataParallel(model).double().train()}, path)
-    with pytest.raises(ModelLoadError, match=r"pickle of more than tensors .*--trust-pickle") as caught:
+    with pytest.raises(ModelLoadError, match=r"pickle of more than tensors .*trust_pickle=True") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
     loaded = load_model(path, trust_pickle=True)
@@ -99,7 +139,7 @@ class RunsCode:
 def test_no_code_of_a_pickle_runs_without_permission(tmp_path, zipped):
     marker = tmp_path / "ran"
     torch.save({"a": RunsCode(str(marker))}, tmp_path / "bad.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ModelLoadError, match="--trust-pickle"):
+    with pytest.raises(ModelLoadError, match="trust_pickle=True"):
         load_model(tmp_path / "bad.pt", arch=ARCH)
     assert not marker.exists()
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(RunsCode(str(marker))))
@@ -111,7 +151,7 @@ def test_no_code_of_a_pickle_runs_without_permission(tmp_path, zipped):
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        (None, "holds weights without a network: .* --arch package"),
+        (None, 'holds weights without a network: .* arch="graphprune'),
         ("graphprune.models:resnet32", r"it lacks layer1\.3\.conv1\.weight, .* and 57 more"),
         (
             "graphprune.models:resnet20(num_classes=7)",
@@ -162,10 +202,33 @@ def test_files_that_are_no_models(model, tmp_path):
         "m.h5": "has no known suffix",
         "list.pt": "holds a list, neither",
         "numbers.pt": "holds a dict with the entries epoch, best, neither",
-        "script.pt": "is a TorchScript archive",
+        "script.pt": "is a TorchScript archive: .*torch.onnx.export.*dynamo=False",
         "folder.pt": "is a folder",
         "absent.pt": "no such file",
     }.items():
         with pytest.raises(ModelLoadError, match=message) as caught:
             load_model(tmp_path / name, arch=None if name.endswith("pt2") else ARCH)
         assert "\n" not in str(caught.value), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_advice_on_torchscript_archives_holds(tmp_path):
+    """torch's older exporter writes one as ONNX, which its newer one and torch.export refuse."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    torch.jit.save(torch.jit.script(net), str(tmp_path / "script.pt"))
+    loaded, x = torch.jit.load(str(tmp_path / "script.pt")), torch.rand(1, 3, 8, 8)
+    torch.onnx.export(loaded, (x,), str(tmp_path / "m.onnx"), dynamo=False)
+    assert require_equal(net, tmp_path / "m.onnx", x).equal
+    with pytest.raises(ValueError, match="ScriptModule is not supported"):
+        torch.export.export(loaded, (x,))
+
+
+def test_weights_of_no_known_network(model, tmp_path):
+    torch.save({"model": {}, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, tmp_path / "o.pt")
+    with pytest.raises(ModelLoadError, match="neither a state dict nor a module"):
+        load_weights(tmp_path / "o.pt")
+    torch.save({"a": {"w": torch.ones(3)}, "b": {"w": torch.zeros(3)}}, tmp_path / "two.pt")
+    with pytest.raises(ModelLoadError, match=r"several sets of weights.*: a, b;"):
+        load_weights(tmp_path / "two.pt")
+    torch.save({"a": {"w": torch.ones(3)}, "b_ema": {"module.w": torch.zeros(3)}}, tmp_path / "ema.pt")
+    assert load_weights(tmp_path / "ema.pt")["w"].tolist() == [0, 0, 0]
