@@ -29,6 +29,7 @@ FLOORS = (
     "verification",
     "formats",
     "inputs",
+    "reconstruction",
     "latency",
     "report",
     "allocation",

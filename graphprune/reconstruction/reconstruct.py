@@ -45,7 +45,7 @@ class Reconstruction:
         self.layers, self.unfit = find_layers(graph)
         self._number = positions
         first = max(1, min(len(images) - 1, round((1 - held) * len(images))))
-        self._batches = [*images[:first].split(batch), *images[first:].split(batch)]
+        self._batches = [*torch.split(images[:first], batch), *torch.split(images[first:], batch)]
         self._held = -(-first // batch)
         self._seen: dict[str, Seen] = {}
 
