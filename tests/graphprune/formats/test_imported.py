@@ -100,6 +100,14 @@ def test_numbers_in_constant_nodes_and_in_half_precision_keep_their_place_and_ty
     assert held.attribute[0].t.data_type == onnx.TensorProto.FLOAT16
 
 
+def test_an_empty_file_and_an_architecture_for_a_whole_file_are_one_line(path, tmp_path):
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    with pytest.raises(gp.ModelLoadError, match="is not an ONNX model"):
+        gp.load_model(tmp_path / "empty.onnx")
+    with pytest.raises(gp.UsageError, match="holds a whole model, not only its weights"):
+        gp.load_model(path, arch="graphprune.models:resnet20")
+
+
 def test_a_file_that_is_another_one_by_now_is_refused(path, tmp_path):
     with pytest.raises(VerificationError, match="has no literal nowhere"):
         put_back(path, {"nowhere": torch.zeros(3)}, tmp_path / "new.onnx")

@@ -182,7 +182,6 @@ def test_files_that_are_no_models(model, tmp_path):
         "junk.pth": b"\x80\x02junk",
         "text.safetensors": b"hello, this is no safetensors file",
         "text.pt2": b"hello",
-        "m.onnx": b"",
         "m.h5": b"",
     }
     for name, content in contents.items():
@@ -198,7 +197,6 @@ def test_files_that_are_no_models(model, tmp_path):
         "junk.pth": "is broken or cut short",
         "text.safetensors": "is no readable safetensors file",
         "text.pt2": "is no torch.export archive, or is cut short",
-        "m.onnx": "holds a whole model",
         "m.h5": "has no known suffix",
         "list.pt": "holds a list, neither",
         "numbers.pt": "holds a dict with the entries epoch, best, neither",
