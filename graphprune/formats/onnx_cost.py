@@ -1,92 +1,39 @@
 """Cost of an ONNX file: multiply-accumulates of one sample, weights, and bytes. Needs no torch.
 
-    Conv            elements(out) * (in channels / groups) * kernel
-    ConvTranspose   elements(in)  * (out channels / groups) * kernel
-    Gemm, MatMul    elements(out) * contracted size
-
-Additions of biases, activations, pooling and normalization are not counted, nor is what is computed from weights
-alone: runtimes do that once, when they load the file. What computes but cannot be counted is named in the result
-instead of being left out in silence.
+What is computed from weights alone is not counted: runtimes do that once, when they load the file. Of nodes that
+compute the same from the same, one is counted: runtimes merge them. What computes but cannot be counted is named in the
+result instead of being left out in silence. The formulas are those of `passes/onnx/macs.py`; the channel analysis
+counts the same (`ChannelGraph.cost`).
 """
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import inliner, shape_inference
+from onnx.external_data_helper import load_external_data_for_tensor
 
+from graphprune.formats.onnx_shapes import Shape, constants, infer_shapes, measure_shapes
+from graphprune.passes.channels.cost import samples_in
 from graphprune.passes.channels.operators import is_random
-from graphprune.passes.errors import GraphPruneError, ModelLoadError
+from graphprune.passes.errors import ModelLoadError
+from graphprune.passes.onnx.functions import inlined
 from graphprune.passes.onnx.layout import SELECTS
-from graphprune.passes.onnx.wire import outline
-from graphprune.runtime.onnx_inputs import input_shapes, input_specs, random_inputs
-from graphprune.runtime.onnx_session import (
-    RUNTIME_ERRORS,
-    OnnxSource,
-    external_files,
-    label_of,
-    load_proto,
-    one_line,
-    open_session,
-    with_outputs,
-)
+from graphprune.passes.onnx.macs import Sized, UncountedError, has_formula, macs_of
+from graphprune.passes.onnx.model import free_negative_sizes
+from graphprune.passes.onnx.sizes import operator_name
+from graphprune.passes.onnx.weights import is_weight
+from graphprune.passes.onnx.wire import LARGE, outline
+from graphprune.runtime.onnx_session import OnnxSource, external_files, label_of, load_proto
 
 __all__ = ["OnnxCost", "onnx_cost"]
 
-Shape = tuple[int, ...]
-Formula = Callable[[onnx.NodeProto, Mapping[str, Shape]], int]
-
-_ONNX = ("", "ai.onnx")
-_RUNTIME = ("com.microsoft", "com.microsoft.nchwc")  # onnxruntime's own
-
-_FAILURES: tuple[type[Exception], ...] = (GraphPruneError, *RUNTIME_ERRORS)
-
-_FLOATS = frozenset(
-    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
-)
-# Float inputs that set an operator up and are no weights.
-_SETTINGS = {
-    "Clip": {1, 2},
-    "Resize": {1, 2},
-    "Upsample": {1},
-    "Pad": {2},
-    "OneHot": {2},
-    "QuantizeLinear": {1, 2},
-    "DequantizeLinear": {1, 2},
-    "QLinearConv": {1, 4, 6},
-    "QLinearMatMul": {1, 4, 6},
-    "QGemm": {1, 4, 7},
-    "MatMulIntegerToFloat": {2, 3},
-    "DynamicQuantizeMatMul": {2},
-}
-# Weights that are stored as integers.
-_QUANTIZED_WEIGHTS = {
-    "DequantizeLinear": {0},
-    "QLinearConv": {3, 8},
-    "QLinearMatMul": {3},
-    "ConvInteger": {1},
-    "MatMulInteger": {1},
-    "QGemm": {3, 6},
-    "MatMulIntegerToFloat": {1},
-    "DynamicQuantizeMatMul": {1},
-}
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)  # which read more than the node's inputs
-# ONNX operators that compute and that no formula here covers.
-_NO_FORMULA = frozenset({"Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv", "If", "Loop", "Scan"})
-# Onnxruntime's that neither convolve nor multiply matrices. What is not among them, or of another domain, is unknown.
-_NOTHING_TO_COUNT = frozenset(
-    "AveragePool BiasAdd BiasGelu BiasSoftmax BiasSplitGelu CropAndResize DequantizeLinear EmbedLayerNormalization "
-    "ExpandDims FastGelu GatherND Gelu GlobalAveragePool GlobalMaxPool GridSample GroupNorm MaxPool MaxpoolWithMask "
-    "MulInteger NhwcMaxPool Pad QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu "
-    "QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu Range "
-    "ReduceSumInteger ReorderInput ReorderOutput RotaryEmbedding SkipGroupNorm SkipLayerNormalization "
-    "SkipSimplifiedLayerNormalization Trilu Unique Upsample".split()
-)
 
 
 @dataclass(frozen=True)
@@ -111,32 +58,41 @@ class OnnxCost:
         return {**asdict(self), "uncounted": list(self.uncounted)}
 
 
-def onnx_cost(source: OnnxSource, *, shapes: Mapping[str, Sequence[int]] | None = None) -> OnnxCost:
+def onnx_cost(
+    source: OnnxSource,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+) -> OnnxCost:
     """Return the cost of the ONNX model `source`.
 
     Args:
         source: Path of the file, or its content.
         shapes: Sizes of inputs that the file leaves open beyond the batch, by input name (the key "" stands for
             the only input; a first size of 0 leaves the batch open).
+        inputs: Arrays by input name that the model takes, for a file of which some sizes are only known once it is
+            run; by default random ones.
 
     Raises:
         ModelLoadError: The file is missing or is no ONNX model.
     """
     model = _outline(source)
     size_bytes = _bytes_of(source, model)
-    if model.functions:
-        model = inliner.inline_local_functions(model)
+    _read_small(model, source)
+    model = inlined(model)
+    free_negative_sizes(model)
     stored = {tensor.name for tensor in model.graph.initializer}
     feeds = [value for value in model.graph.input if value.name not in stored]
     sizes = dict(shapes or {})
     if "" in sizes and len(feeds) == 1:
         sizes[feeds[0].name] = sizes.pop("")
-    known = _infer_shapes(model, feeds, sizes)
+    known = infer_shapes(model, feeds, sizes)
+    counted = list(_counted(model))
     reason = ""
-    if missing := _missing(model.graph.node, known):
-        measured, reason = _measure_shapes(load_proto(source), label_of(source), missing, sizes)
+    if missing := _missing(counted, known):
+        measured, reason = measure_shapes(load_proto(source), label_of(source), missing, sizes, inputs)
         known.update(measured)
-    macs, uncounted = _count_macs(_varying(model), known, reason)
+    macs, uncounted = _count_macs(counted, known, reason)
     return OnnxCost(macs // _batch(feeds, known), _count_weights(model.graph), size_bytes, tuple(uncounted))
 
 
@@ -159,154 +115,93 @@ def _outline(source: OnnxSource) -> onnx.ModelProto:
         return load_proto(source)  # which says what is wrong
 
 
+def _read_small(model: onnx.ModelProto, source: OnnxSource) -> None:
+    """Read the small ones of the tensors that lie in another file, in place: shapes may depend on them."""
+    if isinstance(source, bytes):
+        return
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and math.prod(tensor.dims) * 8 < LARGE:
+            load_external_data_for_tensor(tensor, os.fspath(Path(source).parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+
+
 def _batch(feeds: Sequence[onnx.ValueInfoProto], known: Mapping[str, Shape]) -> int:
-    """Samples in a run: the first size that all inputs have in common; those that leave it open know best."""
-    firsts: dict[bool, set[int]] = {True: set(), False: set()}
-    for value in feeds:
-        if len(shape := known.get(value.name, ())) > 1:
-            firsts[not value.type.tensor_type.shape.dim[0].HasField("dim_value")].add(shape[0])
-    found = firsts[True] or firsts[False]
-    return max(1, *found) if len(found) == 1 else 1
+    """Samples in a run, as the inputs tell it."""
+    return samples_in(
+        (known[value.name], not value.type.tensor_type.shape.dim[0].HasField("dim_value"))
+        for value in feeds
+        if known.get(value.name)
+    )
 
 
-def _infer_shapes(
-    model: onnx.ModelProto, feeds: Sequence[onnx.ValueInfoProto], sizes: Mapping[str, Sequence[int]]
-) -> dict[str, Shape]:
-    """Return every shape that is fully known once a free batch is 1 and the other free sizes are `sizes`."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    names = {value.name for value in feeds}
-    symbols: dict[str, int] = {}
-    for value in fixed.graph.input:
-        if value.name not in names:
+def _counted(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes whose work counts.
+
+    1. Their results depend on what the model is given, or on chance.
+    2. No other node before them computes the same from the same.
+    3. They do more than to select: a convolution by zeros and ones that stands for data movement is no work of the
+       network's.
+    """
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    fixed |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    same: dict[str, str] = {}  # result of a node -> that of another which is the same
+    seen: dict[bytes, Sequence[str]] = {}
+    for node in model.graph.node:
+        read = {name for name in node.input if name}
+        by_chance, has_bodies = is_random(node.op_type), any(at.type in _GRAPHS for at in node.attribute)
+        is_fixed = bool(read) and read <= fixed and not by_chance and not has_bodies
+        if is_fixed or node.op_type in ("Constant", "Shape", "Size"):  # sizes, once the inputs have theirs
+            fixed.update(node.output)
             continue
-        asked = sizes.get(value.name, ())
-        for at, dim in enumerate(value.type.tensor_type.shape.dim):
-            size = (asked[at] if at < len(asked) else 1) or 1  # 0 leaves the batch open
-            if not dim.HasField("dim_value") and (asked or at == 0):
-                symbols[dim.dim_param] = size
-                dim.dim_value = size
-    # The file states other values in terms of the same symbols, or of expressions of them ("2*batch").
-    for value in (*fixed.graph.input, *fixed.graph.value_info, *fixed.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols and dim.dim_param:
-                dim.dim_value = symbols[dim.dim_param]
-            elif dim.dim_param:
-                dim.ClearField("dim_param")
-    try:
-        inferred = shape_inference.infer_shapes(fixed, data_prop=True)
-    except (shape_inference.InferenceError, ValueError):
-        inferred = fixed
-    known = {tensor.name: tuple(tensor.dims) for tensor in (*model.graph.initializer, *_constants(model.graph.node))}
-    known |= {sparse.values.name: tuple(sparse.dims) for sparse in model.graph.sparse_initializer}
-    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-            known[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return known
+        if _is_identity(node):
+            same[node.output[0]] = same.get(node.input[0], node.input[0])
+            continue
+        if not by_chance and not has_bodies:
+            first = seen.setdefault(_form(node, same), node.output)
+            if first is not node.output:
+                same.update((mine, same.get(its, its)) for mine, its in zip(node.output, first, strict=False))
+                continue
+        if not _only_selects(node):
+            yield node
+
+
+def _is_identity(node: onnx.NodeProto) -> bool:
+    """Does a node give what it reads? A Dropout does, outside of training."""
+    return node.op_type == "Identity" or (
+        node.op_type == "Dropout" and len(node.input) < 3 and not any(at.name == "is_test" for at in node.attribute)
+    )
+
+
+def _form(node: onnx.NodeProto, same: Mapping[str, str]) -> bytes:
+    """What two nodes have in common that compute the same."""
+    form = onnx.NodeProto(op_type=node.op_type, domain=node.domain, attribute=node.attribute)
+    form.attribute.sort(key=lambda attribute: attribute.name)
+    form.input.extend(same.get(name, name) for name in node.input)
+    form.output.extend(f"{at}" for at, name in enumerate(node.output) if name)
+    return form.SerializeToString(deterministic=True)
 
 
 def _missing(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape]) -> list[str]:
     """Values whose shape a formula needs and that inference did not find."""
-    needed = (name for node in nodes if _formula(node) for name in (*node.input, *node.output) if name)
-    return [name for name in dict.fromkeys(needed) if name not in known]
-
-
-def _measure_shapes(
-    model: onnx.ModelProto, label: str, missing: Sequence[str], sizes: Mapping[str, Sequence[int]]
-) -> tuple[dict[str, Shape], str]:
-    """Run the model once and look at the shapes of the values `missing`; say why that failed, if it did."""
-    try:
-        session = open_session(with_outputs(model, missing), optimize=False, name=label)
-        specs = input_specs(session, label)
-        feeds = random_inputs(specs, input_shapes(specs, shapes=sizes, name=label))
-        values = session.run(list(missing), feeds)
-    except _FAILURES as error:
-        return {}, one_line(error)
-    return {name: tuple(value.shape) for name, value in zip(missing, values, strict=True)}, ""
-
-
-def _varying(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """The nodes whose results depend on what the model is given, or on chance."""
-    fixed = {tensor.name for tensor in model.graph.initializer}
-    fixed |= {sparse.values.name for sparse in model.graph.sparse_initializer}
-    for node in model.graph.node:
-        read = {name for name in node.input if name}
-        is_fixed = bool(read) and read <= fixed and not is_random(node.op_type)
-        if node.op_type == "Constant" or (is_fixed and not any(at.type in _GRAPHS for at in node.attribute)):
-            fixed.update(node.output)
-        else:
-            yield node
+    needed = (name for node in nodes if has_formula(node.op_type, node.domain) for name in (*node.input, *node.output))
+    return [name for name in dict.fromkeys(needed) if name and name not in known]
 
 
 def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], reason: str) -> tuple[int, list[str]]:
     total = 0
     uncounted = []
     for node in nodes:
-        if _only_selects(node):
-            continue
-        kind = node.op_type if node.domain in _ONNX else f"{node.domain}.{node.op_type}"
-        label = f"{kind} '{node.name or node.output[0]}'"
-        if formula := _formula(node):
-            try:
-                total += formula(node, known)
-            except KeyError as error:
-                uncounted.append(
-                    f"{label}: the shape of '{error.args[0]}' is unknown" + (f" ({reason})" if reason else "")
-                )
-        elif _is_unknown(node):
-            uncounted.append(f"{label}: no formula for this operator")
+        attrs = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        try:
+            total += macs_of(Sized(node.op_type, node.domain, attrs, node.input, node.output, known))
+        except UncountedError as error:
+            why = f"{error} ({reason})" if reason and has_formula(node.op_type, node.domain) else f"{error}"
+            uncounted.append(f"{operator_name(node)} '{node.name or node.output[0]}': {why}")
     return total, uncounted
 
 
 def _only_selects(node: onnx.NodeProto) -> bool:
-    """A convolution by zeros and ones that stands for data movement is no work of the network's."""
     return any(entry.key == SELECTS for entry in node.metadata_props)
-
-
-def _formula(node: onnx.NodeProto) -> Formula | None:
-    return _FORMULAS.get(node.op_type) if node.domain in (*_ONNX, *_RUNTIME) else None
-
-
-def _is_unknown(node: onnx.NodeProto) -> bool:
-    """May a node that has no formula compute something that counts?"""
-    if node.domain in _ONNX:
-        return node.op_type in _NO_FORMULA
-    return node.domain not in _RUNTIME or node.op_type not in _NOTHING_TO_COUNT
-
-
-def _conv_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
-    weight = known[node.input[_CONV_WEIGHT.get(node.op_type, 1)]]  # (out, in / groups, *kernel)
-    return math.prod(known[node.output[0]]) * math.prod(weight[1:])
-
-
-def _conv_transpose_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
-    return math.prod(known[node.input[0]]) * math.prod(known[node.input[1]][1:])  # weight (in, out / groups, *kernel)
-
-
-def _gemm_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
-    return math.prod(known[node.output[0]]) * known[node.input[0]][0 if _is_set(node, "transA") else 1]
-
-
-def _matmul_macs(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int:
-    """With `transBatchA` the rows come before the batch."""
-    rows = 0 if _is_set(node, "transBatchA") else -2
-    return math.prod(known[node.output[0]]) * known[node.input[0]][rows if _is_set(node, "transA") else -1]
-
-
-def _is_set(node: onnx.NodeProto, name: str) -> bool:
-    return any(attribute.name == name and attribute.i for attribute in node.attribute)
-
-
-_CONV_WEIGHT = {"QLinearConv": 3}
-_FORMULAS: dict[str, Formula] = {
-    **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv", "NhwcFusedConv"), _conv_macs),
-    **dict.fromkeys(("ConvTranspose", "ConvTransposeWithDynamicPads"), _conv_transpose_macs),
-    **dict.fromkeys(("Gemm", "FusedGemm", "QGemm"), _gemm_macs),
-    **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat"), _matmul_macs),
-    **dict.fromkeys(("DynamicQuantizeMatMul", "GemmFastGelu", "TransposeMatMul", "FusedMatMul"), _matmul_macs),
-    "FusedMatMulActivation": _matmul_macs,
-}
 
 
 def _count_weights(graph: onnx.GraphProto) -> int:
@@ -320,7 +215,7 @@ def _count_weights(graph: onnx.GraphProto) -> int:
 def _weights(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> dict[int, onnx.TensorProto]:
     """The weights of a graph and of the bodies of its control flow, by identity; `outer`: what it can read besides."""
     sparse = [tensor.values for tensor in graph.sparse_initializer]
-    own = (*graph.initializer, *sparse, *_constants(graph.node))
+    own = (*graph.initializer, *sparse, *constants(graph.node))
     stored = {**outer, **{tensor.name: tensor for tensor in own}}
     weights: dict[int, onnx.TensorProto] = {}
     selections = {name for node in graph.node if _only_selects(node) for name in node.input[1:]}
@@ -331,22 +226,9 @@ def _weights(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> d
             continue
         for at, name in enumerate(node.input):
             tensor = stored.get(name)
-            if tensor is None:
-                continue
-            is_setting = at in _SETTINGS.get(node.op_type, ()) or not tensor.dims
-            if at in _QUANTIZED_WEIGHTS.get(node.op_type, ()) or (tensor.data_type in _FLOATS and not is_setting):
+            if tensor is not None and is_weight(node.op_type, at, tensor.data_type, len(tensor.dims)):
                 weights[id(tensor)] = tensor
     return weights
-
-
-def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors of Constant nodes, under the name of the value they produce."""
-    for node in nodes:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-            yield tensor
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

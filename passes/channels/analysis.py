@@ -25,6 +25,7 @@ from graphprune.passes.channels.operators import Cut as Cut
 from graphprune.passes.channels.operators import Op as Op
 from graphprune.passes.channels.operators import Rule as Rule
 from graphprune.passes.channels.operators import computes_constant, is_random, without_zero_points
+from graphprune.passes.channels.repeats import Repeats
 from graphprune.passes.channels.segments import Segments
 from graphprune.passes.channels.value import Facet, Value, spread
 from graphprune.passes.channels.zeros import zero_slices
@@ -90,6 +91,7 @@ class Analysis:
         self._alive: list[tuple[Labels, Op]] = []
         # Results that no input reaches. `Value.constant` says more: that nothing in it may go by itself.
         self._fixed: dict[int, Value] = {}
+        self.repeats = Repeats()
 
     # -- leaves ---------------------------------------------------------------------------------
 
@@ -201,24 +203,42 @@ class Analysis:
 
     # -- running ------------------------------------------------------------------------------------
 
-    def run(self, rule: Rule | None, op: Op) -> list[Value]:
-        """Apply a rule (None: the operator is unknown), then check that no label got lost on the way."""
+    def run(self, rule: Rule | None, op: Op, *, macs: float | None = None) -> list[Value]:
+        """Apply a rule (None: the operator is unknown), then check that no label got lost on the way.
+
+        What is done once, or has been done before, costs nothing.
+
+        Args:
+            rule: that of the operator's family.
+            op: the operator.
+            macs: its multiply-accumulates, where they are not what the rule says.
+        """
+        counted = len(self.terms)
+        results = self._unknown(op) if rule is None else self._apply(rule, op)
+        if macs is not None:
+            del self.terms[counted:]
+            self.cost(op, macs, [])
+        if self._is_fixed(op):
+            self._fixed.update({id(value): value for value in results})
+            del self.terms[counted:]
+        elif self.repeats.see(rule, op, results):
+            del self.terms[counted:]
+        return results
+
+    def _unknown(self, op: Op) -> list[Value]:
+        for value in op.values():
+            self.freeze_value(value, op, "no rule for this operator")
+        return [Value(shape, constant=computes_constant(op)) for shape in op.out_shapes]
+
+    def _apply(self, rule: Rule, op: Op) -> list[Value]:
         self._declared = []
-        if rule is None:
-            for value in op.values():
-                self.freeze_value(value, op, "no rule for this operator")
-            return [Value(shape, constant=computes_constant(op)) for shape in op.out_shapes]
         if not rule.quantized and any(value.zero_point is not None for value in op.values()):
             op, rule = without_zero_points(op, rule)
-        counted = len(self.terms)
         results = rule.couple(self, op)
         if not rule.is_constant(op):  # a table is constant; what is looked up in it is not
             results = [replace(value, constant=False) for value in results]
         results = [self.normalize(value, op) for value in results]
         results.extend(Value(shape) for shape in op.out_shapes[len(results) :])  # saved statistics and the like
-        if self._is_fixed(op):
-            del self.terms[counted:]
-            self._fixed.update({id(value): value for value in results})
         self._freeze_lost(op, results)
         for value in results:
             self._shapely.extend(facet for facet in value.facets if len(facet.dims) > 1)

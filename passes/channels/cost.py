@@ -11,7 +11,7 @@ Multiply-accumulates of a convolution are positions x kernel x n_out x n_in; its
 without positions. With all n_a in one sparse matrix, a count takes microseconds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +121,22 @@ class Polynomial:
                 both = padded[self._rows[:, first]].multiply(padded[self._rows[:, second]])
                 total += np.asarray(both.T @ others).ravel()
         return total
+
+
+def samples_in(inputs: Iterable[tuple[tuple[int, ...], bool]]) -> int:
+    """Samples in a run: the first size that all inputs have in common; those that leave it open know best.
+
+    1, where they do not say it.
+
+    Args:
+        inputs: for each the sizes, and whether the first of them is open. One of less than two dimensions says nothing.
+    """
+    firsts: dict[bool, set[int]] = {True: set(), False: set()}
+    for shape, is_open in inputs:
+        if len(shape) > 1:
+            firsts[is_open].add(shape[0])
+    found = firsts[True] or firsts[False]
+    return max(1, *found) if len(found) == 1 else 1
 
 
 class CostModel:

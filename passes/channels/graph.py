@@ -63,6 +63,7 @@ class ChannelGraph:
         value_groups: node -> (dimension, group id per index) of activations with channels.
         cost: multiply-accumulates and parameters of a slim model.
         unknown: operators without a rule, with how often they occur.
+        uncounted: operators that compute but are missing from `cost`, each with the reason.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ChannelGraph:
         batch: int,
         inputs: tuple[Mapping[str, Any], ...] = (),
         unknown: Mapping[str, int] | None = None,
+        uncounted: Sequence[str] = (),
         steps: Sequence[Step] = (),
         outputs: Sequence[Value] = (),
         same: Mapping[int, int] | None = None,
@@ -88,6 +90,7 @@ class ChannelGraph:
             batch: samples in the example inputs.
             inputs: shape and dtype of each input.
             unknown: operators without a rule and their number.
+            uncounted: operators that compute but cost nothing here, each with the reason.
             steps: the operators in the order of computation.
             outputs: the values that the model returns.
             same: id of a value -> id of the value that it restates.
@@ -102,6 +105,7 @@ class ChannelGraph:
         self._steps, self._outputs, self._same = steps, outputs, same or {}
         self.shapes = dict(analysis.parameter_shapes)
         self.unknown = dict(unknown or {})
+        self.uncounted = tuple(uncounted)
         self._id_of, self.n_groups = group_ids(analysis.carriers, analysis.space)
         self._carriers = carriers = Segments(list(analysis.carriers.values()))
         ids = self._id_of[carriers.values]

@@ -217,6 +217,9 @@ class _Walk:
         constant = all(value.constant for value in results)
         for other in (base, *(view for view, root in self.storage.items() if root is base)):
             held = self.env.get(other)
+            for value in held if isinstance(held, list) else [held]:
+                if isinstance(value, Value):
+                    self.analysis.repeats.forget(value)
             if isinstance(held, list):
                 self.env[other] = [self._written(value, zero, constant) for value in held]
             elif isinstance(held, Value):

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.branches import Step
+from graphprune.passes.channels.cost import samples_in
 from graphprune.passes.channels.graph import ChannelGraph
-from graphprune.passes.channels.operators import Like, is_random
+from graphprune.passes.channels.operators import is_random
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.contract import is_overridable
+from graphprune.passes.onnx.layout import SELECTS
+from graphprune.passes.onnx.macs import Sized, UncountedError, macs_of
 from graphprune.passes.onnx.model import (
     FEW,
     SMALL,
@@ -30,18 +33,14 @@ from graphprune.passes.onnx.model import (
     free_name,
     is_quantized_bias,
     load_model,
-    operator_name,
     shape_types,
 )
 from graphprune.passes.onnx.pages import Forget, put_aside
-from graphprune.passes.onnx.stand_in import layout_operators, like_of, sizes_like
+from graphprune.passes.onnx.sizes import INFERENCE_ERRORS, infer_results, layout_operators, operator_name, sizes_of
+from graphprune.passes.onnx.weights import is_read_as_weight
 
 logger = logging.getLogger("graphprune")
 
-_INFERENCE_ERRORS = (
-    *(onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError),
-    *(KeyError, ValueError, TypeError, RuntimeError),
-)
 _NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_floats"})
 
 #: What a rule raises when inputs and attributes do not go together.
@@ -113,18 +112,18 @@ class _Walk:
         self.kinds: dict[ir.Value, ir.DataType] = {}
         self.numbers: dict[ir.Value, NDArray[Any]] = {}
         self.unshaped: set[ir.Value] = set()
+        self.feeds: list[tuple[tuple[int, ...], bool]] = []  # sizes of each input, and whether the batch is open
         self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}
         self.names: dict[str, ir.Value] = {}
         self.unknown: Counter[str] = Counter()
+        self.uncounted: list[str] = []
         self.steps: list[Step] = []
         self.nodes: list[ir.Node] = []
         self.opsets = dict(model.graph.opset_imports)
-        self.opset_ids = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
 
     def graph(self) -> ChannelGraph:
         graph = self.model.graph
         constants = set(graph.initializers.values())
-        batch = 1
         for value in graph.inputs:
             if value in constants:
                 continue
@@ -132,7 +131,7 @@ class _Walk:
             if shape is None:
                 self.unshaped.add(value)
                 continue
-            batch = shape[0] if shape and batch == 1 else batch
+            self.feeds.append((shape, not all(isinstance(dim, int) for dim in list(value.shape or ())[:1])))
             self.env[value] = Value(shape)
         for value in graph.initializers.values():
             self._constant(value, value.const_value)
@@ -150,14 +149,15 @@ class _Walk:
         return ChannelGraph(
             self.analysis,
             {v.name: known for v, known in self.env.items() if v.name and v not in constants},
-            parameters=frozenset(self.names),
-            batch=batch or 1,  # of a batch of nothing, nothing is computed
+            parameters=frozenset(name for name, value in self.names.items() if is_read_as_weight(value)),
+            batch=samples_in(self.feeds),
             inputs=tuple(
                 {"name": v.name, "shape": list(self.env[v].shape), "dtype": str(v.dtype)}
                 for v in graph.inputs
                 if v in self.env and v not in constants
             ),
             unknown=self.unknown,
+            uncounted=self.uncounted,
             steps=self.steps,
             outputs=[self.env[value] for value in graph.outputs if value in self.env],
             front_end=OnnxFrontEnd(self.model, self.ops, self.env, self.kinds, self.numbers, self.names, self.nodes),
@@ -245,11 +245,13 @@ class _Walk:
 
         Rules rely on what ONNX asks of an operator and its inputs; where a file does not keep to it, none is applied.
         """
+        counted = len(self.analysis.terms)
         if found is not None:
             try:
                 op = self._op(node, op_name, found, shapes)
                 covered = found[1].covers is None or found[1].covers(op)
-                results = self.analysis.run(found[0], self._with_captured(node, op)) if covered else []
+                free = 0.0 if SELECTS in node.metadata_props else None  # data movement in another form
+                results = self.analysis.run(found[0], self._with_captured(node, op), macs=free) if covered else []
             except _MISFITS as error:
                 logger.debug("the rule for %s (%s) was not applied: %r", op_name, node.name, error)
                 op_name = f"{op_name} that does not fit its inputs"
@@ -259,8 +261,20 @@ class _Walk:
                     return self._with_captured(node, op), found, results
                 op_name = f"{op_name} of this form"
         self.unknown[op_name] += 1
+        del self.analysis.terms[counted:]
         op = self._with_captured(node, self._op(node, op_name, None, shapes))
-        return op, None, self.analysis.run(None, op)
+        return op, None, self.analysis.run(None, op, macs=self._macs(node, shapes))
+
+    def _macs(self, node: ir.Node, shapes: Sequence[tuple[int, ...]]) -> float:
+        """What a node without a rule costs; 0 where that cannot be said, which is noted."""
+        sizes = {v.name: self.env[v].shape for v in node.inputs if v is not None and v.name and v in self.env}
+        sizes |= {v.name: shape for v, shape in zip(node.outputs, shapes, strict=False) if v.name}
+        read, given = ([(v.name if v is not None else "") or "" for v in some] for some in (node.inputs, node.outputs))
+        try:
+            return float(macs_of(Sized(node.op_type, node.domain, attributes(node), read, given, sizes)))
+        except UncountedError as error:
+            self.uncounted.append(f"{operator_name(node)} '{node.name or given[0]}': {error}")
+        return 0.0
 
     def _note_step(self, node: ir.Node, op: Op, rule: Rule | None, results: Sequence[Value]) -> None:
         self.steps.append(Step(op, rule, tuple(results)))
@@ -309,10 +323,6 @@ class _Walk:
         if data is not None:
             return tuple(tuple(array.shape) for array in data)
         try:
-            version = self.opsets.get(node.domain) or self.opsets.get("", 1)
-            if (like := like_of(node)) is not None:
-                return self._sizes_like(node, like)
-            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
             proto = ir.serde.serialize_node(node)
             types, numbers = {}, {}
             for value in node.inputs:
@@ -324,35 +334,18 @@ class _Walk:
                     numbers[value.name] = onnx.numpy_helper.from_array(
                         np.asarray(self.numbers[value], order="C"), value.name
                     )
-            inferred = onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, numbers, opset_imports=self.opset_ids, ir_version=self.model.ir_version
-            )
-        except _INFERENCE_ERRORS:
+            inferred = infer_results(proto, types, numbers, self.opsets, self.model.ir_version)
+        except INFERENCE_ERRORS:
             return self._declared(node)
         shapes = []
         for value in node.outputs:
             kind = inferred.get(value.name or "")
-            if kind is None or not kind.tensor_type.HasField("shape"):
+            sizes = sizes_of(kind)
+            if kind is None or sizes is None:
                 return self._declared(node)
-            dims = [dim.dim_value for dim in kind.tensor_type.shape.dim]
-            if any(not dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim):
-                return self._declared(node)
-            shapes.append(tuple(dims))
+            shapes.append(sizes)
             self.kinds[value] = ir.DataType(kind.tensor_type.elem_type)
         return tuple(shapes)
-
-    def _sizes_like(self, node: ir.Node, like: Like) -> tuple[tuple[int, ...], ...] | None:
-        """Sizes of an operator that onnx does not know, told by one that it does."""
-        known = [None if value is None else self.env.get(value) for value in node.inputs]
-        sizes = sizes_like(node, like, [None if value is None else value.shape for value in known])
-        if sizes is None:
-            return self._declared(node)
-        given = [node.inputs[at] for at in like.numbers if at < len(node.inputs)]
-        typed = next((value for value in given if value is not None), None)
-        kind = None if typed is None else self.kinds.get(typed, typed.dtype or ir.DataType.FLOAT)
-        if kind is not None:
-            self.kinds.update(dict.fromkeys(node.outputs, kind))
-        return (sizes,) * len(node.outputs)
 
     def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
         """Sizes written in the file, with free dimensions at what they stand for; None where they are not."""
@@ -369,6 +362,7 @@ class _Walk:
     def _give_up(self, node: ir.Node, op_name: str) -> None:
         """Results of unknown size: nothing that reaches this node can be cut."""
         self.unknown[op_name] += 1
+        self._macs(node, ())  # notes what cannot be counted
         where = f"{op_name} ({node.name})"
         for value in (*node.inputs, *captured_values(node)):
             known = self.env.get(value) if value is not None else None

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from onnx_ir.passes.common import InlinePass
 
-from graphprune.passes.errors import ModelLoadError, UnsupportedModelError
+from graphprune.passes.errors import ModelLoadError
 from graphprune.passes.onnx.contract import find_fault
+from graphprune.passes.onnx.functions import in_one_opset, inline_functions
 from graphprune.passes.onnx.wire import outline
 
 #: What reading a broken file raises.
@@ -44,13 +44,14 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
 
     Raises:
         ModelLoadError: the file is missing, is no ONNX model, or refers to data that is not there.
-        UnsupportedModelError: a local function is written in another opset, in which its operators mean something else.
+        UnsupportedModelError: a local function is written in another opset, and cannot be converted.
     """
     source = Path(path)
     if not source.is_file():
         raise ModelLoadError(f"{source}: no such file" if not source.exists() else f"{source}: is a folder, not a file")
     try:
-        message = onnx.load_model_from_string(outline(source))
+        message = in_one_opset(onnx.load_model_from_string(outline(source)), str(source))
+        free_negative_sizes(message)
         _fill_sparse(message.graph)
         model = ir.from_proto(message)
         _set_base(model, source.resolve())
@@ -60,7 +61,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelLoadError(f"{source}: is not an ONNX model (it has no graph)")
     try:
         if model.functions:
-            _inline(model, source)
+            inline_functions(model)
         fault = find_fault(model) or _find_lost_data(model)
     except _BROKEN as error:
         fault = _first_line(error)
@@ -69,28 +70,12 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     return model
 
 
-def _inline(model: ir.Model, source: Path) -> None:
-    """Put the bodies of local functions where they are called; those in another opset, if it makes no difference."""
-    for function in model.functions.values():
-        for domain, version in function.opset_imports.items():
-            own = model.opset_imports.get(domain, version)
-            nodes = [node for node in function.all_nodes() if node.domain == domain and own != version]
-            changed = [node for node in nodes if _since(node, version) != _since(node, own)]
-            if changed:
-                raise UnsupportedModelError(
-                    f"{source}: its function '{function.domain}.{function.name}' is written in opset {version}, the "
-                    f"model in {own}, and {changed[0].op_type} is not the same in both; convert them to one opset first"
-                )
-            function.opset_imports[domain] = own
-    InlinePass()(model)
-
-
-def _since(node: ir.Node, version: int) -> int | None:
-    """The version of an operator's definition that an opset has; None where nobody knows it."""
-    try:
-        return onnx.defs.get_schema(node.op_type, version, node.domain).since_version
-    except onnx.defs.SchemaError:
-        return None
+def free_negative_sizes(message: onnx.ModelProto) -> None:
+    """Make free what a file calls -1, in place: sizes of inputs and outputs that old converters leave open so."""
+    for value in (*message.graph.input, *message.graph.output, *message.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _fill_sparse(graph: onnx.GraphProto) -> None:
@@ -218,11 +203,6 @@ def _run(model: onnx.ModelProto, given: dict[str, NDArray[Any]]) -> list[NDArray
         return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, given)]
     except (*_BROKEN, ArithmeticError, MemoryError):
         return None
-
-
-def operator_name(node: ir.Node) -> str:
-    """What the rule table calls an operator: its type, after its domain where that is not the standard's."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:

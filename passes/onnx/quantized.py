@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.passes.channels.rules import ONNX
-from graphprune.passes.onnx.model import operator_name
+from graphprune.passes.onnx.sizes import operator_name
 
 
 def is_setting(value: ir.Value) -> bool:

@@ -182,14 +182,16 @@ def test_weights_that_may_be_replaced_are_said_to_be_the_reason(files, tmp_path,
 def test_what_the_macs_leave_out_is_said(files, tmp_path, capsys):
     model = onnx.load(files / "zeros.onnx")
     output = model.graph.output[0]
-    twice = onnx.helper.make_node("Einsum", [output.name] * 2, ["squares"], equation="bchw,bchw->bc")
-    model.graph.node.append(twice)
-    output.CopyFrom(onnx.helper.make_tensor_value_info("squares", onnx.TensorProto.FLOAT, ["n", 4]))
-    onnx.save(model, tmp_path / "einsum.onnx")
-    assert main(["slim", str(tmp_path / "einsum.onnx"), str(tmp_path / "slim.onnx")]) == 0
-    assert "not in the MACs: Einsum 'squares': no formula for this operator" in capsys.readouterr().out
-    assert main(["slim", str(tmp_path / "einsum.onnx"), str(tmp_path / "other.onnx"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["uncounted"] == ["Einsum 'squares': no formula for this operator"]
+    relu = onnx.helper.make_node("Relu", [output.name], ["z"])
+    body = onnx.helper.make_graph([relu], "b", [], [onnx.helper.make_tensor_value_info("z", 1, ["n", 4, 4, 4])])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.bool_(True), "always"))
+    model.graph.node.append(onnx.helper.make_node("If", ["always"], ["y"], then_branch=body, else_branch=body))
+    output.name = "y"
+    onnx.save(model, tmp_path / "if.onnx")
+    assert main(["slim", str(tmp_path / "if.onnx"), str(tmp_path / "slim.onnx")]) == 0
+    assert "not in the MACs: If 'y': no formula for this operator" in capsys.readouterr().out
+    assert main(["slim", str(tmp_path / "if.onnx"), str(tmp_path / "other.onnx"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["uncounted"] == ["If 'y': no formula for this operator"]
 
 
 @pytest.mark.parametrize("goal", [("--macs", "0.5"), ("--params", "0.5"), ("--speedup", "2")])

@@ -110,7 +110,7 @@ def test_only_weights_count_as_parameters():
         helper.make_node("Clip", ["a", "low", "high"], ["b"]),
         helper.make_node("Mul", ["b", "half"], ["c"]),
         helper.make_node("Reshape", ["c", "shape"], ["d"]),
-        helper.make_node("Conv", ["x", "w"], ["e"]),
+        helper.make_node("Conv", ["x", "w"], ["e"], strides=[2, 2]),
         helper.make_node("Constant", [], ["k"], value=weight("", 5, 20)),
         helper.make_node("MatMul", ["d", "k"], ["y"]),
     ]
@@ -118,10 +118,10 @@ def test_only_weights_count_as_parameters():
     shape = numpy_helper.from_array(np.array([-1, 5]), "shape")
     unused = weight("unused", 100)
     stored = [weight("w", 5, 3, 1, 1), *scalars, shape, unused]
-    model = net(nodes, stored, [("x", ["n", 3, 4, 4])], [("y", ["m", 20]), ("e", ["n", 5, 4, 4])])
+    model = net(nodes, stored, [("x", ["n", 3, 4, 4])], [("y", ["m", 20]), ("e", ["n", 5, 2, 2])])
     cost = onnx_cost(model)
     assert cost.params == 15 + 100
-    assert cost.macs == 2 * 16 * 15 + 16 * 5 * 20
+    assert cost.macs == (16 + 4) * 15 + 16 * 5 * 20
 
 
 def test_quantized_weights_count_their_scales_do_not():
@@ -166,9 +166,13 @@ def test_what_cannot_be_counted_is_said():
 
 
 def test_an_operator_without_a_formula_is_said():
-    model = single("Einsum", [weight("w", 4, 2)], [("x", ["n", 4])], 2, equation="ij,jk->ik")
-    cost = onnx_cost(model)
-    assert cost.uncounted == ("Einsum 'y': no formula for this operator",)
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["z"])], "b", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    bound = numpy_helper.from_array(np.bool_(True), "c")
+    cost = onnx_cost(net([node], [bound], [("x", ["n", 4])], [("y", ["n", 4])]))
+    assert cost.uncounted == ("If 'y': no formula for this operator",)
     assert json.loads(json.dumps(cost.to_dict()))["uncounted"] == list(cost.uncounted)
 
 
@@ -210,13 +214,14 @@ def test_a_file_that_onnxruntime_optimized_costs_what_it_did(tmp_path, shape):
 
 
 @pytest.mark.parametrize(
-    ("domain", "op"), [("com.microsoft", "MultiHeadAttention"), ("my.domain", "Conv"), ("my.domain", "Gelu")]
+    ("domain", "op"),
+    [("com.microsoft", "PackedAttention"), ("", "OfTheFuture"), ("my.domain", "Conv"), ("my.domain", "Gelu")],
 )
 def test_operators_that_nobody_knows_are_named(domain, op):
     node = helper.make_node(op, ["x", "w"], ["y"], domain=domain)
     cost = onnx_cost(net([node], [weight("w", 4, 3, 1, 1)], [("x", ["n", 3, 8, 8])], [("y", ["n", 4, 8, 8])]))
     assert (cost.macs, cost.params) == (0, 12)
-    assert cost.uncounted == (f"{domain}.{op} 'y': no formula for this operator",)
+    assert cost.uncounted == (f"{domain}.{op} 'y': no formula for this operator".lstrip("."),)
 
 
 def test_weights_of_integer_operators_count_their_scales_do_not():
@@ -280,6 +285,143 @@ def test_local_functions_are_looked_into():
     <domain: "local", opset_import: ["" : 17]>
     layer (a, b) => (c) { c = MatMul(a, b) }"""
     assert onnx_cost(onnx.parser.parse_model(text).SerializeToString()).macs == 16
+
+
+def recurrent(kind, gates, directions=1, **attributes):
+    """Seven steps of three numbers through five units; the steps come first, unless there is a layout of its own."""
+    way = {"direction": "bidirectional"} if directions == 2 else {}
+    weights = [weight("w", directions, gates * 5, 3), weight("r", directions, gates * 5, 5)]
+    nodes = [] if "layout" in attributes else [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2])]
+    read = nodes[0].output[0] if nodes else "x"
+    nodes.append(helper.make_node(kind, [read, "w", "r"], ["y"], hidden_size=5, **way, **attributes))
+    return net(nodes, weights, [("x", ["n", 7, 3])], [("y", [*"abcd"])])
+
+
+#: Attention of 2 heads, 4 numbers each, 6 queries on 6 keys: 2 * 6 * 6 * (4 + 4), where the values have 4.
+ATTENTION = 2 * 6 * 6 * (4 + 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "macs"),
+    [
+        (recurrent("LSTM", 4), 7 * 20 * (3 + 5)),
+        (recurrent("GRU", 3), 7 * 15 * (3 + 5)),
+        (recurrent("RNN", 1), 7 * 5 * (3 + 5)),
+        (recurrent("LSTM", 4, directions=2), 2 * 7 * 20 * (3 + 5)),
+        (recurrent("LSTM", 4, layout=1), 7 * 20 * (3 + 5)),
+        (single("Einsum", [weight("w", 4, 2)], [("x", ["n", 6, 4])], 3, equation="bij,jk->bik"), 6 * 4 * 2),
+        (single("Einsum", [], [("x", ["n", 6, 4])], 2, equation="bij->bi"), 0),
+        (single("Einsum", [], [("x", ["n", 6, 6]), ("z", ["n", 6])], 1, equation="bii,bi->b"), 6),
+        (single("Einsum", [weight("w", 2, 4)], [("x", ["n", 6, 4])], 3, equation="...j,kj->...k"), 6 * 4 * 2),
+        (microsoft("Attention", [weight("w", 8, 24), weight("b", 24)], [("x", ["n", 6, 8])], 3, num_heads=2),
+         6 * 8 * 24 + ATTENTION),
+        (microsoft("MultiHeadAttention", [], [(name, ["n", 6, 8]) for name in "qkv"], 3, num_heads=2), ATTENTION),
+        (microsoft("MultiHeadAttention", [], [("qkv", ["n", 6, 2, 3, 4])], 3, num_heads=2), ATTENTION),
+        (microsoft("MultiHeadAttention", [], [("q", ["n", 6, 8]), ("kv", ["n", 9, 2, 2, 4])], 3, num_heads=2),
+         2 * 6 * 9 * (4 + 4)),
+    ],
+)  # fmt: skip
+def test_recurrent_layers_attention_and_sums_by_letters_count(model, macs):
+    cost = onnx_cost(model)
+    assert (cost.macs, cost.uncounted) == (macs, ())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("past", [0, 5])
+def test_attention_of_the_standard_counts(packed, past):
+    """4 heads of queries on 2 of keys and values: 6 positions on 9, and those before."""
+    sizes = {"q": (4, 6, 3), "k": (2, 9, 3), "v": (2, 9, 5)}
+    inputs = [(n, ["b", s[1], s[0] * s[2]] if packed else ["b", *s]) for n, s in sizes.items()]
+    names = list("qkv")
+    if past:
+        names += ["", "pk", "pv"]
+        inputs += [("pk", ["b", 2, past, 3]), ("pv", ["b", 2, past, 5])]
+    heads = {"q_num_heads": 4, "kv_num_heads": 2} if packed else {}
+    outputs = ["y", "k_all", "v_all"] if past else ["y"]
+    model = net([helper.make_node("Attention", names, outputs, **heads)], [], inputs, [("y", ["b", *"hld"[packed:]])])
+    proto = onnx.load_model_from_string(model)
+    proto.opset_import[0].version = 23
+    assert onnx_cost(proto.SerializeToString()).macs == 4 * 6 * (9 + past) * (3 + 5)
+
+
+def test_stated_sizes_that_are_stale_are_not_believed():
+    """As a tool leaves them that has changed the size of the input."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Conv", ["a", "v"], ["y"])]
+    model = onnx.load_model_from_string(
+        net(nodes, [weight("w", 8, 3, 3, 3), weight("v", 4, 8, 1, 1)], [("x", [1, 3, 34, 34])], [("y", [1, 4, 6, 6])])
+    )
+    model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 8, 6, 6]))
+    cost = onnx_cost(model.SerializeToString())
+    assert (cost.macs, cost.uncounted) == (32 * 32 * (8 * 27 + 4 * 8), ())
+
+
+def test_sizes_behind_operators_that_nobody_knows_are_those_that_the_file_states():
+    nodes = [helper.make_node("Plugin", ["x"], ["a"], domain="my"), helper.make_node("Conv", ["a", "w"], ["y"])]
+    model = onnx.load_model_from_string(
+        net(nodes, [weight("w", 8, 3, 3, 3)], [("x", [1, 3, 9, 9])], [("y", [1, 8, 4, 4])])
+    )
+    model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 3, 6, 6]))
+    cost = onnx_cost(model.SerializeToString())
+    assert (cost.macs, cost.uncounted) == (16 * 8 * 27, ("my.Plugin 'a': no formula for this operator",))
+
+
+def test_behind_operators_that_onnx_does_not_define_sizes_are_inferred():
+    """Though nothing can be run: there is a plugin at the end."""
+    nodes = [
+        helper.make_node("FusedConv", ["x", "w"], ["a"], domain="com.microsoft", activation="Relu"),
+        helper.make_node("Conv", ["a", "v"], ["b"]),
+        helper.make_node("Plugin", ["b"], ["y"], domain="my"),
+    ]
+    weights = [weight("w", 8, 3, 3, 3), weight("v", 4, 8, 1, 1)]
+    cost = onnx_cost(net(nodes, weights, [("x", ["n", 3, 6, 6])], [("y", ["n", 4])]))
+    assert cost.macs == 16 * (8 * 27 + 4 * 8)
+    assert cost.uncounted == ("my.Plugin 'y': no formula for this operator",)
+
+
+def test_layers_that_compute_the_same_count_once():
+    """As a classifier behind several dropouts, which runtimes merge; not the same layer on other numbers."""
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["a"]),
+        helper.make_node("Identity", ["x"], ["b"]),
+        *(helper.make_node("Gemm", [name, "w"], [f"{name}1"], name=name) for name in "ab"),
+        *(helper.make_node("Gemm", [f"{name}1", "v"], [f"{name}2"]) for name in "ab"),
+        helper.make_node("Relu", ["a2"], ["c"]),
+        helper.make_node("Gemm", ["c", "v"], ["d"]),
+        helper.make_node("Sum", ["a2", "b2", "d"], ["y"]),
+    ]
+    model = net(nodes, [weight("w", 3, 5), weight("v", 5, 5)], [("x", ["n", 3])], [("y", ["n", 5])])
+    assert onnx_cost(model).macs == 15 + 25 + 25
+
+
+@pytest.mark.parametrize(("opset", "axes"), [(12, "<axes = [1], keepdims = 1>(d)"), (17, "<axes = [1]>(d)")])
+def test_functions_in_another_opset_are_looked_into(opset, axes):
+    text = f"""<ir_version: 9, opset_import: ["" : 18, "local" : 1]>
+    net (float[n,2] x) => (float[n,2] y) <float[2,2] w = {{1,1,1,1}}> {{ y = local.layer(x, w) }}
+    <domain: "local", opset_import: ["" : {opset}]>
+    layer (a, b) => (c) {{ d = MatMul(a, b) e = ReduceMean{axes} f = Mul(d, e) c = MatMul(f, b) }}"""
+    cost = onnx_cost(onnx.parser.parse_model(text).SerializeToString())
+    assert (cost.macs, cost.uncounted) == (8, ())
+
+
+def test_an_open_batch_may_be_written_as_a_negative_size():
+    model = onnx.load_model_from_string(single("Conv", [weight("w", 8, 3, 3, 3)], [("x", ["n", 3, 6, 6])], 4))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    cost = onnx_cost(model.SerializeToString())
+    assert (cost.macs, cost.uncounted) == (16 * 8 * 27, ())
+
+
+def test_small_numbers_in_another_file_are_read(tmp_path):
+    """Sizes that shapes depend on, in a file that onnxruntime cannot run."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "sizes"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Plugin", ["b"], ["y"], domain="my"),
+    ]
+    sizes = numpy_helper.from_array(np.array([0, 4, 3]), "sizes")
+    model = onnx.load_model_from_string(net(nodes, [sizes, weight("w", 3, 5)], [("x", ["n", 12])], [("y", ["n"])]))
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert onnx_cost(tmp_path / "m.onnx").macs == 4 * 3 * 5
 
 
 def test_external_data_belongs_to_the_size(tmp_path):

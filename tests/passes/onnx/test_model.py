@@ -33,9 +33,28 @@ def test_a_function_in_another_opset_is_read_where_its_operators_are_the_same(tm
     assert difference(run(model, feeds), run(loaded, feeds)) == 0
 
 
-def test_a_function_in_another_opset_is_refused_where_they_are_not(tmp_path):
-    written(tmp_path, 13, "LeakyRelu")
-    said = r"'local.block' is written in opset 13, the model in 17, and LeakyRelu is not the same in both"
+def test_a_function_in_another_opset_is_converted_where_they_are_not(tmp_path):
+    """In opset 12 axes are attributes and Softmax runs over all dimensions from its axis on."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    net (float[2,3,4] x) => (float[2,3,4] y) <float[4,4] w = {1,2,3,4,5,6,7,8,9,8,7,6,5,4,3,2}>
+    { a = Relu(x) y = local.block(a, w) }
+    <domain: "local", opset_import: ["" : 12]>
+    block (a, w) => (y) { b = MatMul(a, w) c = Softmax<axis = 1>(b) d = ReduceSum<axes = [1], keepdims = 0>(c)
+                          e = Unsqueeze<axes = [1]>(d) y = Mul(c, e) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    x = image(2, 3, 4)
+    loaded = load_model(tmp_path / "net.onnx")
+    assert not loaded.functions
+    onnx.checker.check_model(ir.to_proto(loaded), full_check=True)
+    product = np.maximum(x, 0) @ np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2], np.float32).reshape(4, 4)
+    shares = np.exp(product - product.max(axis=(1, 2), keepdims=True))
+    shares /= shares.sum(axis=(1, 2), keepdims=True)
+    assert difference([shares * shares.sum(axis=1, keepdims=True)], run(loaded, {"x": x})) < 1e-6
+
+
+def test_a_function_in_another_opset_that_cannot_be_converted_is_refused(tmp_path):
+    written(tmp_path, 20, "Gelu")
+    said = r"'local.block' is written in opset 20, the model in 17, and Gelu is not the same in both"
     with pytest.raises(UnsupportedModelError, match=said) as caught:
         load_model(tmp_path / "net.onnx")
     assert "\n" not in str(caught.value)
