@@ -1,7 +1,10 @@
-"""A small network with a residual connection, and images, for the tests of int8."""
+"""Small networks, as modules and as text, and images, for the tests of int8."""
 
 import numpy as np
+import onnx
+import onnx.parser
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 import graphprune as gp
@@ -46,3 +49,46 @@ def exported(folder, name="net", **options):
 
 def answers(path, images):
     return open_runner(path).run([images.batch(slice(None))])[0]
+
+
+def parsed(folder, text, opset=18, **literals):
+    """A file of a graph as text; literals that have no numbers in it are given, or random and small."""
+    path = folder / "m.onnx"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+    rng = np.random.default_rng(0)
+    for value in model.graph.value_info:
+        kind = value.type.tensor_type
+        sizes = [dim.dim_value for dim in kind.shape.dim]
+        numbers = literals.get(value.name)
+        if numbers is None:
+            numbers = rng.standard_normal(sizes) / np.sqrt(max(1, np.prod(sizes[1:])))
+        numbers = np.asarray(numbers).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        model.graph.initializer.append(numpy_helper.from_array(numbers, value.name))
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    return path
+
+
+def noise(path, count=12, seed=1):
+    """Arrays for all inputs of a file, with so many samples where the batch is open."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for value in onnx.load(path).graph.input:
+        kind = value.type.tensor_type
+        sizes = [dim.dim_value or count for dim in kind.shape.dim]
+        numbers = rng.standard_normal(sizes) if kind.elem_type == onnx.TensorProto.FLOAT else rng.integers(0, 9, sizes)
+        found[value.name] = numbers.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return found
+
+
+def errors(source, target, inputs):
+    """Squared error of all outputs relative to their spread, with onnxruntime's optimization and without."""
+    expected = open_runner(source).run(list(inputs.values()))
+    worst = []
+    for optimize in (True, False):
+        found = open_runner(target, optimize=optimize).run(list(inputs.values()))
+        gaps = [
+            ((b - a) ** 2).sum() / max(((a - a.mean()) ** 2).sum(), 1e-9) for a, b in zip(expected, found, strict=True)
+        ]
+        worst.append(float(max(gaps)))
+    return worst

@@ -19,7 +19,7 @@ from graphprune.passes.onnx.clean import (
 )
 from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
-from graphprune.passes.onnx.model import load_model
+from graphprune.passes.onnx.model import free_negative_sizes, load_model
 from graphprune.passes.onnx.plain_layers import OwnKernelsPass, PlainGemmPass, ShieldBodiesPass
 from graphprune.passes.onnx.resize import ResizeAllAxesPass
 from graphprune.runtime.onnx_session import one_line
@@ -63,7 +63,7 @@ def prepare(source: Path) -> onnx.ModelProto:
     name_nodes(model.graph)
     proto = ir.to_proto(ir.external_data.load_to_model(model))
     _require_finite(proto.graph, source)
-    _free_negative_sizes(proto.graph)
+    free_negative_sizes(proto)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     try:
         if opset < OPSET:
@@ -77,17 +77,9 @@ def _require_finite(graph: onnx.GraphProto, source: Path) -> None:
     """Refuse weights from which nothing comes but numbers that are none."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        for name in node.input[1:] if node.op_type in LAYERS else ():
+        for name in node.input if node.op_type in LAYERS else ():
             if name in stored and not np.isfinite(onnx.numpy_helper.to_array(stored[name])).all():
                 raise UnsupportedModelError(
                     f"{source}: the weight '{name}' of '{node.name}' is not finite, it holds NaN or infinity: take a "
                     "checkpoint from before its training diverged, or export the model again"
                 )
-
-
-def _free_negative_sizes(graph: onnx.GraphProto) -> None:
-    """Sizes of -1 mean free ones, to onnxruntime as well; onnx's inference takes them for numbers."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value < 0:
-                dim.Clear()

@@ -75,7 +75,7 @@ class Calibrated:
         self._ranges, endless = _finite(ranges)
         self._nodes = nodes_of_layers(model.graph)
         self._floats = nodes_that_stay(model, endless)
-        masked = {n: f"'{self._floats[n]}' goes to infinity" for n in self._nodes if self._floats.get(n)}
+        masked = {n: f"reads or gives '{self._floats[n]}', which goes to infinity" for n in self._nodes if self._floats.get(n)}
         self.left = {**masked, **(left or {})}
         self.layers = tuple(name for name in self._nodes if name not in self.left)
         self._last: tuple[Any, bytes] | None = None

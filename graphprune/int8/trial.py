@@ -25,7 +25,7 @@ def tried_out(calibrated: Calibrated, feeds: Arrays) -> Calibrated:
     Raises:
         UnsupportedModelError: nothing can be quantized and run.
     """
-    problem = _problem(calibrated, feeds)
+    problem = _problem(calibrated, feeds) if calibrated.layers else None
     if problem is None:
         return calibrated
     logger.info("int8: %s; looking for the layers that this comes from", problem)

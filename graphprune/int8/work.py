@@ -51,16 +51,20 @@ class Work:
     ) -> "Work":
         """Read and prepare the model, and bring the samples into its form."""
         model = prepare(source)
-        samples = samples_of(model, images, inputs, data)
-        unable = floats_of(model)
+        ranges, search = _parts(samples_of(model, images, inputs, data), options)
+        work = cls(source, model, ranges, search, options, floats_of(model))
         if not layers_of(model):
-            why = "; ".join(f"'{name}' {reason}" for name, reason in list(unable.items())[:_SOME])
-            raise UnsupportedModelError(
-                f"{source}: there is nothing to quantize, "
-                + (f"no layer can be in int8: {why}" if why else "no layer has weights of its own")
-            )
-        ranges, search = _parts(samples, options)
-        return cls(source, model, ranges, search, options, unable)
+            raise UnsupportedModelError(work.nothing_to_do)
+        return work
+
+    @property
+    def nothing_to_do(self) -> str:
+        """What to say where no layer can be in int8."""
+        if not self.unable:
+            return f"{self.source}: there is nothing to quantize, no layer has weights of its own"
+        why = "; ".join(f"'{name}' {reason}" for name, reason in list(self.unable.items())[:_SOME])
+        hint = ": convert or export it in float32 first" if " computes in " in why else ""
+        return f"{self.source}: there is nothing to quantize, no layer can be in int8: {why}{hint}"
 
     @property
     def layers(self) -> int:
@@ -100,6 +104,8 @@ class Work:
                 return
             if number == 0:
                 self.unable = dict(calibrated.left)
+                if not calibrated.layers:
+                    raise UnsupportedModelError(self.nothing_to_do)
                 _say_unable(self.source, self.unable)
             yield calibrated
 

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from graphprune.passes.errors import ModelLoadError, UsageError
+from graphprune.passes.onnx.model import free_negative_sizes
 from graphprune.passes.onnx.wire import outline
 from graphprune.runtime.pinning import worker_affinities
 
@@ -164,6 +165,7 @@ def load_proto(source: OnnxSource) -> onnx.ModelProto:
         raise ModelLoadError(f"{label}: not a readable ONNX model: {one_line(error)}") from error
     if not model.ir_version or not model.graph.output:
         raise ModelLoadError(f"{label}: not an ONNX model, it holds no graph with outputs")
+    free_negative_sizes(model)
     return model
 
 

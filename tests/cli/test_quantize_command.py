@@ -4,6 +4,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from PIL import Image
@@ -150,3 +151,40 @@ def test_errors_are_one_line_and_nothing_is_written(work, tmp_path, arguments, c
     assert message in err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
     assert (work / "net.onnx").read_bytes() == before
+
+
+def two_inputs(folder):
+    """An image and the scale it was resized by; boxes are divided by that."""
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    net (float[n,3,8,8] image, float[n,1] scale) => (float[n,b] boxes) <int64 at = {0}> {
+        features = Conv<kernel_shape = [3, 3]>(image, w)  flat = Flatten(features)  boxes = Div(flat, scale)
+    }"""
+    model = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((16, 3, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, folder / "two.onnx")
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.random((20, 3, 8, 8), np.float32), "scale": 1 + rng.random((20, 1), np.float32)}
+    np.savez(folder / "arrays.npz", **arrays)
+    return folder / "two.onnx", folder / "arrays.npz"
+
+
+def test_arrays_for_several_inputs(tmp_path):
+    source, arrays = two_inputs(tmp_path)
+    code, out, err = run("quantize", source, tmp_path / "int8.onnx", "--inputs", arrays, *QUICK, *ANY, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["int8"][0]["input_shapes"] == {"image": [0, 3, 8, 8], "scale": [0, 1]}
+    assert found["benchmark"]["inputs"] == {"image": [1, 3, 8, 8], "scale": [1, 1]}
+    assert [model["macs"] for model in found["models"]] == [16 * 27 * 36] * 2
+
+
+def test_images_or_arrays(work, tmp_path):
+    arrays = ("--inputs", tmp_path / "a.npz")
+    for options in ((), (*arrays, "--data", work / "images")):
+        code, _, err = run("quantize", work / "net.onnx", tmp_path / "int8.onnx", *options)
+        assert code == 2
+        assert "--data" in err.splitlines()[-1]
+        assert "--inputs" in err.splitlines()[-1]
+    code, _, err = run("quantize", work / "net.onnx", tmp_path / "int8.onnx", *arrays)
+    assert (code, err) == (1, f"error: no such file: {tmp_path / 'a.npz'}\n")

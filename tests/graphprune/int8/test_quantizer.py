@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from quantizable import QUICK, answers, exported, pictures
 
 from graphprune.errors import UnsupportedModelError
-from graphprune.int8 import quantizer, scheme
+from graphprune.int8 import preparation, quantizer, scheme
 from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
 
 
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_file(source, tmp_path):
 
 
 def test_a_layer_left_out_comes_with_what_is_fused_into_it(source):
-    model = quantizer.prepare(source)
+    model = preparation.prepare(source)
     seven_bits = scheme.Scheme(reduce_range=True)
     calibrated = quantizer.calibrate(model, [pictures(8).batch(slice(None))], seven_bits)
     convolutions = calibrated.layers[:3]

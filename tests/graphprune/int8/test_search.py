@@ -157,9 +157,10 @@ def test_outputs_are_to_int8_what_they_are_to_the_training(tmp_path, setting, ha
         files={},
         engine=SimpleNamespace(config=gp.CompressConfig(output_loss=setting)),
     )
-    (fact,) = quantize_members(run, pictures(), QUICK)
+    (fact,), failed = quantize_members(run, pictures(), QUICK)
     assert (fact["agreement"] is not None) == has_classes
     assert fact["options"]["output_loss"] == setting
+    assert failed == {}
 
 
 def test_a_map_is_numbers_unless_it_is_said_to_be_classes(tmp_path):
