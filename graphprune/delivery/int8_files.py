@@ -49,6 +49,7 @@ def quantize_members(
         try:
             report = quantize_onnx(member.file, file, images, options=options)
         except Exception as error:
+            file.unlink(missing_ok=True)
             failed[member.name] = error
             continue
         delivery.files[name] = file

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from graphprune import demo
 from graphprune.cli import main
 from graphprune.cli.compress import command as compress_command
 from graphprune.config import CompressConfig, _flag
+from graphprune.errors import UnsupportedModelError
 
 ARCH = "graphprune.demo:DigitNet(width=8)"
 RESULTS = {"dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json"}
@@ -135,6 +137,31 @@ def test_an_int8_version_is_a_further_row(work, tmp_path):
     assert fact["verdict"] in {"faster", "not faster on this machine"}
     assert fact["scheme_text"] in stdout
     assert any(line.startswith(str(out / "slim-int8.onnx")) for line in stdout.splitlines())
+
+
+def test_an_int8_version_that_is_missing_says_how_it_is_made(work, tmp_path, monkeypatch):
+    from graphprune.delivery import int8_files
+
+    def refuse(*arguments, **options):
+        raise UnsupportedModelError("no ranges for it")
+
+    real = int8_files.quantize_onnx
+    monkeypatch.setattr(int8_files, "quantize_onnx", refuse)
+    out = tmp_path / "my out"
+    code, stdout, stderr = run(command(work, out, "--quantize", "int8", "--min-agreement", "0.25", epochs="1"))
+    assert code == UnsupportedModelError.exit_code
+    assert names(out) == RESULTS | KEPT
+    assert all(str(out / name) in stdout for name in RESULTS)
+    assert "slim-int8.onnx:" in stdout
+    last = stderr.splitlines()[-1]
+    assert last.startswith(
+        "error: slim.onnx is made and all that goes with it, but not slim-int8.onnx: no ranges for it;"
+    )
+    monkeypatch.setattr(int8_files, "quantize_onnx", real)
+    words = shlex.split(last[last.index("graphprune quantize") :])
+    code, stdout, stderr = run([*words[1:], "--benchmark-seconds", "0"])
+    assert code == 0, stderr
+    assert (out / "slim-int8.onnx").exists()
 
 
 def test_an_existing_folder_is_left_alone(finished, work):

@@ -10,7 +10,14 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.data import ImageSource, Preprocess
-from graphprune.passes.errors import BudgetError, DataError, UnsupportedModelError, UsageError, VerificationError
+from graphprune.passes.errors import (
+    BudgetError,
+    DataError,
+    UnfinishedError,
+    UnsupportedModelError,
+    UsageError,
+    VerificationError,
+)
 
 SETTINGS = gp.CompressConfig(
     epochs=2, batch_size=32, flip=False, crop=False, precision="float32", threads=1, holdout=20, eval_every=1000
@@ -312,3 +319,44 @@ def test_a_dense_prediction_from_images_of_all_kinds_at_an_odd_size(tmp_path, ch
         assert quality["agreement"] is None
     else:
         assert 0 < quality["agreement"] <= 1
+
+
+INT8 = gp.QuantizeOptions(min_agreement=0.0)
+
+
+def test_int8_is_tried_before_the_training(model, tmp_path, monkeypatch):
+    from onnxruntime.quantization import QDQQuantizer
+
+    def refuse(self):
+        raise IndexError("index 7 is out of bounds")
+
+    monkeypatch.setattr(QDQQuantizer, "quantize_model", refuse)
+    log = Log()
+    with pytest.raises(UnsupportedModelError, match="cannot quantize the model: index 7 is out of bounds"):
+        gp.compress(*(model, digits()), macs=0.5, config=SETTINGS, output=tmp_path / "out", quantize=INT8, reporter=log)
+    assert log.stages[-1] == "rehearsing"
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_that_fails_after_the_training_leaves_all_the_rest(model, tmp_path, monkeypatch):
+    from graphprune.delivery import int8_files
+
+    def refuse(source, target, images, *, options):
+        target.write_bytes(b"half of it")
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(int8_files, "quantize_onnx", refuse)
+    said = "ZeroDivisionError: by zero"
+    out = tmp_path / "out"
+    with pytest.raises(
+        UnfinishedError, match=f"slim.onnx is made and all that .* not slim-int8.onnx: {said}"
+    ) as caught:
+        gp.compress(model, digits(), macs=0.5, config=SETTINGS, output=out, quantize=INT8, benchmark=QUICK)
+    assert caught.value.exit_code == 1
+    result = caught.value.result
+    assert {"dense.onnx", "slim.onnx", "slim.pt2", "plan.json", "metrics.json"} <= {f.name for f in out.iterdir()}
+    assert not (out / "slim-int8.onnx").exists()
+    assert result.metrics["int8_missing"] == {"slim": f"slim-int8.onnx: {said}"}
+    assert [entry["name"] for entry in result.metrics["models"]] == ["dense", "slim"]
+    assert f"NOT MADE: slim-int8.onnx: {said}" in str(result)
+    assert result.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
