@@ -10,6 +10,9 @@ from graphprune.passes.errors import UnsupportedModelError
 #: What the conversion of a function to another opset raises.
 _FAILURES = (RuntimeError, ValueError, onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError)
 
+#: Operators that onnx's converter brings to a later opset under another meaning (see `passes/onnx/opset.py`).
+_MOVED = frozenset({"Resize", "Upsample", "Hardmax"})
+
 
 def inline_functions(model: ir.Model) -> None:
     """Put the bodies of local functions where they are called, in place; they are in the model's opsets already."""
@@ -32,6 +35,8 @@ def in_one_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         return model
     function, node, version, own = changed
     try:
+        if moved := {n.op_type for f in model.functions for n in f.node} & _MOVED:
+            raise ValueError(f"onnx converts {', '.join(sorted(moved))} into something else")
         return _converted(model)
     except _FAILURES as error:
         raise UnsupportedModelError(

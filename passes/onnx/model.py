@@ -16,10 +16,14 @@ from onnx.reference import ReferenceEvaluator
 from graphprune.passes.errors import ModelLoadError
 from graphprune.passes.onnx.contract import find_fault
 from graphprune.passes.onnx.functions import in_one_opset, inline_functions
+from graphprune.passes.onnx.opset import raise_opset
 from graphprune.passes.onnx.wire import outline
 
 #: What reading a broken file raises.
 _BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RuntimeError, AssertionError)
+
+#: onnx's reference implementation knows one meaning of these, that from this opset on.
+_EVALUATED_SINCE = {"Softmax": 13, "LogSoftmax": 13, "Hardmax": 13, "Resize": 11, "Upsample": 11}
 
 #: Integer tensors up to this size are evaluated: shapes, axes, indices of channels.
 SMALL = 1 << 16
@@ -62,6 +66,8 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     try:
         if model.functions:
             inline_functions(model)
+        if not _is_sorted(model.graph):
+            model.graph.sort()  # onnxruntime reads such files, and its float16 converter writes them
         fault = find_fault(model) or _find_lost_data(model)
     except _BROKEN as error:
         fault = _first_line(error)
@@ -76,6 +82,18 @@ def free_negative_sizes(message: onnx.ModelProto) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.ClearField("dim_value")
+
+
+def _is_sorted(graph: ir.Graph) -> bool:
+    """Does every node stand behind those whose results it, or a body of its, reads?"""
+    done: set[ir.Node] = set()
+    for node in graph:
+        for value in (*node.inputs, *captured_values(node)):
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.graph is graph and producer not in done:
+                return False
+        done.add(node)
+    return True
 
 
 def _fill_sparse(graph: onnx.GraphProto) -> None:
@@ -165,10 +183,14 @@ def shape_types(shape: tuple[int, ...], dtype: ir.DataType | None) -> onnx.TypeP
 
 
 def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str, int]) -> list[NDArray[Any]] | None:
-    """The results of one node on known numbers, by onnx's reference implementation; None where it has none.
+    """The results of one node on known numbers, by onnx's reference implementation; None where it has no right one.
 
-    Of some operators it only has the later versions (DequantizeLinear: from 19): the node is converted to these.
+    Of some operators it only has the later versions (DequantizeLinear: from 19), and takes older nodes for such ones
+    (Softmax: from 13) or refuses them: the node is converted.
     """
+    standard = node.domain in ("", "ai.onnx")
+    if standard and _is_miscomputed(node):
+        return None
     names = ["" if value is None else f"i{index}" for index, value in enumerate(inputs)]
     try:
         proto = ir.serde.serialize_node(node)
@@ -191,11 +213,18 @@ def evaluate(node: ir.Node, inputs: list[NDArray[Any] | None], opsets: dict[str,
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     )
-    found = _run(model, dict(given))
-    if found is None and node.domain in ("", "ai.onnx"):
+    changed = standard and opsets.get("", opsets.get("ai.onnx", 1)) < _EVALUATED_SINCE.get(node.op_type, 0)
+    found = None if changed else _run(model, dict(given))
+    if found is None and standard:
         with suppress(*_BROKEN):
-            found = _run(onnx.version_converter.convert_version(model, onnx.defs.onnx_opset_version()), dict(given))
+            found = _run(raise_opset(model, onnx.defs.onnx_opset_version()), dict(given))
     return found
+
+
+def _is_miscomputed(node: ir.Node) -> bool:
+    """Does onnx's reference implementation give other numbers than are specified?"""
+    rounds_up = "ceil_mode" in node.attributes and node.attributes["ceil_mode"].as_int() == 1
+    return node.op_type == "LRN" or (node.op_type == "AveragePool" and rounds_up)
 
 
 def _run(model: onnx.ModelProto, given: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:

@@ -8,9 +8,9 @@ import pytest
 from builder import Builder, difference, image, run, shapes
 from slimmed import kill, two_layers
 
-from graphprune.passes.errors import UnsupportedModelError
+from graphprune.passes.errors import ModelLoadError, UnsupportedModelError
 from graphprune.passes.onnx.analyze import trace_onnx
-from graphprune.passes.onnx.model import free_sizes, load_model
+from graphprune.passes.onnx.model import evaluate, free_sizes, load_model
 from graphprune.passes.onnx.slim import slim_model
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
@@ -88,3 +88,62 @@ def test_costs_are_those_of_one_sample_whatever_the_batch(shape, batch):
     graph = trace_onnx(model, sizes=free_sizes(model, {"": shape}))
     assert graph.front_end.env[model.graph.inputs[0]].shape == (batch, 3, 8, 8)
     assert graph.cost.macs(graph.all_kept()) == 64 * 9 * (3 * 8 + 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("opset", "kind", "options"),
+    [
+        *((opset, kind, {"axis": 1}) for kind in ("Softmax", "LogSoftmax", "Hardmax") for opset in (11, 13)),
+        *((opset, "LRN", {"size": 3, "alpha": 0.5}) for opset in (11, 17)),
+        (13, "AveragePool", {"kernel_shape": [3, 3], "strides": [3, 3], "ceil_mode": 1}),
+        (13, "AveragePool", {"kernel_shape": [3, 3], "strides": [3, 3]}),
+    ],
+)
+def test_numbers_that_are_computed_ahead_are_those_of_the_runtime(opset, kind, options):
+    """Or none are."""
+    b = Builder(opset)
+    b.output(b.call(kind, b.input((2, 3, 7, 7)), **options))
+    model, numbers = b.model(ir_version=6), image(2, 3, 7, 7)
+    found = evaluate(ir.from_proto(model).graph[0], [numbers], {"": opset})
+    assert (found is None) == (kind == "LRN" or "ceil_mode" in options or (kind, opset) == ("Hardmax", 11))
+    assert found is None or difference(run(model, {"x": numbers}), found) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.5, 0.6])
+def test_positions_that_are_computed_ahead_are_those_of_the_opset(scale):
+    b = Builder(10)
+    scales = np.array([1, 1, scale, scale], np.float32)
+    b.output(b.call("Resize", b.input((1, 3, 7, 7)), b.literal(scales), mode="linear"), (1, 3, "h", "w"))
+    model, numbers = b.model(ir_version=6), image(1, 3, 7, 7)
+    found = evaluate(ir.from_proto(model).graph[0], [numbers, scales], {"": 10})
+    assert found is not None
+    assert difference(run(model, {"x": numbers}), found) < 1e-5
+
+
+def test_nodes_in_another_order_are_sorted(tmp_path):
+    """What a body reads from around it counts as read by its node."""
+    b = Builder(17)
+    x = b.input((1, 4))
+    low, y = b.call("Neg", x), b.fresh("y")
+    given = onnx.helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, [1, 4])
+    body = onnx.helper.make_graph([onnx.helper.make_node("Relu", [low], ["inner"])], "body", [], [given])
+    b.nodes.append(onnx.helper.make_node("If", [b.literal(np.array(True))], [y], then_branch=body, else_branch=body))
+    b.output(b.call("Exp", y), (1, 4))
+    model = b.model()
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(b.nodes))
+    onnx.save(model, tmp_path / "net.onnx")
+    loaded = load_model(tmp_path / "net.onnx")
+    assert [node.op_type for node in loaded.graph] == ["Neg", "If", "Exp"]
+    onnx.checker.check_model(ir.to_proto(loaded), full_check=True)
+    assert difference(run(model, {"x": image(1, 4)}), run(loaded, {"x": image(1, 4)})) == 0
+
+
+def test_nodes_in_a_circle_are_refused(tmp_path):
+    b = Builder(17)
+    b.nodes += [onnx.helper.make_node("Neg", ["b"], ["a"]), onnx.helper.make_node("Neg", ["a"], ["b"])]
+    b.output("a", (1, 4))
+    onnx.save(b.model(), tmp_path / "net.onnx")
+    with pytest.raises(ModelLoadError, match="not a valid ONNX model") as caught:
+        load_model(tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)
