@@ -20,6 +20,7 @@ from graphprune.passes.onnx.clean import (
 from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass
 from graphprune.passes.onnx.model import free_negative_sizes, load_model
+from graphprune.passes.onnx.opset import raise_opset
 from graphprune.passes.onnx.plain_layers import OwnKernelsPass, PlainGemmPass, ShieldBodiesPass
 from graphprune.passes.onnx.resize import ResizeAllAxesPass
 from graphprune.runtime.onnx_session import one_line
@@ -67,7 +68,7 @@ def prepare(source: Path) -> onnx.ModelProto:
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     try:
         if opset < OPSET:
-            proto = onnx.version_converter.convert_version(proto, OPSET)
+            proto = raise_opset(proto, OPSET)
         return onnx.shape_inference.infer_shapes(proto)
     except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
         raise UnsupportedModelError(f"{source}: cannot be prepared for quantization: {one_line(error)}") from error

@@ -75,7 +75,8 @@ class Calibrated:
         self._ranges, endless = _finite(ranges)
         self._nodes = nodes_of_layers(model.graph)
         self._floats = nodes_that_stay(model, endless)
-        masked = {n: f"reads or gives '{self._floats[n]}', which goes to infinity" for n in self._nodes if self._floats.get(n)}
+        stay = {name: self._floats[name] for name in self._nodes if self._floats.get(name)}
+        masked = {name: f"reads or gives '{value}', which goes to infinity" for name, value in stay.items()}
         self.left = {**masked, **(left or {})}
         self.layers = tuple(name for name in self._nodes if name not in self.left)
         self._last: tuple[Any, bytes] | None = None

@@ -12,6 +12,7 @@ layers plus a few.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class Judge:
     """
 
     def __init__(
-        self, reference: bytes, images: ImageSource | Samples, threads: int = 1, *, output_loss: str = "auto"
+        self, reference: Path | bytes, images: ImageSource | Samples, threads: int = 1, *, output_loss: str = "auto"
     ) -> None:
         runner = open_runner(reference, label="the float model", threads=threads)
         self._threads = threads

@@ -84,9 +84,8 @@ class Work:
         return tuple(size for size in first if size)
 
     def judge(self) -> Judge:
-        """What compares models with the float one."""
-        content = self.model.SerializeToString()
-        return Judge(content, self.search, self.options.threads, output_loss=self.options.output_loss)
+        """What compares models with the float one: the file as it was given, not what was made of it."""
+        return Judge(self.source, self.search, self.options.threads, output_loss=self.options.output_loss)
 
     def candidates(self) -> Iterator[Calibrated]:
         """The model, calibrated in one way after the other; `unable` is complete with the first."""

@@ -14,6 +14,7 @@ import graphprune as gp
 from graphprune.data import Preprocess
 from graphprune.errors import DataError, ModelLoadError, OutputExistsError, UnsupportedModelError, UsageError
 from graphprune.int8 import scheme
+from graphprune.int8.preparation import prepare
 from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
 from graphprune.int8.search import logger
 from graphprune.verification.model_runner import open_runner
@@ -69,6 +70,38 @@ def test_weights_that_are_computed_are_computed_ahead(tmp_path):
     report = quantize_onnx(parsed(tmp_path, text), tmp_path / "int8.onnx", IMAGES, options=QUICK)
     assert report.layers == 1
     assert report.bytes_after < report.bytes_before
+
+
+@pytest.mark.parametrize(
+    ("opset", "out", "text"),
+    [
+        (10, "n,4,h,w", 'a = Conv(x, v) b = Resize<mode = "linear">(a, twice) y = Conv(b, w)'),
+        (9, "n,4,h,w", 'a = Conv(x, v) b = Upsample<mode = "linear">(a, twice) y = Conv(b, w)'),
+        (17, "n,4", "a = Conv(x, v) f = Flatten(a) y = Gemm<alpha = 0.5, beta = 20.0>(f, u, twice)"),
+        (17, "n,4", "a = Conv(x, v) f = Flatten(a) y = Gemm<beta = 0.0>(f, u, twice)"),
+        (11, "n,4,h,w", "t = Softmax<axis = 0>(v) a = Conv(x, t) y = Conv(a, w)"),
+    ],
+)
+def test_what_is_prepared_of_a_file_computes_the_same(tmp_path, opset, out, text):
+    """Operators that mean something else in the opset of int8, or that the quantizer or the evaluation misreads."""
+    weights = "float[8,3,1,1] v, float[4,8,3,3] w, float[512,4] u, float[4] twice = {1, 1, 2, 2}"
+    given = parsed(tmp_path, f"net (float[n,3,8,8] x) => (float[{out}] y) <{weights}> {{ {text} }}", opset)
+    report = quantize_onnx(given, tmp_path / "int8.onnx", IMAGES, options=QUICK)
+    expected, found = (open_runner(path).run([IMAGES])[0] for path in (given, tmp_path / "int8.onnx"))
+    assert report.float_layers == ()
+    assert ((found - expected) ** 2).sum() < 0.01 * ((expected - expected.mean(0)) ** 2).sum()
+
+
+def test_int8_is_compared_with_the_file_that_was_given(source, tmp_path, monkeypatch):
+    def careless(path):
+        model = prepare(path)
+        scaled = model.graph.initializer[0]
+        scaled.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(scaled), scaled.name))
+        return model
+
+    monkeypatch.setattr("graphprune.int8.work.prepare", careless)
+    report = quantize_onnx(source, tmp_path / "int8.onnx", pictures(), options=QUICK)
+    assert report.distance > 0.5
 
 
 @pytest.mark.parametrize("noted", ["{", "[]", '{"mean": "x"}'])
