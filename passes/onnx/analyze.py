@@ -46,6 +46,9 @@ _NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_fl
 #: What a rule raises when inputs and attributes do not go together.
 _MISFITS = (ValueError, TypeError, LookupError, AssertionError, ArithmeticError, MemoryError)
 
+#: All operators of which onnx tells no sizes; their result is as large as what they read.
+_SIZED_AS_READ = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
+
 #: What a free size stands for during the analysis: the batch, and any other.
 _BATCH, _FREE = 2, 64
 
@@ -340,12 +343,23 @@ class _Walk:
         shapes = []
         for value in node.outputs:
             kind = inferred.get(value.name or "")
-            sizes = sizes_of(kind)
-            if kind is None or sizes is None:
+            if kind is None or not kind.tensor_type.HasField("shape"):
+                return self._as_read(node) or self._declared(node)
+            if (sizes := sizes_of(kind)) is None:
                 return self._declared(node)
             shapes.append(sizes)
             self.kinds[value] = ir.DataType(kind.tensor_type.elem_type)
         return tuple(shapes)
+
+    def _as_read(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
+        """Sizes of the first input, where an operator that onnx says nothing of gives just as much."""
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type not in _SIZED_AS_READ or node.domain not in ("", "ai.onnx") or source is None:
+            return None
+        if source in self.unshaped or (known := self.env.get(source)) is None:
+            return None
+        self.kinds[node.outputs[0]] = self.kinds.get(source, source.dtype or ir.DataType.FLOAT)
+        return (known.shape,)
 
     def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
         """Sizes written in the file, with free dimensions at what they stand for; None where they are not."""

@@ -28,6 +28,10 @@ _LAYOUTS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")
 _OPSET, _IR = 13, 8
 
 
+#: Before, onnx counts a last window that lies in the padding alone (`ceil_mode`); onnxruntime never makes it.
+_COUNTED_RIGHT_SINCE = {"MaxPool": 22, "AveragePool": 22, "LpPool": 22}
+
+
 def operator_name(node: "ir.Node | onnx.NodeProto") -> str:
     """What the rule table calls an operator: its type, after its domain where that is not the standard's."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
@@ -65,7 +69,7 @@ def infer_results(
         first = rule(_attributes(node), [*given, *[None] * 8])
         kind = types[node.input[0]].tensor_type.elem_type
         return {node.output[0]: onnx.helper.make_tensor_type_proto(kind, first)}
-    version = opsets.get(node.domain) or opsets.get("", 1)
+    version = max(opsets.get(node.domain) or opsets.get("", 1), _COUNTED_RIGHT_SINCE.get(node.op_type, 0))
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     ids = [onnx.helper.make_opsetid(domain, number) for domain, number in opsets.items()]
     return onnx.shape_inference.infer_node_outputs(
