@@ -91,7 +91,10 @@ _MODEL = option_group(
 _TRAINING = option_group(
     "Training",
     click.option(
-        "--epochs", type=float, help=f"Passes over the images; may be a fraction. Default: {_DEFAULT.epochs:g}."
+        "--epochs",
+        type=float,
+        help="Passes over the images; may be a fraction. 0: no training; layers are fitted in closed form, in a minute or "
+        f"so. Default: {_DEFAULT.epochs:g}.",
     ),
     click.option("--batch-size", type=int, help=f"Images a step. Default: {_DEFAULT.batch_size}."),
     click.option("--lr", type=float, help=f"Peak learning rate. Default: {_DEFAULT.lr:g}."),

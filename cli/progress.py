@@ -47,6 +47,9 @@ class _Lines:
     def images(self, done: int, total: int) -> None:
         self._every_so_often(done, total, "")
 
+    def part(self, done: int, total: int) -> None:
+        self._every_so_often(done, total, "")
+
     def evaluation(self, done: int, total: int, best: "Trial") -> None:
         self._every_so_often(done, total, _describe_trial(best))
 
@@ -98,6 +101,9 @@ class _Bars:
         self._task = self._bars.add_task(name, total=None, detail="")
 
     def images(self, done: int, total: int) -> None:
+        self._bars.update(self._task, completed=done, total=total, detail=f"{done}/{total}")
+
+    def part(self, done: int, total: int) -> None:
         self._bars.update(self._task, completed=done, total=total, detail=f"{done}/{total}")
 
     def evaluation(self, done: int, total: int, best: "Trial") -> None:

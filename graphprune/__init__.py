@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
     from graphprune.passes.fx.slim import mask, slim
+    from graphprune.reconstruction.reconstruct import Reconstructed, reconstruct
     from graphprune.report.profile import profile
     from graphprune.runtime.benchmark import benchmark, benchmark_grid
     from graphprune.slimming import SlimReport, slim_onnx
@@ -76,6 +77,7 @@ __all__ = [
     "PruningPlan",
     "QuantizeOptions",
     "QuantizeReport",
+    "Reconstructed",
     "SlimReport",
     "SparseTrainer",
     "TrainingError",
@@ -95,6 +97,7 @@ __all__ = [
     "plan",
     "profile",
     "quantize_onnx",
+    "reconstruct",
     "save",
     "slim",
     "slim_onnx",
@@ -125,6 +128,8 @@ _HOMES = {
     "plan": "api",
     "profile": "report.profile",
     "quantize_onnx": "int8.quantize",
+    "Reconstructed": "reconstruction.reconstruct",
+    "reconstruct": "reconstruction.reconstruct",
     "save": "formats.saving",
     "slim": "passes.fx.slim",
     "slim_onnx": "slimming",

@@ -107,7 +107,8 @@ def plan(
         speedup: how many times faster than the dense model it must be; 2.0 is half the latency.
         latency_ms: milliseconds that one run may take.
         importance: name of a criterion, or one score a group. "random", "l1", "l2", "bn_scale" and "fpgm" look at the
-            weights; "taylor", "apoz", "entropy" and "hrank" need images.
+            weights; "taylor", "apoz", "entropy", "hrank" and "reconstruction" need images. The last one is for what
+            `reconstruct` does afterwards.
         images: for criteria and policies that need them: a path, what `load_images` returned, or an array of network
             inputs.
         freeze: patterns (`layer1.*`) of modules or parameters that keep all their output channels.

@@ -1,6 +1,7 @@
 """From a trained network and a folder of images to a smaller, verified and measured ONNX file.
 
     images, model -> capture -> channel groups -> rehearsal -> training -> slim -> ONNX -> verification -> measurement
+                                                            or, with no epochs: closed-form reconstruction
 
 Everything that can fail without training fails before it: the budget, the export of the dense model, the count of its
 cost, and a cut of the size that is asked for.
@@ -29,6 +30,7 @@ from graphprune.delivery.deliver import Delivery, member_names
 from graphprune.delivery.int8_files import int8_name, quantize_members, said
 from graphprune.delivery.output_folder import CHECKPOINT, OutputFolder
 from graphprune.delivery.results import BenchmarkOptions, measure, missed
+from graphprune.delivery.untrained import Untrained
 from graphprune.formats.files import atomic_write_json
 from graphprune.formats.loading import load_model
 from graphprune.inputs import DataOptions, Images, capture_on, read_images
@@ -59,6 +61,9 @@ class Reporter(Protocol):
 
     def images(self, done: int, total: int) -> None:
         """So many images are read."""
+
+    def part(self, done: int, total: int) -> None:
+        """So many of the batches are looked at, or of the layers fitted, where there is no training."""
 
     def evaluation(self, done: int, total: int, best: Trial) -> None:
         """A policy that searches has tried an allocation; `best` is what the best one so far is worth."""
@@ -151,6 +156,9 @@ def compress(
     if not options.seconds and any(settings.budget(number).has_latency for number in range(settings.n_students)):
         raise UsageError("a budget in latency is measured at the end: give the benchmark some seconds")
     processes = Processes.join(settings.device)
+    if not settings.epochs and (processes.world > 1 or resume):
+        problem = "is nothing to go on with: start afresh" if resume else "is work for one process alone: start one"
+        raise UsageError(f"without a training there {problem}")
     if not processes.is_first:
         return _help(model, images, example_inputs, settings, data or DataOptions(), output, processes)
     folder = OutputFolder(None if output is None else Path(output), resume=resume, force=force)
@@ -160,17 +168,22 @@ def compress(
         with clock("reading images"):
             source, judges = _read(loaded, images, eval_images, data or DataOptions(), reporter)
         with clock("capturing the model"):
-            engine = _engine(
-                loaded,
-                source,
-                example_inputs,
-                settings,
-                folder.checkpoint,
-                folder.resume,
-                progress=None if reporter is None else reporter.step,
-                observer=observer,
-                processes=processes,
-            )
+            graph = _captured(loaded, source, example_inputs)
+            engine: Engine | Untrained | None = None
+            if settings.epochs:
+                engine = _engine(
+                    graph,
+                    source,
+                    settings,
+                    folder.checkpoint,
+                    folder.resume,
+                    progress=None if reporter is None else reporter.step,
+                    observer=observer,
+                    processes=processes,
+                )
+        if engine is None:
+            with clock("seeing what every layer computes"):
+                engine = Untrained(graph, source, settings, None if reporter is None else reporter.part)
         shared = {"preprocessing": source.preprocess.to_dict()}
         folder.check(shared)
         _log_model(engine.graph)
@@ -180,8 +193,11 @@ def compress(
             delivery.rehearse(options.target, folder.journal if folder.resume else None, search, quantize)
         folder.begin(shared, has_searched=settings.policy in SEARCHES)
         delivery.note_latencies(folder.journal)
-        with clock("training"):
-            results = engine.run(processes.first(folder.resume))
+        with clock("training" if settings.epochs else "fitting in closed form"):
+            if isinstance(engine, Untrained):
+                results = engine.run(delivery.plans)
+            else:
+                results = engine.run(processes.first(folder.resume))
         with clock("removing channels"):
             for result, name in _delivered(results, settings):
                 delivery.cut(result, name)
@@ -192,11 +208,14 @@ def compress(
         failed: dict[str, Exception] = {}
         if quantize is not None:
             with clock("quantizing"):
-                int8, failed = quantize_members(delivery, engine.batches.source, quantize)
+                int8, failed = quantize_members(delivery, delivery.source, quantize)
         with clock("measuring"):
             metrics = measure(delivery, source, judges, options, int8)
         facts = {"record": dict(record or {}), "students": _students(results), **clock.to_dict()}
-        facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
+        if isinstance(engine, Untrained):
+            facts["reconstruction"] = engine.to_dict()
+        else:
+            facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
         missing = {name: f"{int8_name(name)}.onnx: {said(error)}" for name, error in failed.items()}
         metrics = _finite({**metrics, **facts, "int8_missing": missing})
         atomic_write_json(staging / "metrics.json", metrics)
@@ -299,22 +318,28 @@ def _read(
     return source, judges
 
 
+def _captured(
+    model: nn.Module | ExportedProgram, source: ImageSource, example_inputs: tuple[Any, ...] | None
+) -> ChannelGraph:
+    """Capture and analyze the model."""
+    graph = analyze(capture_on(model, source, example_inputs))
+    for operator, times in graph.unknown.items():
+        logger.warning("operator %s is unknown (used %d times): nothing that it touches is removed", operator, times)
+    return graph
+
+
 def _engine(
-    model: nn.Module | ExportedProgram,
+    graph: ChannelGraph,
     source: ImageSource,
-    example_inputs: tuple[Any, ...] | None,
     config: CompressConfig,
     checkpoint: Path | None,
     resume: bool,
     **options: Any,
 ) -> Engine:
-    """Capture and analyze the model; refuses a budget out of reach, and a checkpoint of another run."""
-    teacher = capture_on(model, source, example_inputs)
-    graph = analyze(teacher)
-    for operator, times in graph.unknown.items():
-        logger.warning("operator %s is unknown (used %d times): nothing that it touches is removed", operator, times)
+    """A training; refuses a budget out of reach, and a checkpoint of another run."""
     # A copy, because the engine brings weights into the memory layout that is fastest here; the graph keeps its own.
-    engine = Engine(copy.deepcopy(teacher), graph, source, config, checkpoint=checkpoint, **options)
+    teacher = copy.deepcopy(graph.front_end.module)
+    engine = Engine(teacher, graph, source, config, checkpoint=checkpoint, **options)
     if resume and engine.checkpoint is not None:
         state = load_checkpoint(engine.checkpoint, config, engine.digest)
         engine.batches.refuse_other(state["images"])
@@ -335,7 +360,8 @@ def _help(
         loaded = load_model(Path(model)) if isinstance(model, str | os.PathLike) else model
         source = read_images(images, options, loaded)
         checkpoint = None if output is None else Path(output) / CHECKPOINT
-        engine = _engine(loaded, source, example_inputs, config, checkpoint, False, processes=processes)
+        graph = _captured(loaded, source, example_inputs)
+        engine = _engine(graph, source, config, checkpoint, False, processes=processes)
         results = engine.run(processes.first(False))
         delivery = Delivery(engine, Path(scratch))
         family = {name: delivery.cut(result, name) for result, name in _delivered(results, config)}

@@ -84,7 +84,8 @@ class CompressConfig:
         latency_ms: budget in milliseconds of one run in onnxruntime; one number, or one per student.
         n_students: how many students learn side by side.
         students_per_step: how many of them learn in each step, in turns, which makes a run of several cheaper; 0 = all.
-        epochs: length of the run in passes over the images; may be a fraction.
+        epochs: length of the run in passes over the images; may be a fraction. 0 trains nothing: channels go by what
+            that costs the layers that read them, which are fitted anew in closed form.
         batch_size: images per step.
         lr: peak learning rate of SGD with Nesterov momentum.
         momentum: momentum of SGD.
@@ -295,7 +296,7 @@ _SIGMA = 3.0  # standard deviations, of the method's name
 _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "n_students": (1, math.inf, True, False),
     "students_per_step": (0, math.inf, True, False),
-    "epochs": (0, math.inf, False, False),
+    "epochs": (0, math.inf, True, False),
     "batch_size": (2, math.inf, True, False),
     "lr": (0, math.inf, False, False),
     "momentum": (0, 1, True, False),

@@ -7,17 +7,21 @@ class Log:
     Attributes:
         stages: names of the stages, in order.
         steps: step, total and phase of every training step.
+        parts: number and total of what was done without a training.
         evaluations: number, total and best agreement of every allocation that a search tried.
     """
 
     def __init__(self):
-        self.stages, self.steps, self.evaluations = [], [], []
+        self.stages, self.steps, self.evaluations, self.parts = [], [], [], []
 
     def stage(self, name):
         self.stages.append(name)
 
     def images(self, done, total):
         pass
+
+    def part(self, done, total):
+        self.parts.append((done, total))
 
     def evaluation(self, done, total, best):
         self.evaluations.append((done, total, best.agreement))

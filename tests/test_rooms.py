@@ -33,6 +33,7 @@ FLOORS = (
     "latency",
     "report",
     "allocation",
+    "reconstruction",
     "importance",
     "config",
     "training",

@@ -1,4 +1,4 @@
-"""From a trained student to files that are known to compute what it does.
+"""From a student to files that are known to compute what it does.
 
     student (dense shapes, planned channels zero) = masked model = slim model = slim.onnx = slim.pt2, on real images
 
@@ -21,6 +21,8 @@ from torch.export import ExportedProgram
 from graphprune.allocation import SEARCHES
 from graphprune.api import plan
 from graphprune.config import Budget, CompressConfig
+from graphprune.data import ImageSource
+from graphprune.delivery.untrained import Untrained
 from graphprune.formats.export import export_onnx
 from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.formats.put_back import put_back
@@ -54,11 +56,12 @@ class Delivery:
     """The files of one run.
 
     Attributes:
-        engine: the run.
+        engine: the run, with or without a training.
+        plans: what would go at once, by budget; see `rehearse`.
         graph: channel groups of the model.
         dense: the captured model as it came.
         folder: where the files are written.
-        source: the ONNX file that the model came from, which is then the one that is cut; None for models of torch.
+        own_file: the ONNX file that the model came from, which is then the one that is cut; None for models of torch.
         shapes: sizes of its inputs, where it leaves them free beyond the batch.
         files: the ONNX files by name: "dense", and those of the members.
         members: the slim models that were made, in the order they were asked for.
@@ -67,10 +70,13 @@ class Delivery:
         stored_sparse: by member, how weights that are mostly zero are stored.
     """
 
-    def __init__(self, engine: Engine, folder: Path, came_from: nn.Module | ExportedProgram | None = None) -> None:
+    def __init__(
+        self, engine: Engine | Untrained, folder: Path, came_from: nn.Module | ExportedProgram | None = None
+    ) -> None:
         self.engine = engine
         self._own = came_from if isinstance(came_from, OnnxModule) else None
-        self.source = None if self._own is None else self._own.source
+        self.own_file = None if self._own is None else self._own.source
+        self.plans: dict[Budget, PruningPlan] = {}
         self.graph = engine.graph
         self.folder = folder
         self.comparisons: dict[str, Comparison] = {}
@@ -81,13 +87,18 @@ class Delivery:
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         held = engine.held_out
-        self.shapes = None if self.source is None else {"": (0, *held.preprocess.input_shape)}
+        self.shapes = None if self.own_file is None else {"": (0, *held.preprocess.input_shape)}
         self._images = held.batch(slice(0, _CHECKED_IMAGES))
         self._example = (torch.from_numpy(held.batch(np.arange(_EXAMPLES) % len(held))),)
         self._metadata = {
             "graphprune_version": __version__,
             "graphprune_preprocessing": json.dumps(held.preprocess.to_dict()),
         }
+
+    @property
+    def source(self) -> ImageSource:
+        """The images that are learned from, or fitted to."""
+        return self.engine.source if isinstance(self.engine, Untrained) else self.engine.batches.source
 
     def rehearse(
         self,
@@ -112,14 +123,14 @@ class Delivery:
             BudgetError: the budget cannot be reached.
             VerificationError: the dense file, its cost, or a cut of the size asked for is wrong.
         """
-        if self.source is None:
+        if self.own_file is None:
             export_onnx(self.dense, self._example, self.files["dense"], metadata=self._metadata)
         else:
-            put_back(self.source, {}, self.files["dense"])
+            put_back(self.own_file, {}, self.files["dense"])
         self.compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
         check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
         if int8 is not None:
-            rehearse_int8(self.files["dense"], self.engine.batches.source, options=int8)
+            rehearse_int8(self.files["dense"], self.source, options=int8)
         config = self.engine.config
         if config.needs_latency:
             self.stopwatch = Stopwatch(
@@ -139,7 +150,7 @@ class Delivery:
             if search.journal is not None and len(budgets) > 1:
                 journal = search.journal.with_name(f"{_named(search.journal.stem, budget)}{search.journal.suffix}")
                 own = dataclasses.replace(search, journal=journal)
-            trial = self._planned(budget, own)
+            trial = self.plans[budget] = self._planned(budget, own)
             slim(self.dense, trial, self._example, graph=self.graph)
             if config.policy in SEARCHES:
                 for student in self.engine.students:
@@ -157,9 +168,10 @@ class Delivery:
         looks: dict[str, Any] = {}
         if config.policy in SEARCHES:
             options = dataclasses.replace(search, evaluations=config.search_evaluations, images=config.search_images)
-            source = self.engine.batches.source
-            looks = {"importance": config.sensitivity, "images": source, "search": options, "seed": config.seed}
+            looks = {"importance": config.sensitivity, "images": self.source, "search": options, "seed": config.seed}
             looks["output_loss"] = config.output_loss
+        if isinstance(self.engine, Untrained):
+            looks["importance"] = self.engine.scores
         return plan(
             self.graph if sparsity is None else sparsity.thinned(without_dead=False),
             macs=budget.macs,
@@ -191,13 +203,13 @@ class Delivery:
         assert isinstance(slim_model, CapturedModule)
         member = Member(self, name, result, student, slim_model)
         self.files[name] = member.file
-        if self.source is None:
+        if self.own_file is None:
             export_onnx(slim_model, self._example, member.file, metadata=self._metadata)
         else:
             self._cut_own_file(student, result.plan, member.file)
         if self.engine.sparsity is not None:
             self.stored_sparse[name] = store_sparse(member.file, self._images)
-        if self.source is None:  # who came with an ONNX file has no use for torch's archives
+        if self.own_file is None:  # who came with an ONNX file has no use for torch's archives
             save(slim_model, member.archive)
         result.plan.save(member.plan)
         self.members.append(member)
@@ -205,7 +217,7 @@ class Delivery:
 
     def _cut_own_file(self, student: CapturedModule, plan: PruningPlan, target: Path) -> None:
         """Write the user's own file with the student's numbers, less the planned channels."""
-        assert self.source is not None
+        assert self.own_file is not None
         assert self._own is not None
         own_name = self._own.renamed
         state = student.state_dict()
@@ -213,7 +225,7 @@ class Delivery:
         plan = plan.renamed(own_name)
         whole = target.with_name(f".{target.stem}.whole.onnx")
         try:
-            put_back(self.source, learned, whole)
+            put_back(self.own_file, learned, whole)
             slim_onnx(whole, target, plan, shapes=self.shapes, force=True)
         finally:
             whole.unlink(missing_ok=True)
@@ -288,7 +300,7 @@ class Member:
         else:
             compare(reference, self.model, (label, f"the slim model{of}"))
         compare(reference, self.file, (label, self.file.name), unoptimized=True)
-        if self.delivery.source is None:
+        if self.delivery.own_file is None:
             compare(reference, load(self.archive), (label, self.archive.name))
         check_cost(self.delivery, ~self.result.removed, self.model, self.file)
 

@@ -22,7 +22,7 @@ from graphprune.passes.errors import UsageError
 
 __all__ = ["CRITERIA", "Criterion", "Evidence", "criterion"]
 
-Needs = Literal["weights", "gradients", "activations"]
+Needs = Literal["weights", "gradients", "activations", "costs"]
 
 _BINS = 32
 
@@ -53,6 +53,7 @@ class Evidence:
         sets: ids of the groups of each set, without those that are dead.
         scales: names of the parameters that scale normalized channels (BatchNorm's gamma).
         activations: statistics on images, for criteria that need them.
+        costs: gives what each group costs where its readers make up for it (`graphprune.reconstruction`), likewise.
     """
 
     index: GroupIndex
@@ -60,6 +61,7 @@ class Evidence:
     sets: Sequence[np.ndarray] = ()
     scales: frozenset[str] = field(default_factory=frozenset)
     activations: Activations | None = None
+    costs: Callable[[], np.ndarray] | None = None
 
     @property
     def living(self) -> Tensor:
@@ -192,6 +194,20 @@ def hrank(evidence: Evidence) -> Tensor:
     return _looked(evidence).sums(_rank, _mean, most=64)
 
 
+def reconstruction(evidence: Evidence) -> Tensor:
+    """Squared error of the layers that read the group, once they are fitted anew without it, relative to their spread.
+
+    In the order of an exact block elimination of the whole set: what the k groups of least score cost together is the
+    sum of their scores (`graphprune.reconstruction.curves`).
+
+    Source: Kurtic et al. 2023, "ZipLM: inference-aware structured pruning of language models", eq. 2-4, over all
+    readers of the coupled group; Frantar & Alistarh 2022, "Optimal brain compression".
+    """
+    if evidence.costs is None:
+        raise UsageError("importance reconstruction looks at what layers read: give images, for a one-shot plan")
+    return torch.from_numpy(evidence.costs())
+
+
 CRITERIA: dict[str, Criterion] = {
     "random": Criterion(random),
     "l1": Criterion(l1),
@@ -202,6 +218,7 @@ CRITERIA: dict[str, Criterion] = {
     "apoz": Criterion(apoz, needs="activations"),
     "entropy": Criterion(entropy, needs="activations"),
     "hrank": Criterion(hrank, needs="activations"),
+    "reconstruction": Criterion(reconstruction, needs="costs"),
 }
 
 

@@ -6,6 +6,7 @@ from its own outputs would have no gradient, so for other networks it is their e
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from graphprune.importance.criteria import Evidence, criterion, scale_parameters
 from graphprune.importance.group_index import GroupIndex
 from graphprune.importance.output_loss import OutputLoss, flatten_outputs, output_kind
 from graphprune.passes.errors import UsageError
+from graphprune.reconstruction.reconstruct import cost_scores
 from graphprune.runtime.precision import number_format
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def score_groups(
     Args:
         graph: channel groups of a torch or an ONNX model.
         importance: a name in `graphprune.importance.criteria.CRITERIA`.
-        images: for criteria that need them; up to 256 are looked at, drawn at random.
+        images: for criteria that need them; up to 256 are looked at, drawn at random, for "reconstruction" up to 1,000.
         seed: of that draw and of the criterion "random".
         output_loss: what the model's outputs are, as in `CompressConfig`.
 
@@ -63,6 +65,10 @@ def score_groups(
         raise UsageError(f"importance {importance!r} runs the model, and an ONNX graph is not run: give a torch model")
     if images is None:
         raise UsageError(f"importance {importance!r} needs images: give some, or take one that looks at weights alone")
+    if chosen.needs == "costs":
+        index = GroupIndex(_parameters(graph), graph.axes, graph.n_groups)
+        costs = partial(cost_scores, graph, images, seed)
+        return chosen(Evidence(index, generator, sets, scales, costs=costs)).double().numpy()
     module = copy.deepcopy(graph.front_end.module).eval().requires_grad_(True)  # weights may have been frozen for use
     index = GroupIndex(dict(module.named_parameters(remove_duplicate=False)), graph.axes, graph.n_groups)
     batches = _batches(images, module, seed)

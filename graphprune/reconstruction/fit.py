@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.reconstruction.layers import Layer
+from graphprune.reconstruction.layers import FEW_ROWS, MOST_COLUMNS, Layer
 from graphprune.reconstruction.moments import Moments, Ridge
 
-__all__ = ["Fit", "Problem", "solve"]
+__all__ = ["MAPPED", "Fit", "Problem", "solve"]
 
 _USUAL = 1e-2  # share of the mean diagonal
 _STRONGER = (1e-1, 1.0)  # tried where that is no better than plain removal
-_FEW_ROWS = 4  # for each column: fewer, and the best of all is taken
+#: Stands for a strength where a map of channels was taken.
+MAPPED = -1.0
 _ROUNDS = 3  # of fits to the nearest allowed numbers, on all rows
 _WIDE = 1024  # columns from which there is only one
 
@@ -38,6 +39,7 @@ class Problem:
         held: the rows from this one on are of images held out.
         weight: (groups, n, m) the weights of plain removal.
         bias: (groups, m) likewise.
+        mapped: (groups, n, m) weights that read what a map of the channels that are left makes of all, or None.
     """
 
     layer: Layer
@@ -47,6 +49,7 @@ class Problem:
     held: int
     weight: Tensor
     bias: Tensor
+    mapped: Tensor | None = None
 
     @property
     def is_flat(self) -> bool:
@@ -121,26 +124,42 @@ class Fit:
 def solve(problem: Problem) -> Fit:
     """The layer fitted to its goal, where that is better than plain removal on the rows held out.
 
-    The usual strength is taken where it is better, else a stronger one; the best of all where rows are few.
+    The usual strength is taken where it is better, else a stronger one; the best of all where rows are few. A map of
+    channels is taken where it is better still, or where there are too many columns for anything else.
     """
     train, held = problem.of(slice(0, problem.held)), problem.of(slice(problem.held, None))
     plain = held.error(problem.weight, problem.bias)
     moments = Moments(problem.x, problem.held, is_biased=problem.layer.is_biased)
-    is_few = problem.held < _FEW_ROWS * problem.x.shape[2]
+    is_wide = problem.mapped is not None and problem.x.shape[2] > MOST_COLUMNS
+    is_few = problem.held < FEW_ROWS * problem.x.shape[2]
     error, strength, weight, bias = plain, 0.0, problem.weight, problem.bias
-    for tried in (_USUAL, *_STRONGER):
+    if problem.mapped is not None:
+        shift = _shift(train, problem.mapped)
+        now = held.error(problem.mapped, shift)
+        if now < error:
+            error, strength, weight, bias = now, MAPPED, problem.mapped, shift
+    for tried in () if is_wide else (_USUAL, *_STRONGER):
         found = _solved(train, moments, tried, (problem.weight, problem.bias), whole=False)
         now = held.error(*found)
         if now < error:
             error, strength, (weight, bias) = now, tried, found
         if strength and not is_few:
             break
-    if strength:
+    if strength not in (0.0, MAPPED):
         for _ in range(_ROUNDS if problem.is_flat and problem.x.shape[2] <= _WIDE else 1):
             weight, bias = _solved(problem, moments, strength, (weight, bias), whole=True)
-    mean = (weight * moments.mean(True)[:, :, None]).sum(1)
-    variance = (weight * (moments.second(True) @ weight)).sum(1).clamp_min(0)
+    given = problem.given(weight, torch.zeros_like(bias))
+    mean, variance = (problem.apart(m[None])[:, 0].double() for m in (given.mean(0), given.var(0, correction=0)))
     return Fit(weight, bias, mean, variance, strength, plain, error, problem.x.shape[1])
+
+
+def _shift(problem: Problem, weight: Tensor) -> Tensor:
+    """(groups, m) biases that make the mean of a layer's result that of its goal."""
+    if not problem.layer.is_biased:
+        return problem.bias
+    goal = problem.goal if problem.beside is None else problem.goal - problem.beside
+    gap = goal.mean(0) - problem.given(weight, torch.zeros_like(problem.bias)).mean(0)
+    return problem.apart(gap[None])[:, 0].double()
 
 
 def _solved(

@@ -28,6 +28,10 @@ aten = torch.ops.aten
 
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
 _MIXING = ("convolution", "linear", "matrix product", "matrix product with bias")
+#: Columns beyond which channels are mapped as they are, and not each of their taps.
+MOST_COLUMNS = 2304
+#: Rows for each column below which likewise.
+FEW_ROWS = 4
 #: Activations that are constant below and above these numbers; arguments of the operator say others.
 _FLAT: Mapping[str, tuple[float, float]] = {
     "relu": (0.0, math.inf),
@@ -102,6 +106,13 @@ class Layer:
     def is_biased(self) -> bool:
         """Can it add any constant to its result?"""
         return self.bias is not None or (self.norm is not None)
+
+    def may_need_map(self, weight: Tensor, rows: int) -> bool:
+        """Does it have several taps a channel, and too many columns or too few rows for weights of their own?"""
+        if self.kind != "conv" or self.groups > 1:
+            return False
+        taps, columns = weight.shape[2:].numel(), weight.shape[1:].numel()
+        return taps > 1 and (columns > MOST_COLUMNS or rows < FEW_ROWS * columns)
 
     @property
     def axes(self) -> tuple[int, int]:

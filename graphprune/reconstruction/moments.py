@@ -7,6 +7,8 @@ Products are taken in float32 of rows that were shifted by their mean first, and
 grouped layer are solved side by side: leading dimension `groups` everywhere.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -64,8 +66,11 @@ class Moments:
         self._shift = x[:, :held].mean(1) if is_biased else x.new_zeros(len(x), x.shape[2])
         self._x = x - self._shift[:, None] if is_biased else x
         self._parts = [self._x[:, :held], self._x[:, held:]]
-        self._products = [gram(part, part) for part in self._parts]
         self._sums = [part.sum(1).double() for part in self._parts]
+
+    @cached_property
+    def _products(self) -> list[Tensor]:
+        return [gram(part, part) for part in self._parts]
 
     def _count(self, whole: bool) -> int:
         return max(1, self._x.shape[1] if whole else self._held)

@@ -1,6 +1,6 @@
 """Running a captured graph node by node, over batches that are all at the same node, or batch by batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.fold import attribute
 
-__all__ = ["Batched", "bytes_of", "deaths", "evaluate", "prepared"]
+__all__ = ["Batched", "constants", "deaths", "evaluate", "prepared"]
 
 
 class Batched(list):
@@ -21,11 +21,19 @@ def prepared(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
-def deaths(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> the nodes whose results nobody asks for after it."""
+def deaths(graph: fx.Graph, looks: Sequence[tuple[fx.Node, fx.Node]] = ()) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the nodes whose results nobody asks for after it.
+
+    Args:
+        graph: the graph.
+        looks: (node, later node): at the later one, the result of the former is asked for as well.
+    """
+    asked: dict[fx.Node, list[fx.Node]] = {}
+    for source, node in looks:
+        asked.setdefault(node, []).append(source)
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        for source in node.all_input_nodes:
+        for source in (*node.all_input_nodes, *asked.get(node, ())):
             last[source] = node
     found: dict[fx.Node, list[fx.Node]] = {}
     for source, node in last.items():
@@ -62,10 +70,3 @@ def evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
 
         found.append(node.target(*fx.map_arg(node.args, held), **fx.map_arg(node.kwargs, held)))
     return found
-
-
-def bytes_of(value: Any) -> int:
-    """Bytes of a tensor, or of everything in a list."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(bytes_of, value)) if isinstance(value, list | tuple) else 0

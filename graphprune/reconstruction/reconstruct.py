@@ -1,24 +1,52 @@
 """The whole of it: look at the dense network once, then choose channels, or fit what a plan leaves."""
 
+import copy
+import logging
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from graphprune.data import ImageSource
+from graphprune.inputs import DataOptions, Images, capture_on, read_images, refuse_fixed_batch
 from graphprune.passes.channels.plan import PruningPlan
+from graphprune.passes.errors import DataError, UsageError
+from graphprune.passes.fx.analyze import analyze, concrete
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.cut import cut_graph, named_tensors
+from graphprune.passes.fx.outputs import run
+from graphprune.passes.fx.plain import plain_copy
+from graphprune.passes.fx.slim import slim
 from graphprune.passes.fx.spread import owned, restore
 from graphprune.reconstruction.curves import curves
-from graphprune.reconstruction.layers import find_layers
-from graphprune.reconstruction.student import Solved, Student
+from graphprune.reconstruction.layers import Layer, find_layers
+from graphprune.reconstruction.nodes import deaths
+from graphprune.reconstruction.report import LayerReport, ReconstructionReport, described
+from graphprune.reconstruction.student import Student
 from graphprune.reconstruction.teacher import Seen, Teacher
+from graphprune.verification.accuracy import Distance
+from graphprune.verification.closeness import Agreement, are_classes
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
+    from graphprune.passes.channels.value import Value
 
-__all__ = ["Reconstruction"]
+__all__ = ["FEW_IMAGES", "Progress", "Reconstructed", "Reconstruction", "cost_scores", "reconstruct", "set_apart"]
+
+logger = logging.getLogger("graphprune")
+
+Progress = Callable[[int, int], None]
+"""Told how many of so many parts of the work are done."""
+
+#: Below so many images, weights of their own for every tap are hardly told from noise.
+FEW_IMAGES = 128
+_IMAGES = 1000
+_BATCH = 50
+_JUDGED, _LEAST_JUDGED = 0.2, 100  # share of the images that nothing is fitted to, and how many these are at least
+_MOST_BYTES = 1 << 30  # of results that are needed at once
 
 
 class Reconstruction:
@@ -26,31 +54,55 @@ class Reconstruction:
 
     Args:
         graph: channel groups of a torch model.
-        images: (number, channels, height, width) what to fit to, in random order.
+        images: what to fit to.
+        number: of the images that are used at most, drawn at random; fewer where memory would not hold the results
+            of one layer for all of them.
+        seed: of that draw.
         positions: of an image and layer that are looked at.
         held: share of the images that strengths are chosen on.
-        batch: images at a time.
+
+    Raises:
+        UsageError: an ONNX graph.
+        DataError: fewer than two images.
+        UnsupportedModelError: the model takes batches of one size alone.
     """
 
     def __init__(
         self,
         graph: "ChannelGraph",
-        images: Tensor,
+        images: ImageSource,
         *,
+        number: int = _IMAGES,
+        seed: int = 0,
         positions: int = 16,
         held: float = 0.2,
-        batch: int = 50,
     ) -> None:
+        if not hasattr(graph.front_end, "module"):
+            raise UsageError("a reconstruction runs the model, and an ONNX graph is not run: give a torch model")
+        if len(images) < 2:
+            raise DataError(f"{images.name} has {len(images)} image(s): two are needed to fit to one and try the other")
+        refuse_fixed_batch(graph.front_end.module, f"a reconstruction looks at {_BATCH} images at a time and fewer")
         self.graph = graph
         self.layers, self.unfit = find_layers(graph)
+        room = max(2, int(_MOST_BYTES / max(_bytes_an_image(graph.front_end.module), 1)))
+        self.source = images.sample(min(number, room), seed)
+        if room < min(number, len(images)):
+            logger.warning("fitted to %d of the images: memory is kept for the results of no more", len(self.source))
+        if len(self.source) < FEW_IMAGES:
+            logger.warning(
+                "fitted to %d images: with fewer than %d, channels are mapped instead of fitting every weight where "
+                "that is better on images held out",
+                *(len(self.source), FEW_IMAGES),
+            )
         self._number = positions
-        first = max(1, min(len(images) - 1, round((1 - held) * len(images))))
-        self._batches = [*torch.split(images[:first], batch), *torch.split(images[first:], batch)]
-        self._held = -(-first // batch)
+        every = torch.from_numpy(self.source.batch(slice(0, None)))
+        first = max(1, min(len(every) - 1, round((1 - held) * len(every))))
+        self._batches = [*torch.split(every[:first], _BATCH), *torch.split(every[first:], _BATCH)]
+        self._held = -(-first // _BATCH)
         self._seen: dict[str, Seen] = {}
 
-    def look(self, *, moments: bool, progress: Callable[[int, int], None] | None = None) -> None:
-        """Run the dense network."""
+    def look(self, *, moments: bool, progress: Progress | None = None) -> None:
+        """Run the dense network; `moments`, where costs are asked for."""
         self._seen = Teacher(self.graph, self.layers, self._number).watch(
             self._batches, moments=moments, targets=True, progress=progress
         )
@@ -59,20 +111,150 @@ class Reconstruction:
         """(n_groups,) see `curves`."""
         return curves(self.graph, self.layers, self._seen)
 
-    def fit(
-        self, plan: PruningPlan, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[dict[str, Tensor], list[Solved]]:
-        """State of the dense network that computes what the fitted slim one does, and what became of the layers."""
-        graph = self.graph
-        removed = graph.removed_by(plan)
-        module = owned(cut_graph(graph, plan, removed, named_tensors(graph.front_end.module)))
-        env = {node.name: value for node, value in graph.front_end.env.items()}
-        keep = {}
-        for layer in self.layers:
-            dim = 1 if layer.is_conv else env[layer.result].rank - 1
-            mask = graph.cuts(env[layer.result], removed).get(dim)
-            if mask is not None:
-                keep[layer.name] = torch.from_numpy(np.flatnonzero(mask))
-        student = Student(module, self.layers, self._seen, self._number, frozenset(plan.removed), keep)
+    def fit(self, plan: PruningPlan, progress: Progress | None = None) -> tuple[dict[str, Tensor], list[LayerReport]]:
+        """State of the dense network that computes what the fitted slim one does, and what became of the layers.
+
+        The channels that go are zero in it.
+        """
+        graph, removed = self.graph, self.graph.removed_by(plan)
+        dense = named_tensors(graph.front_end.module)
+        module = owned(cut_graph(graph, plan, removed, dense))
+        values = {node.name: value for node, value in graph.front_end.env.items()}
+        kept: list[dict[str, Tensor]] = []
+        for node_of in (lambda layer: layer.result, lambda layer: layer.source):
+            masks = {layer.name: _channels(graph, values[node_of(layer)], layer, removed) for layer in self.layers}
+            kept.append(masks)
+        cut = frozenset(plan.removed)
+        student = Student(module, self.layers, self._seen, self._number, cut, kept[0], kept[1], dense)
         solved = student.fit(self._batches, self._held, progress)
-        return restore(graph, module, ~removed), solved
+        return restore(graph, module, ~removed), described(solved, self.layers, self.unfit)
+
+
+def _channels(graph: "ChannelGraph", value: "Value", layer: Layer, removed: np.ndarray) -> Tensor:
+    """(left,) which channels of a value stay."""
+    dim = 1 if layer.is_conv else value.rank - 1
+    mask = graph.cuts(value, removed).get(dim)
+    return torch.arange(value.shape[dim]) if mask is None else torch.from_numpy(np.flatnonzero(mask))
+
+
+def cost_scores(graph: "ChannelGraph", images: Images, seed: int = 0) -> np.ndarray:
+    """(n_groups,) what each group costs to remove where its readers make up for it; see `curves`."""
+    module = getattr(graph.front_end, "module", None)
+    if module is None:
+        raise UsageError("a reconstruction runs the model, and an ONNX graph is not run: give a torch model")
+    seen = Reconstruction(graph, read_images(images, DataOptions(), module), seed=seed)
+    seen.look(moments=True)
+    return seen.scores()
+
+
+class Reconstructed:
+    """A slim model whose layers were fitted in closed form.
+
+    Attributes:
+        model: the slim model; of the class of the one that was given where that is possible.
+        masked: the same weights in the shapes of the dense model, removed channels zero.
+        report: what was fitted, and how the result agrees with the dense model.
+    """
+
+    def __init__(self, model: nn.Module, masked: nn.Module, report: ReconstructionReport) -> None:
+        self.model, self.masked, self.report = model, masked, report
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def reconstruct(
+    model: nn.Module,
+    plan: PruningPlan,
+    images: Images,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    number: int = _IMAGES,
+    seed: int = 0,
+    output_loss: str = "auto",
+    progress: Progress | None = None,
+) -> Reconstructed:
+    """Remove the planned channels, and fit in closed form what is left to what the model gave before.
+
+    No training and no labels: every layer that reads something else than before is solved for by ridge regression on
+    a few hundred images. `model` is not touched. The slim model is checked against the masked one, as by `slim`.
+
+    Args:
+        model: a module, or a captured one.
+        plan: what to remove.
+        images: a path, what `load_images` returned, or an array of network inputs, as the model is to see them. A
+            fifth of them, at least 100, are kept to judge by, half where there are fewer than 200.
+        example_inputs: the arguments of one call, to capture the model with; by default a few of the images.
+        number: of images to fit to at most, drawn at random.
+        seed: of the draws.
+        output_loss: what the outputs are, as in `CompressConfig`: classes are counted, values compared.
+        progress: told how many of the batches and layers are done.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        DataError: the images are missing, or not what the model takes.
+        CaptureError, UnsupportedModelError: the model cannot be captured, or takes batches of one size alone.
+        VerificationError: masked and slim differ.
+    """
+    started, worked = time.perf_counter(), time.process_time()
+    source = read_images(images, DataOptions(), model)
+    captured = capture_on(model, source, example_inputs)
+    graph = analyze(captured, whole_heads=plan.options.get("whole_heads", False))
+    fitting, judging = set_apart(source, seed)
+    seen = Reconstruction(graph, fitting, number=number, seed=seed)
+    seen.look(moments=False, progress=progress)
+    state, layers = seen.fit(plan, progress)
+    masked = copy.deepcopy(model) if isinstance(model, CapturedModule) else plain_copy(model)
+    held = dict(named_tensors(masked))
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name in held:
+                held[name].copy_(tensor)
+    example = (torch.from_numpy(source.batch(slice(0, min(len(source), 8)))),)
+    slimmed = slim(masked, plan, example, graph=graph)
+    agreement, distance = _compared(captured, slimmed, judging, output_loss)
+    seconds = (round(time.perf_counter() - started, 2), round(time.process_time() - worked, 2))
+    report = ReconstructionReport(len(seen.source), len(judging), agreement, distance, *seconds, tuple(layers))
+    return Reconstructed(slimmed, masked, report)
+
+
+def set_apart(images: ImageSource, seed: int) -> tuple[ImageSource, ImageSource]:
+    """Images to fit to, and images to judge by: a fifth, at least 100, at most half."""
+    wanted = max(_JUDGED * len(images), _LEAST_JUDGED)
+    return images.split(min(wanted / max(len(images), 1), 0.5), seed)
+
+
+def _compared(
+    dense: nn.Module, slimmed: nn.Module, images: ImageSource, output_loss: str
+) -> tuple[float | None, float]:
+    """Agreement (None where outputs are no classes) and squared distance relative to the spread."""
+    agreement, distance = Agreement(), Distance()
+    is_classes = False
+    for batch in images.batches(_BATCH):
+        inputs = (torch.from_numpy(batch),)
+        ours, theirs = ([x.numpy() for x in run(net, inputs) if x.is_floating_point()] for net in (dense, slimmed))
+        is_classes = are_classes([x.shape for x in ours], output_loss)
+        agreement.see(ours, theirs, len(batch))
+        distance.see(ours, theirs, len(batch))
+    return agreement.share if is_classes else None, distance.value
+
+
+def _bytes_an_image(module: CapturedModule) -> int:
+    """Bytes of the results that are needed at once for one image, where they are most."""
+    dying, sizes, alive, most = deaths(module.graph), {}, 0, 0
+    batch = 1
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        values = value if isinstance(value, list | tuple) else [value]
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.ndim:
+            batch = concrete(value.shape[0])
+        if node.op in ("placeholder", "call_function"):
+            sizes[node] = sum(
+                v.element_size() * int(np.prod([concrete(size) for size in v.shape]))
+                for v in values
+                if isinstance(v, Tensor)
+            )
+            alive += sizes[node]
+            most = max(most, alive)
+        alive -= sum(sizes.pop(source, 0) for source in dying.get(node, ()))
+    return most // max(batch, 1)

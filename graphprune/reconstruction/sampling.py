@@ -7,13 +7,14 @@ ones. Rows of one image resemble each other: few positions of many images are wo
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from graphprune.reconstruction.layers import Layer
 
-__all__ = ["pick", "positions", "rows"]
+__all__ = ["centre", "pick", "positions", "rows"]
 
 
 def positions(layer: Layer, shape: Sequence[int], images: int, number: int, batch: int) -> Tensor:
@@ -66,6 +67,13 @@ def rows(layer: Layer, value: Tensor, at: Tensor, shape: Sequence[int], kernel: 
         return found.flatten(1)[None]
     apart = found.view(len(found), found.shape[1], groups, -1)
     return apart.permute(2, 0, 1, 3).flatten(2)
+
+
+def centre(layer: Layer, value: Tensor, at: Tensor, shape: Sequence[int], kernel: Sequence[int]) -> Tensor:
+    """(samples * positions, channels): what a convolution of one group reads under the middle of its kernel."""
+    middle = zip(layer.padding, layer.dilation, kernel, strict=True)
+    moved = replace(layer, padding=tuple(before - step * (size // 2) for before, step, size in middle))
+    return rows(moved, value, at, shape, (1,) * len(kernel), 1)[0]
 
 
 def _by_position(value: Tensor, is_conv: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """The network after the cut, run node by node over all images; each layer is solved when it is reached, then run."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.passes.fx.fuse import activate_in_place
 from graphprune.reconstruction.curves import folded
 from graphprune.reconstruction.fit import Fit, Problem, solve
-from graphprune.reconstruction.layers import Layer
+from graphprune.reconstruction.layers import FEW_ROWS, MOST_COLUMNS, Layer
+from graphprune.reconstruction.moments import Moments, Ridge
 from graphprune.reconstruction.nodes import Batched, constants, deaths, evaluate, prepared
 from graphprune.reconstruction.sampling import pick, positions, rows
 from graphprune.reconstruction.teacher import Seen
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from graphprune.passes.fx.captured import CapturedModule
 
 __all__ = ["Solved", "Student"]
+
+_OF_MAPS = 1e-2  # strength of the ridge
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Student:
         seen: what was seen of them there, with targets.
         number: positions of an image.
         cut: names of the parameters that lost something.
-        keep: (outputs,) of each layer's target, which are left; by layer.
+        keep: by layer, which outputs are left.
+        left: by layer, which channels of what it reads are left.
+        dense: parameters and buffers of the dense network.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class Student:
         number: int,
         cut: frozenset[str],
         keep: Mapping[str, Tensor],
+        left: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
     ) -> None:
         self.module = module
         self._run = copy.deepcopy(module)
@@ -69,7 +77,10 @@ class Student:
         self._nodes = {node.name: node for node in self._run.graph.nodes}
         self._layers = {layer.name: layer for layer in layers if layer.name in self._nodes}
         self._advance_joins()
-        self._seen, self._number, self._keep = seen, number, keep
+        self._seen, self._number, self._keep, self._left = seen, number, keep, left
+        self._dense = {
+            layer.name: folded(layer, dense, layer.groups) for layer in self._layers.values() if seen[layer.name].read
+        }
         self._cut = cut
         self._tensors = named_tensors(module)
         self._folded: dict[str, tuple[Tensor, Tensor]] = {}
@@ -181,9 +192,34 @@ class Student:
             if other is not None:
                 beside.append(pick(env[other][number], where, is_conv=layer.is_conv))
         first = sum(part.shape[1] for part in x[:held])
-        return Problem(
-            layer, torch.cat(x, 1), torch.cat(goal), torch.cat(beside) if beside else None, first, weight, bias
-        )
+        both = torch.cat(x, 1)
+        mapped = self._mapped(layer, both, first) if seen.read else None
+        goals, others = torch.cat(goal), torch.cat(beside) if beside else None
+        return Problem(layer, both, goals, others, first, weight, bias, mapped)
+
+    def _mapped(self, layer: Layer, x: Tensor, held: int) -> Tensor | None:
+        """(1, n, m) weights of a convolution that reads B times the channels it has in place of all that there were.
+
+        B is fitted to the middle of the kernel: B = (G_SS + λ s I)⁻¹ G_SC with the second moments of channels.
+        """
+        kernel = self._tensors[layer.weight].shape[2:]
+        taps, columns = kernel.numel(), x.shape[2]
+        if columns <= MOST_COLUMNS and held >= FEW_ROWS * columns:
+            return None
+        index = [size // 2 for size in kernel]
+        middle = sum(at * math.prod(kernel[dim + 1 :]) for dim, at in enumerate(index))
+        left = columns // taps
+        own = x[:, :, middle * left : (middle + 1) * left]
+        every = torch.cat(self._seen[layer.name].read)[None]
+        prior = torch.zeros(1, left, every.shape[2], dtype=torch.float64)
+        prior[0, torch.arange(left), self._left[layer.name]] = 1
+        moments = Moments(own, held, is_biased=True)
+        cross, _ = moments.cross(every[:, :held], False)
+        back = Ridge(moments.second(False), _OF_MAPS).solve(cross, prior)[0]
+        dense = self._dense[layer.name][0]
+        keep = self._keep.get(layer.name)
+        dense = dense if keep is None else dense[:, :, keep]
+        return (back @ dense.reshape(taps, every.shape[2], -1)).reshape(1, columns, -1)
 
     def _groups(self, layer: Layer, node: fx.Node) -> int:
         return 1 if layer.groups == 1 else int(bind_arguments(node)["groups"])  # as the cut has left it

@@ -15,7 +15,7 @@ from graphprune.passes.fx.fuse import activate_in_place, fold_norms
 from graphprune.reconstruction.layers import Layer
 from graphprune.reconstruction.moments import Second
 from graphprune.reconstruction.nodes import constants, deaths, prepared
-from graphprune.reconstruction.sampling import pick, positions, rows
+from graphprune.reconstruction.sampling import centre, pick, positions, rows
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Seen", "Teacher"]
 
 #: Columns beyond which second moments are taken of channels alone, and not of the taps of each.
-MOST_COLUMNS = 1536
+_MOST_COLUMNS = 1536
 _THINNED = 2  # costs of elimination are told from fewer positions than weights are fitted to
 
 
@@ -76,8 +76,16 @@ class Teacher:
         self._layers = layers
         self._number = number
         self._constants = constants(self._module)
-        self._deaths = deaths(self._module.graph)
         self._nodes = {node.name: node for node in self._module.graph.nodes}
+        self._deaths = deaths(self._module.graph, self._looks())
+
+    def _goal(self, layer: Layer) -> fx.Node:
+        own = self._nodes.get(layer.result) or self._nodes[layer.name]
+        return own if layer.join is None else self._nodes[layer.join.node]
+
+    def _looks(self) -> list[tuple[fx.Node, fx.Node]]:
+        """(node, later node): what is looked at once more when the later one is done."""
+        return [(self._nodes[layer.source], self._goal(layer)) for layer in self._layers]
 
     @torch.no_grad()
     def watch(
@@ -97,12 +105,12 @@ class Teacher:
             progress: told how many of the batches are done.
         """
         seen = {layer.name: Seen() for layer in self._layers}
+        self._images = sum(map(len, batches))
         at: dict[fx.Node, list[tuple[Layer, str]]] = {}
         for layer in self._layers:
             own = self._nodes.get(layer.result) or self._nodes[layer.name]
-            goal = own if layer.join is None else self._nodes[layer.join.node]
             at.setdefault(own, []).append((layer, "result"))
-            at.setdefault(goal, []).append((layer, "target"))
+            at.setdefault(self._goal(layer), []).append((layer, "target"))
         for number, batch in enumerate(batches):
             self._pass(number, prepared(batch), at, seen, moments, targets)
             if progress is not None:
@@ -156,13 +164,17 @@ class Teacher:
             seen.spread += float(goal.var(0, correction=0).sum()) * len(goal)
             if targets:
                 seen.target.append(goal)
+                weight = self._weights[layer.weight]
+                if layer.may_need_map(weight, self._images * where.shape[1] * len(value) // max(images, 1)):
+                    read = env[self._nodes[layer.source]]
+                    seen.read.append(centre(layer, read, where, value.shape, weight.shape[2:]))
 
     def _take_moments(self, layer: Layer, read: Tensor, where: Tensor, value: Tensor, seen: Seen) -> None:
         where = where[:, : max(1, where.shape[1] // _THINNED)]
         weight = self._weights[layer.weight]
         kernel = weight.shape[2:] if layer.is_conv else ()
         taps = math.prod(kernel)
-        seen.is_by_tap = taps * read.shape[1 if layer.is_conv else -1] // layer.groups <= MOST_COLUMNS
+        seen.is_by_tap = taps * read.shape[1 if layer.is_conv else -1] // layer.groups <= _MOST_COLUMNS
         if seen.is_by_tap or layer.groups > 1:
             found = rows(layer, read, where, value.shape, kernel, layer.groups)
         else:

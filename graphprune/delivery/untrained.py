@@ -1,0 +1,96 @@
+"""A run without training: channels chosen by what their going costs, what is left fitted in closed form."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from graphprune.allocation import count, count_dense
+from graphprune.config import Budget, CompressConfig
+from graphprune.data import ImageSource
+from graphprune.latency.stopwatch import Stopwatch
+from graphprune.passes.channels.plan import PruningPlan
+from graphprune.passes.errors import UsageError
+from graphprune.reconstruction.reconstruct import Reconstruction, set_apart
+from graphprune.reconstruction.report import LayerReport, summary
+from graphprune.training.run_records import StudentResult
+
+if TYPE_CHECKING:
+    from graphprune.passes.channels.graph import ChannelGraph
+
+__all__ = ["Untrained"]
+
+logger = logging.getLogger("graphprune")
+
+
+class Untrained:
+    """What a delivery needs of a run, without a training.
+
+    Attributes:
+        graph: channel groups of the model.
+        config: settings, with at least one budget.
+        held_out: images that nothing is fitted to.
+        source: the others.
+        scores: (n_groups,) what each group costs.
+        layers: by number of the budget, what became of the layers.
+
+    Raises:
+        UsageError: a setting that only a training can follow.
+        DataError: there are too few images.
+    """
+
+    sparsity = None
+    students: tuple[()] = ()
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        graph: "ChannelGraph",
+        images: ImageSource,
+        config: CompressConfig,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if config.sigma:
+            raise UsageError(
+                "single weights of linear layers become zero in a training alone: with --epochs 0 leave --sigma and "
+                "--recipe combined out"
+            )
+        config.require_goal()
+        self.graph, self.config = graph, config
+        self.source, self.held_out = set_apart(images, config.seed)
+        self.layers: dict[int, list[LayerReport]] = {}
+        self._progress = progress
+        self._seen = Reconstruction(graph, self.source, seed=config.seed)
+        self._seen.look(moments=True, progress=progress)
+        self.scores: np.ndarray = self._seen.scores()
+        self._stopwatch: Stopwatch | None = None
+
+    def use(self, stopwatch: Stopwatch) -> None:
+        """Count latencies by these."""
+        self._stopwatch = stopwatch
+
+    def run(self, plans: Mapping[Budget, PruningPlan]) -> list[StudentResult]:
+        """One result per budget, from its plan."""
+        config, results = self.config, []
+        for number in range(config.n_students):
+            plan = plans[config.budget(number)]
+            state, self.layers[number] = self._seen.fit(plan, self._progress)
+            removed = self.graph.removed_by(plan)
+            logger.info("%s, to %d images", summary(self.layers[number]), len(self._seen.source))
+            model = None if self._stopwatch is None else self._stopwatch.model
+            found, dense = count(self.graph, ~removed, model), count_dense(self.graph, model)
+            cost = {unit: found[unit] / dense[unit] for unit in found}
+            results.append(StudentResult(number, state, removed, plan, cost, float("nan"), []))
+        return results
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "images": len(self._seen.source),
+            "judged": len(self.held_out),
+            "layers": {
+                str(number): [vars(layer) for layer in layers] for number, layers in sorted(self.layers.items())
+            },
+        }
