@@ -93,8 +93,8 @@ _TRAINING = option_group(
     click.option(
         "--epochs",
         type=float,
-        help="Passes over the images; may be a fraction. 0: no training; layers are fitted in closed form, in a minute or "
-        f"so. Default: {_DEFAULT.epochs:g}.",
+        help="Passes over the images; may be a fraction. 0: no training, a minute or so: layers are fitted in closed "
+        f"form. Default: {_DEFAULT.epochs:g}.",
     ),
     click.option("--batch-size", type=int, help=f"Images a step. Default: {_DEFAULT.batch_size}."),
     click.option("--lr", type=float, help=f"Peak learning rate. Default: {_DEFAULT.lr:g}."),

@@ -97,7 +97,8 @@ class Reconstruction:
         self._number = positions
         every = torch.from_numpy(self.source.batch(slice(0, None)))
         first = max(1, min(len(every) - 1, round((1 - held) * len(every))))
-        self._batches = [*torch.split(every[:first], _BATCH), *torch.split(every[first:], _BATCH)]
+        parts = (torch.split(part, _BATCH) for part in (every[:first], every[first:]))
+        self._batches: list[Tensor] = [batch for part in parts for batch in part]
         self._held = -(-first // _BATCH)
         self._seen: dict[str, Seen] = {}
 
@@ -121,9 +122,9 @@ class Reconstruction:
         module = owned(cut_graph(graph, plan, removed, dense))
         values = {node.name: value for node, value in graph.front_end.env.items()}
         kept: list[dict[str, Tensor]] = []
-        for node_of in (lambda layer: layer.result, lambda layer: layer.source):
-            masks = {layer.name: _channels(graph, values[node_of(layer)], layer, removed) for layer in self.layers}
-            kept.append(masks)
+        for nodes in ([layer.result for layer in self.layers], [layer.source for layer in self.layers]):
+            pairs = zip(self.layers, nodes, strict=True)
+            kept.append({layer.name: _channels(graph, values[node], layer, removed) for layer, node in pairs})
         cut = frozenset(plan.removed)
         student = Student(module, self.layers, self._seen, self._number, cut, kept[0], kept[1], dense)
         solved = student.fit(self._batches, self._held, progress)

@@ -1,7 +1,6 @@
 """One pass of the dense network: what every layer is to give, and what it reads, at a few positions of every image."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -172,8 +171,8 @@ class Teacher:
     def _take_moments(self, layer: Layer, read: Tensor, where: Tensor, value: Tensor, seen: Seen) -> None:
         where = where[:, : max(1, where.shape[1] // _THINNED)]
         weight = self._weights[layer.weight]
-        kernel = weight.shape[2:] if layer.is_conv else ()
-        taps = math.prod(kernel)
+        kernel = weight.shape[2:] if layer.is_conv else torch.Size()
+        taps = kernel.numel()
         seen.is_by_tap = taps * read.shape[1 if layer.is_conv else -1] // layer.groups <= _MOST_COLUMNS
         if seen.is_by_tap or layer.groups > 1:
             found = rows(layer, read, where, value.shape, kernel, layer.groups)
