@@ -171,6 +171,7 @@ def _render(report: "SlimReport", console: Any = None) -> str:
             f"{report.replaceable} weights are inputs of the graph as well, so whoever runs it may replace them, and "
             "their channels stay: take them off its inputs first"
         )
+    notes += report.not_compared
     if report.uncounted:
         notes.append(f"not in the MACs: {some_of(report.uncounted)}")
     if report.missing_tensors:

@@ -53,12 +53,13 @@ class SlimReport:
         params_after: weights after.
         bytes_before: size of the file before.
         bytes_after: size of the file after.
-        max_error: largest difference of an output relative to its largest value, masked against slim.
+        max_error: largest difference of an output relative to the scale of its place, masked against slim.
         unknown_operators: operators without a rule, whose channels stay, and how often each occurs.
         missing_tensors: tensors that the plan cuts and the file does not have under their name and size; what
             they alone name has stayed.
         replaceable: weights that are inputs of the graph as well; a caller may replace them, so their channels stay.
         uncounted: nodes of the slim file that compute but are missing from `macs_after`, each with the reason.
+        not_compared: what of the outputs could not be compared, and what was compared in its place.
     """
 
     removed_groups: int
@@ -74,6 +75,7 @@ class SlimReport:
     missing_tensors: int = 0
     replaceable: int = 0
     uncounted: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -123,7 +125,7 @@ def slim_onnx(
         seed: of the criterion "random".
         inputs: arrays by input name to check with, besides random ones at several batch sizes.
         shapes: sizes of inputs that the file leaves free (beyond the batch).
-        tolerance: largest difference relative to the largest value of an output; by default what the file's number
+        tolerance: largest difference relative to the scale of its place in an output; by default what the file's number
             format leaves: 1e-4, and 1e-2 where it computes in float16.
         force: overwrite `target`.
 
@@ -164,7 +166,7 @@ def slim_onnx(
             give_back_memory()
             store_sparse_like(source, draft)
             _check(draft, Path(source), Path(target).name)
-            error = (proof if changed else proof.shortened()).error_of(draft, tolerance)
+            verdict = (proof if changed else proof.shortened()).verdict_on(draft, tolerance)
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
     return SlimReport(
         removed_groups=done.removal.groups,
@@ -175,11 +177,12 @@ def slim_onnx(
         params_after=after.params,
         bytes_before=before.size_bytes,
         bytes_after=after.size_bytes,
-        max_error=error,
+        max_error=verdict.error,
         unknown_operators=done.unknown,
         missing_tensors=done.removal.missing,
         replaceable=sum(is_overridable(model, value) for value in model.graph.initializers.values()),
         uncounted=after.uncounted,
+        not_compared=verdict.notes,
     )
 
 

@@ -92,7 +92,7 @@ def slim(path: Path) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         target = Path(folder) / "slim.onnx"
-        with clock_calls(slimming, ("run_reference",)) as reference, clock_calls(Proof, ("error_of",)) as comparison:
+        with clock_calls(slimming, ("run_reference",)) as reference, clock_calls(Proof, ("verdict_on",)) as comparison:
             reset_peak()
             before, start = resident()[0], time.perf_counter()
             sys.stdout, told = sys.stderr, sys.stdout

@@ -49,6 +49,12 @@ docs/stability.md from which version on the new one is written.
 
 Metrics = Mapping[str, Any]
 _BLANK = ""
+_VERDICTS = {
+    (True, True): "equal",
+    (True, False): "not compared",
+    (False, True): "DIFFERENT",
+    (False, False): "NOT COMPARED",
+}
 
 
 def collect_metrics(
@@ -126,11 +132,22 @@ def render_benchmarks(reports: Sequence[BenchmarkReport], console: Console | Non
 def render_comparison(comparison: Comparison, console: Console | None = None) -> str:
     """Return the errors of a comparison as a table; with a console, print it there as well."""
     table = new_table(["output", "largest difference", "scale", "error", "tolerated", ""])
-    for output in comparison.outputs:
-        table.add_row(output.name, *_errors(output), f"{comparison.rtol:.1e}", "equal" if output.equal else "DIFFERENT")
-    notes = [f"{comparison.samples} samples; error = largest difference / largest absolute value of the output"]
+    for output in (*comparison.inside, *comparison.outputs):
+        place = f" [{output.place}]" if output.place else ""
+        cells = (*_errors(output), f"{comparison.rtol:.1e}", _VERDICTS[output.passes, output.compared])
+        table.add_row(f"{output.name}{place}", *cells)
+    notes = [f"{comparison.samples} samples; error = largest difference / largest absolute value of its place"]
     if comparison.agreement is not None:
         notes.append(f"agreement (same largest class): {_percent(comparison.agreement)}")
+    if any(output.proven for output in comparison.outputs):
+        notes.append(
+            "not compared: nothing is found in these inputs; what enters the selection is equal, and what the selection "
+            "makes of random numbers"
+        )
+    if comparison.turned_over:
+        notes.append(
+            "a selection turns over for rounding alone: both make the same of the same numbers, and these are equal"
+        )
     return rendered(table, notes, console)
 
 
@@ -305,6 +322,8 @@ def _numbered(processors: Sequence[int]) -> str:
 
 
 def _errors(output: OutputComparison) -> tuple[str, str, str]:
+    if not output.compared:
+        return "-", "-", "holds nothing" if output.proven else output.problem
     if output.problem:
         return "-", "-", output.problem
     return f"{output.max_difference:.2e}", f"{output.scale:.3g}", f"{output.error:.1e}"

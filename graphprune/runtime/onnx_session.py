@@ -41,6 +41,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
 )
 CPU = "CPUExecutionProvider"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_session(
@@ -55,6 +56,8 @@ def open_session(
     profile: str | None = None,
     optimized: str | None = None,
     processors: Sequence[int] | None = None,
+    outputs: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX model for inference.
 
@@ -72,6 +75,8 @@ def open_session(
         profile: Let onnxruntime note the time of every kernel, in a file whose name begins like this.
         optimized: Let onnxruntime write the graph that it runs, as an ONNX file.
         processors: Where its threads stay: the first is the calling thread's, which is not moved here.
+        outputs: Values inside the graph that it returns besides its own outputs.
+        folder: Where the weights lie to which a content refers.
 
     Raises:
         ModelLoadError: The file is missing, is no ONNX model, or onnxruntime cannot run it.
@@ -82,6 +87,8 @@ def open_session(
     if threads < 1:
         raise UsageError(f"{threads} threads asked for; at least 1 is needed")
     payload = source if isinstance(source, bytes) else _readable(source)
+    if outputs:
+        payload, folder = _exposing(payload, outputs, label)
     providers = [provider] if provider == CPU else [provider, CPU]
     settings = (threads, optimize, saturates, profile, optimized, processors)
     if mapped and isinstance(payload, str):
@@ -90,6 +97,10 @@ def open_session(
     try:
         # without its fallback, which prints to stdout and tries the same again
         options = _options(*settings)
+        if folder is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(folder))
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         return ort.InferenceSession(payload, options, providers=providers, enable_fallback=0)
     except RUNTIME_ERRORS as error:
         if not saturates and isinstance(payload, str):
@@ -140,11 +151,22 @@ def _options(
 
 def _mapped_session(path: Path, options: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
     """A session on the file's outline, whose weights are external data that lies in the file itself."""
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(path.parent))
+    options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(path.parent))
     # Packing pays in the long run, and holds a second copy of every matrix.
     options.add_session_config_entry("session.disable_prepacking", "1")
     content = outline(path, location=path.name)
     return ort.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+
+
+def _exposing(payload: str | bytes, names: Sequence[str], label: str) -> tuple[bytes, Path | None]:
+    """The content of a model that returns some values besides; weights of a file stay where they lie."""
+    if isinstance(payload, bytes):
+        return with_outputs(load_proto(payload), names), None
+    try:
+        content = onnx.load_model_from_string(outline(payload, location=Path(payload).name))
+    except (DecodeError, ValueError) as error:
+        raise ModelLoadError(f"{label}: not a readable ONNX model: {one_line(error)}") from error
+    return with_outputs(content, names), Path(payload).parent
 
 
 def label_of(source: OnnxSource) -> str:

@@ -49,6 +49,9 @@ class Runner(Protocol):
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         """Return the outputs."""
 
+    def answer(self, inputs: Arrays) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        """Return the outputs, and by name the inputs and those values inside that were asked for on opening."""
+
     def value_spans(self) -> dict[str, tuple[int, int]]:
         """Return the values inside the graph by name, in the order of computation; empty when they have no names.
 
@@ -60,15 +63,31 @@ class Runner(Protocol):
         """Return the numeric values of the graph among `names`."""
 
 
-def open_runner(model: Model, *, label: str | None = None, optimize: bool = True, threads: int = 1) -> Runner:
+def open_runner(
+    model: Model,
+    *,
+    label: str | None = None,
+    optimize: bool = True,
+    threads: int = 1,
+    watched: Sequence[str] = (),
+    mapped: bool = False,
+) -> Runner:
     """Return a runner of `model`.
+
+    Args:
+        model: a file or its content, or a torch module.
+        label: what to call it.
+        optimize: whether onnxruntime optimizes the graph.
+        threads: of onnxruntime.
+        watched: values inside an ONNX graph, none of its inputs and outputs, that `answer` gives besides.
+        mapped: for a few runs alone; see `open_session`.
 
     Raises:
         ModelLoadError: An ONNX file is missing, broken, or beyond this onnxruntime.
         UnsupportedModelError: `model` is of no kind that can be run.
     """
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
-        return _OnnxRunner(model, label=label, optimize=optimize, threads=threads)
+        return _OnnxRunner(model, label, optimize, threads, watched, mapped)
     # Whoever holds a torch module has imported torch; nobody else pays for it here.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.export.ExportedProgram):
@@ -116,18 +135,37 @@ def _graph_type() -> Any:
 
 
 class _OnnxRunner:
-    def __init__(self, source: OnnxSource, *, label: str | None, optimize: bool, threads: int) -> None:
+    def __init__(
+        self,
+        source: OnnxSource,
+        label: str | None,
+        optimize: bool,
+        threads: int,
+        watched: Sequence[str],
+        mapped: bool,
+    ) -> None:
         self.label = label or label_of(source)
         self._source = source
         self._threads = threads
-        self._session = open_session(source, optimize=optimize, threads=threads, name=self.label)
+        self._session = open_session(
+            source, optimize=optimize, threads=threads, name=self.label, outputs=watched, mapped=mapped
+        )
         self._specs = input_specs(self._session, self.label)
-        self.output_names: tuple[str, ...] | None = tuple(item.name for item in self._session.get_outputs())
+        names = tuple(item.name for item in self._session.get_outputs())
+        self._watched = tuple(watched)
+        self.output_names: tuple[str, ...] | None = names[: len(names) - len(watched)]
         first = self._specs[0].dims[:1] if self._specs else ()
         self.fixed_batch = first[0] if first and isinstance(first[0], int) else None
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
-        return self._run(self._session, None, inputs)
+        return self._run(self._session, list(self.output_names or ()), inputs)
+
+    def answer(self, inputs: Arrays) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        names = [*(self.output_names or ()), *self._watched]
+        found = dict(zip(names, self._run(self._session, names, inputs), strict=True))
+        outputs = [found[name] for name in self.output_names or ()]
+        given = {spec.name: self._fit(spec, array) for spec, array in zip(self._specs, inputs, strict=True)}
+        return outputs, {**found, **given}
 
     def value_spans(self) -> dict[str, tuple[int, int]]:
         graph = self._proto.graph
@@ -203,6 +241,9 @@ class _TorchRunner:
             result = self._module(*self._tensors(inputs))
         leaves = torch.utils._pytree.tree_leaves(result)
         return [_to_numpy(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def answer(self, inputs: Arrays) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        return self.run(inputs), {}
 
     def value_spans(self) -> dict[str, tuple[int, int]]:
         import torch

@@ -14,103 +14,167 @@ from graphprune.passes.onnx.model import load_model
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.onnx_inputs import InputSpec, input_shapes, input_specs, random_inputs, refuse_other_shapes
 from graphprune.runtime.onnx_session import RUNTIME_ERRORS, one_line, open_session
-from graphprune.verification.closeness import Judge, OutputComparison
-from graphprune.verification.verify import ATOL, first_difference
+from graphprune.verification.closeness import OutputComparison
+from graphprune.verification.judging import Answer, Judges
+from graphprune.verification.rounding import allow_rounding
+from graphprune.verification.selection import SelectionPair, pair_selections
+from graphprune.verification.verify import LAST_PLACE, first_difference, tolerance_of
 
-__all__ = ["Proof", "run_reference"]
+__all__ = ["Proof", "Verdict", "run_reference"]
 
 #: Batch sizes that a file is run at, where the batch is free.
 _BATCHES = (1, 2)
+
+_FEW = 2  # cases that are looked at again
+_APART = 1 << 20  # more samples than a case has
 
 _REFERENCE, _OURS = "the given file", "the slim file"
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a proof has shown.
+
+    Attributes:
+        error: the largest error of an output, in the scale of its place.
+        notes: what could not be compared, in words.
+    """
+
+    error: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Proof:
-    """What the reference gave: inputs and outputs of each case, kept so that one model is in memory at a time.
+    """What the reference gave: inputs and answers of each case, kept so that one model is in memory at a time.
 
     Attributes:
         path: the reference.
         names: of its outputs.
-        cases: inputs by name, and outputs in the order of `names`.
+        watched: names of the values that enter the part of it that selects, and are no outputs.
+        cases: inputs by name, and what was given for them.
     """
 
     path: Path
     names: tuple[str, ...]
-    cases: tuple[tuple[dict[str, np.ndarray], list[np.ndarray]], ...]
+    watched: tuple[str, ...]
+    cases: tuple[tuple[dict[str, np.ndarray], Answer], ...]
 
     def shortened(self) -> "Proof":
         """The first case alone: enough to see that a graph was written well in which nothing was changed."""
         return replace(self, cases=self.cases[:1])
 
-    def error_of(self, draft: Path, tolerance: float) -> float:
-        """The largest error of an output of the file `draft`, relative to the largest value of the output.
+    def verdict_on(self, draft: Path, tolerance: float) -> Verdict:
+        """What was found out of the file `draft`.
 
         A file with sums of products of bytes gets a second chance where those do not saturate: the processor may clip
         them otherwise for other channels beside each other.
 
         Raises:
-            VerificationError: it is above the tolerance; names the first value inside that differs.
+            VerificationError: an output is beyond the tolerance; names the first value inside that differs. Or there
+                was nothing to compare.
         """
-        session = _open(draft, _OURS)
-        worst = 0.0
-        for feed, expected in self.cases:
-            error, failed = self._judge(expected, self._run(session, feed), tolerance)
-            if failed is not None and _multiplies_bytes(draft):
-                with suppress(ModelLoadError):  # onnxruntime cannot make every file exact
-                    exact = [
-                        open_session(path, name=name, threads=machine_facts().logical_cores, saturates=False)
-                        for path, name in ((self.path, _REFERENCE), (draft, _OURS))
-                    ]
-                    ours, theirs = (self._run(one, feed) for one in exact)
-                    error, failed = self._judge(ours, theirs, tolerance)
-            if failed is not None:
-                del session
-                raise VerificationError(self._explain(draft, feed, expected, failed, tolerance))
-            worst = max(worst, error)
-        return worst
+        pair = pair_selections(self.path, draft)
+        assert pair is not None
+        found = self._answers(_open(draft, _OURS, pair.watched[1]), pair.watched[1])
+        judges = self._judged(pair, [expected for _, expected in self.cases], found, draft, tolerance)
+        if not judges.pass_all() and _multiplies_bytes(draft):
+            both = ((self.path, _REFERENCE, self.watched), (draft, _OURS, pair.watched[1]))
+            threads = machine_facts().logical_cores
+            with suppress(ModelLoadError):  # onnxruntime cannot make every file exact
+                ours, theirs = (
+                    self._answers(
+                        open_session(path, name=name, threads=threads, saturates=False, outputs=watched), watched
+                    )
+                    for path, name, watched in both
+                )
+                judges = self._judged(pair, ours, theirs, draft, tolerance)
+        if not judges.pass_all():
+            outputs, inside = judges.results()
+            worst = max((*outputs, *inside), key=lambda result: result.badness)
+            raise VerificationError(self._explain(draft, worst, tolerance))
+        return _verdict(judges)
 
-    def _run(self, session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def _answers(self, session: ort.InferenceSession, watched: Sequence[str]) -> list[Answer]:
         try:
-            return [np.asarray(output) for output in session.run(list(self.names), feed)]
+            return [_run(session, self.names, watched, feed) for feed, _ in self.cases]
         except RUNTIME_ERRORS as error:
             raise VerificationError(f"onnxruntime cannot run {_OURS}: {one_line(error)}") from error
 
-    def _judge(
-        self, expected: Sequence[np.ndarray], found: Sequence[np.ndarray], tolerance: float
-    ) -> tuple[float, OutputComparison | None]:
-        """The largest error of an output, and the first output that is beyond the tolerance."""
-        worst = 0.0
-        for name, ours, theirs in zip(self.names, expected, found, strict=True):
-            judge = Judge(name, tolerance, ATOL)
-            judge.see(ours, theirs, at=0, same_faults=True)
-            result = judge.result()
-            if not result.equal:
-                return worst, result
-            worst = max(worst, result.error if result.scale > ATOL else 0.0)
-        return worst, None
-
-    def _explain(
+    def _judged(
         self,
+        pair: SelectionPair | None,
+        expected: Sequence[Answer],
+        found: Sequence[Answer],
         draft: Path,
-        feed: Mapping[str, np.ndarray],
-        expected: Sequence[np.ndarray],
-        result: OutputComparison,
         tolerance: float,
-    ) -> str:
-        again = [np.asarray(output) for output in _open(self.path, _REFERENCE).run(list(self.names), dict(feed))]
-        if self._judge(expected, again, tolerance)[1] is not None:
+    ) -> Judges:
+        """All cases before the judges; the reference is opened again where it has to be known what rounding moves."""
+        judges = Judges(self.names, tolerance, None, pair, same_faults=True)
+        for at, ((feed, _), ours, theirs) in enumerate(zip(self.cases, expected, found, strict=True)):
+            judges.see(ours, theirs, at * _APART, _rows(feed))
+        suspects = dict.fromkeys(sample // _APART for sample in judges.suspects())
+        if suspects:
+            unit = LAST_PLACE[tolerance_of(load_model(draft))]
+            session = _open(self.path, _REFERENCE, self.watched)
+            for at in [*suspects][:_FEW]:
+                names = tuple(self.cases[at][0])
+
+                def run(arrays: Sequence[np.ndarray], names: Sequence[str] = names) -> list[np.ndarray]:
+                    answer = _run(session, self.names, self.watched, dict(zip(names, arrays, strict=True)))
+                    return judges.numbers(answer, of_second=False)
+
+                allow_rounding(judges.all, run, list(self.cases[at][0].values()), tolerance, unit)
+        return judges
+
+    def _explain(self, draft: Path, result: OutputComparison, tolerance: float) -> str:
+        feed, expected = self.cases[result.worst_sample // _APART]
+        again = _run(_open(self.path, _REFERENCE, self.watched), self.names, self.watched, feed)
+        alone = replace(self, cases=((feed, expected),))
+        if not alone._judged(None, [expected], [again], draft, tolerance).pass_all(unless_empty=True):
             return (
                 f"{_REFERENCE} gives other numbers every time it is run, so nothing can be compared with it: it holds "
                 "random operators (a Dropout in training mode, perhaps); export the model in eval mode"
             )
-        said = result.problem or f"differs by {result.error:.2g} of its scale, {tolerance:.2g} is tolerated"
+        if not result.compared:
+            return f"output '{result.name}' {result.problem}; give arrays on which the model finds something"
         try:
             found = first_difference(self.path, draft, tuple(feed.values()), rtol=tolerance)
         except GraphPruneError:  # too large to look into: that the files differ is what counts
             found = None
         where = f"; first difference inside: {found}" if found else ""
-        return f"{_OURS} does not compute what {_REFERENCE} does: output '{result.name}' {said}{where}"
+        what = "output" if result.name in self.names else "inside,"
+        return (
+            f"{_OURS} does not compute what {_REFERENCE} does: {what} '{result.name}' {result.said(tolerance)}{where}"
+        )
+
+
+def _verdict(judges: Judges) -> Verdict:
+    outputs, inside = judges.results()
+    error = max((found.error for found in (*outputs, *inside) if found.compared), default=0.0)
+    notes = []
+    if empty := [found.name for found in outputs if found.proven]:
+        notes.append(
+            f"nothing of {', '.join(map(repr, empty))} was there to compare: the model finds nothing in the inputs. "
+            f"Compared is what enters its selection, and what that makes of random numbers; "
+            "arrays of real images say more"
+        )
+    for judge in judges.outputs:
+        if judge.faults:
+            notes.append(f"{judge.faults} elements of '{judge.name}' are NaN or infinite in both files, not compared")
+    return Verdict(error, tuple(notes))
+
+
+def _run(
+    session: ort.InferenceSession, names: Sequence[str], watched: Sequence[str], feed: Mapping[str, np.ndarray]
+) -> Answer:
+    found = [np.asarray(value) for value in session.run([*names, *watched], dict(feed))]
+    return Answer(found[: len(names)], {**dict(zip((*names, *watched), found, strict=True)), **feed})
+
+
+def _rows(feed: Mapping[str, np.ndarray]) -> int | None:
+    first = next(iter(feed.values()), np.zeros(()))
+    return len(first) if first.ndim else None
 
 
 def run_reference(
@@ -135,25 +199,32 @@ def run_reference(
         DataError: an array is missing, empty, or not of numbers; or the file cannot be run on them.
         UsageError: an array has not the shape that the file states.
     """
-    session = _open(reference, name)
+    pair = pair_selections(reference, reference)
+    watched = () if pair is None else pair.watched[0]
+    session = _open(reference, name, watched)
     specs = input_specs(session, name)
-    feeds = [random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name)) for batch in _BATCHES]
+    names = tuple(output.name for output in session.get_outputs()[: len(session.get_outputs()) - len(watched)])
+    feeds = [
+        random_inputs(specs, input_shapes(specs, batch=batch, shapes=shapes, name=name), seed)
+        for seed, batch in enumerate(_BATCHES)
+    ]
     given = None if inputs is None else _given(specs, inputs, name)
     cases, problem = [], ""
     for feed in (*feeds, *([given] if given else [])):
         try:
-            cases.append((feed, [np.asarray(output) for output in session.run(None, feed)]))
+            cases.append((feed, _run(session, names, watched, feed)))
         except RUNTIME_ERRORS as error:  # a file with a batch size hidden in it; another may do
             problem = one_line(error)
             if feed is given:
                 raise DataError(f"{name}: onnxruntime cannot run it on the arrays given: {problem}") from error
     if not cases:
         raise ModelLoadError(f"{name}: onnxruntime cannot run it: {problem}")
-    return Proof(Path(reference), tuple(output.name for output in session.get_outputs()), tuple(cases))
+    return Proof(Path(reference), names, watched, tuple(cases))
 
 
-def _open(path: str | os.PathLike[str], name: str) -> ort.InferenceSession:
-    return open_session(path, optimize=False, name=name, threads=machine_facts().logical_cores, mapped=True)
+def _open(path: str | os.PathLike[str], name: str, watched: Sequence[str]) -> ort.InferenceSession:
+    threads = machine_facts().logical_cores
+    return open_session(path, optimize=False, name=name, threads=threads, mapped=True, outputs=watched)
 
 
 def _given(specs: Sequence[InputSpec], inputs: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
