@@ -141,8 +141,8 @@ def render_comparison(comparison: Comparison, console: Console | None = None) ->
         notes.append(f"agreement (same largest class): {_percent(comparison.agreement)}")
     if any(output.proven for output in comparison.outputs):
         notes.append(
-            "not compared: nothing is found in these inputs; what enters the selection is equal, and what the selection "
-            "makes of random numbers"
+            "not compared: nothing is found in these inputs; what enters the selection is equal, and what the "
+            "selection makes of random numbers"
         )
     if comparison.turned_over:
         notes.append(

@@ -23,8 +23,8 @@ from graphprune.verification.positions import Fold, binding_dimension, local_sca
 
 __all__ = ["Agreement", "Judge", "OutputComparison", "are_classes", "tolerated", "without_common_faults"]
 
-#: The absolute tolerance, as a share of the relative one: of float32 four last places of 1. A result as small as that may
-#: have passed through numbers of that size; onnxruntime's Sigmoid, for one, adds a half at its end.
+#: The absolute tolerance, as a share of the relative one: of float32 four last places of 1. A result as small as that
+#: may have passed through numbers of that size; onnxruntime's Sigmoid, for one, adds a half at its end.
 _ATOL_SHARE = 5e-3
 _UNLIKE = 0.1  # a scale that is so much smaller than the output's is said to be another one
 

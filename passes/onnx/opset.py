@@ -41,7 +41,7 @@ def raise_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     return raised
 
 
-def _say_positions(node: onnx.NodeProto, known: Mapping[str, NDArray[np.generic]]) -> None:
+def _say_positions(node: onnx.NodeProto, known: Mapping[str, NDArray[np.floating]]) -> None:
     scales = known.get(node.input[_SCALES], np.ones(1))
     if (scales < 1).any() and (scales > 1).any():
         raise ValueError(f"Resize '{node.name}' enlarges along one axis and makes smaller along another")
