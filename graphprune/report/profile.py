@@ -52,7 +52,8 @@ class ProfileReport:
         provider: Onnxruntime's execution provider.
         total_ms: Sum over all kernels.
         kernels: All kernels, in the order in which they run.
-        findings: What fell out of the blocked layout, and why.
+        findings: What fell out of the blocked layout, and which layers of a quantized file are not computed in
+            integers, with the reasons.
         machine: The machine and the versions.
     """
 

@@ -1,4 +1,4 @@
-"""A profile as text: time by operator, the most expensive layers, and what fell out of the fast layout."""
+"""A profile as text: time by operator, the most expensive layers, and what is not as fast as it could be."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from graphprune.report.profile import ProfileReport
 from graphprune.report.tables import milliseconds, new_table, rendered
-from graphprune.runtime.optimized import Finding
+from graphprune.runtime.optimized_nodes import BLOCKS, INTEGERS, Finding
 
 __all__ = ["render_profile"]
 
@@ -30,18 +30,28 @@ def render_profile(report: ProfileReport, console: Console | None = None) -> str
 
 
 def _findings(report: ProfileReport) -> list[str]:
-    block = report.machine.conv_block
-    if block == 1:
-        return ["onnxruntime has no blocked layout on this processor"]
-    if not report.findings:
-        return [f"nothing fell out of the layout of {block}-channel blocks"]
     times = {kernel.name: kernel.ms for kernel in report.kernels}
-    lost = sum(times.get(finding.node, 0.0) for finding in report.findings)
-    lines = [
-        f"outside the layout of {block}-channel blocks: {len(report.findings)} kernels, {milliseconds(lost)}, "
-        f"{lost / report.total_ms:.1%} of the time"
-    ]
-    return [*lines, *_grouped(report.findings, times)]
+    block = report.machine.conv_block
+    blocks, integers = ([f for f in report.findings if f.about == about] for about in (BLOCKS, INTEGERS))
+    lines = []
+    if blocks:
+        lines += [
+            f"outside the layout of {block}-channel blocks: {_share(blocks, times, report)}",
+            *_grouped(blocks, times),
+        ]
+    elif block == 1:
+        lines.append("onnxruntime has no blocked layout on this processor")
+    elif not integers:
+        lines.append(f"nothing fell out of the layout of {block}-channel blocks")
+    if integers:
+        lines.append(f"layers not computed in integers, or slowly: {_share(integers, times, report)}")
+        lines += _grouped(integers, times)
+    return lines
+
+
+def _share(findings: Sequence[Finding], times: dict[str, float], report: ProfileReport) -> str:
+    lost = sum(times.get(finding.node, 0.0) for finding in findings)
+    return f"{len(findings)} kernels, {milliseconds(lost)}, {lost / report.total_ms:.1%} of the time"
 
 
 def _grouped(findings: Sequence[Finding], times: dict[str, float]) -> list[str]:

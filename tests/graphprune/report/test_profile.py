@@ -151,6 +151,7 @@ def test_machines_without_blocks_find_nothing(monkeypatch, resnet):
 
     class NoBlocks:
         conv_block = 1
+        architecture = "arm64"
 
     monkeypatch.setattr(optimized, "machine_facts", NoBlocks)
     assert optimized_graph(resnet).findings == ()
