@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Expected: onnx.utils.extract_model takes out the part of a network between given tensors (a backbone, the part in front
-#   of a detector's decoding), with everything that part needs and with the file's metadata. onnx-graphsurgeon's import
-#   and export give back what they were given.
-# Happens: extract_model follows the inputs of nodes, not what the branches of an If read from around them: what only a
-#   branch uses is left out, and the call ends with "Nodes in a graph must be topologically sorted", which the given file
-#   was. The file's metadata are gone from its results, and from what onnx-graphsurgeon exports.
+# Expected: onnx.utils.extract_model takes out the part of a network between given tensors (a backbone, the part in
+#   front of a detector's decoding), with everything that part needs and with the file's metadata.
+#   onnx-graphsurgeon's import and export give back what they were given.
+# Happens: extract_model follows the inputs of nodes, not what the branches of an If read from around them: what only
+#   a branch uses is left out, and the call ends with "Nodes in a graph must be topologically sorted", which the
+#   given file was. The file's metadata are gone from its results, and from what onnx-graphsurgeon exports.
 # Seen with: onnx 1.23.2, onnx-graphsurgeon 0.6.1.
-# Why it matters: class names, strides and preprocessing of detectors live in the metadata; whoever loads the part finds
-#   none. And a network with one If cannot be split, although nothing about it is wrong.
+# Why it matters: class names, strides and preprocessing of detectors live in the metadata; whoever loads the part
+#   finds none. And a network with one If cannot be split, although nothing about it is wrong.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Expected: convert_float_to_float16(keep_io_types=True) turns a valid file into a valid file: Cast behind the inputs,
-#   Cast before the outputs, float16 between.
+# Expected: convert_float_to_float16(keep_io_types=True) turns a valid file into a valid file: Cast behind the
+#   inputs, Cast before the outputs, float16 between.
 # Happens, with onnxconverter-common: three plain networks come out as files that neither the checker nor onnxruntime
-#   takes: one that takes uint8 images and begins with a Cast to float (that Cast goes on giving float32), one that hands
-#   out a tensor which it goes on working with (a tap), and one whose nodes have no names (the format does not ask for
-#   any) and whose input is read twice (two Cast nodes of one name).
-# Happens, with the converter in onnxruntime.transformers: these are right, but the Cast behind the input is put at the end
-#   of the list of nodes. onnxruntime sorts and runs it; the checker, and whatever relies on the order that the format
-#   demands, refuses.
+#   takes: one that takes uint8 images and begins with a Cast to float (that Cast goes on giving float32), one that
+#   hands out a tensor which it goes on working with (a tap), and one whose nodes have no names (the format does not
+#   ask for any) and whose input is read twice (two Cast nodes of one name).
+# Happens, with the converter in onnxruntime.transformers: these are right, but the Cast behind the input is put at
+#   the end of the list of nodes. onnxruntime sorts and runs it; the checker, and whatever relies on the order that
+#   the format demands, refuses.
 # Seen with: onnxconverter-common 1.16.0, onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: half the size for a download is the cheapest compression there is, and keep_io_types the usual way to
-#   leave the calling code alone. No error is raised while converting.
+# Why it matters: half the size for a download is the cheapest compression there is, and keep_io_types the usual way
+#   to leave the calling code alone. No error is raised while converting.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Expected: the int8 ONNX file that NNCF writes for a network with a depthwise convolution runs in onnxruntime; at worst
-#   that one layer stays slow.
+# Expected: the int8 ONNX file that NNCF writes for a network with a depthwise convolution runs in onnxruntime; at
+#   worst that one layer stays slow.
 # Happens: NNCF gives the input of a depthwise convolution one scale a channel. onnxruntime fuses the layer into a
-#   QLinearConv all the same, which takes one scale only: the session is made without a word, the first run is an error.
-#   With optimizations off, or on "basic", the file runs and is right.
+#   QLinearConv all the same, which takes one scale only: the session is made without a word, the first run is an
+#   error. With optimizations off, or on "basic", the file runs and is right.
 # Seen with: nncf 3.4.0, onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: MobileNet, EfficientNet and their kind are what people quantize for CPUs. A check that only loads the
-#   file passes. AdvancedQuantizationParameters(activations_quantization_params=QuantizationParameters(per_channel=False))
-#   gives a file that runs, with the layer in int8.
+# Why it matters: MobileNet, EfficientNet and their kind are what people quantize for CPUs. A check that only loads
+#   the file passes.
+#   AdvancedQuantizationParameters(activations_quantization_params=QuantizationParameters(per_channel=False)) gives a
+#   file that runs, with the layer in int8.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Expected: onnx.reference.ReferenceEvaluator computes what the operators of the file's opset are defined to compute, so
-#   that a converted or pruned file can be checked against it.
-# Happens: it has one way to compute many operators, the newest. Softmax of opset 11 (along the axis and all behind it) is
-#   computed as that of opset 13 (along the axis alone), silently. DequantizeLinear of opset 13 to 18 cannot be run at
-#   all, so no int8 file of those opsets can. LRN is wrong in every opset.
+# Expected: onnx.reference.ReferenceEvaluator computes what the operators of the file's opset are defined to compute,
+#   so that a converted or pruned file can be checked against it.
+# Happens: it has one way to compute many operators, the newest. Softmax of opset 11 (along the axis and all behind
+#   it) is computed as that of opset 13 (along the axis alone), silently. DequantizeLinear of opset 13 to 18 cannot
+#   be run at all, so no int8 file of those opsets can. LRN is wrong in every opset.
 # Seen with: onnx 1.23.2, compared with onnxruntime 1.32.0 and with the formulas in numpy.
-# Why it matters: it is the obvious judge when two runtimes disagree, and tools fold constants with it. Ask a second one.
+# Why it matters: it is the obvious judge when two runtimes disagree, and tools fold constants with it. Ask a second
+#   one.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

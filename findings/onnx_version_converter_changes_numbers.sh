@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Expected: onnx.version_converter writes the same function in another opset, or says that it cannot.
-# Happens: two old traps are not handled, and nothing is said.
-#   Up: Resize of opset 10 (and Upsample of 9) looks up positions without the half pixel. The converter leaves the
-#   attributes out, and the defaults of opset 11 and later are with it: every linear upsampling changes.
-#   Down: Softmax of opset 13 and later works along one axis, before that along it and all behind it. The converter keeps
-#   the axis as it is: a softmax over the channels of a map becomes one over channels and positions together.
+# Happens: two old traps are not handled, and nothing is said. Up: Resize of opset 10 (and Upsample of 9) looks up
+#   positions without the half pixel. The converter leaves the attributes out, and the defaults of opset 11 and later
+#   are with it: every linear upsampling changes. Down: Softmax of opset 13 and later works along one axis, before
+#   that along it and all behind it. The converter keeps the axis as it is: a softmax over the channels of a map
+#   becomes one over channels and positions together.
 # Seen with: onnx 1.23.2, onnxruntime 1.32.0.
-# Why it matters: int8 with a scale a channel needs opset 13, so old segmentation and pose networks go up first; older
-#   runtimes and NPU compilers ask for 11 or 12, so new ones go down. The result loads, runs and looks plausible.
+# Why it matters: int8 with a scale a channel needs opset 13, so old segmentation and pose networks go up first;
+#   older runtimes and NPU compilers ask for 11 or 12, so new ones go down. The result loads, runs and looks
+#   plausible.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -45,7 +46,8 @@ def change(node, size, opset, target, stored=()):
     )
     error = np.abs(after - before).max() / np.abs(before).max()
     last = converted.graph.node[-1]
-    print(f"{node.op_type} {opset} -> {target}: {last.op_type}", [a.name for a in last.attribute], f"changes by {error:.1e}")
+    attributes = [a.name for a in last.attribute]
+    print(f"{node.op_type} {opset} -> {target}: {last.op_type} {attributes}, changes by {error:.1e} of the scale")
     return error
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Expected: converting a file to another opset keeps its model-local functions, inlines them, or refuses the file.
-# Happens: the functions are dropped, the nodes that call them stay. The checker is content with the result (it does not
-#   look at operators of unknown domains), onnxruntime cannot load it. Metadata of nodes and of the graph go as well.
+# Happens: the functions are dropped, the nodes that call them stay. The checker is content with the result (it does
+#   not look at operators of unknown domains), onnxruntime cannot load it. Metadata of nodes and of the graph go as
+#   well.
 # Seen with: onnx 1.23.2, onnxruntime 1.32.0.
 # Why it matters: onnxscript and exporters built on it write blocks of a network as functions. A converted file that
 #   passed the checker may be empty words. onnx.inliner.inline_local_functions() beforehand cures it.

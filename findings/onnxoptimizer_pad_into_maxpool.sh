@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Expected: a Pad with zeros in front of a MaxPool stays, or becomes pads of the MaxPool only where nothing below zero
-#   can arrive: the pads of a MaxPool never win, zeros do.
+# Expected: a Pad with zeros in front of a MaxPool stays, or becomes pads of the MaxPool only where nothing below
+#   zero can arrive: the pads of a MaxPool never win, zeros do.
 # Happens: onnxoptimizer's fuse_pad_into_pool puts the zeros into the pads of the MaxPool whatever comes in. At the
-#   border, maxima of negative numbers come out negative instead of 0. (A Pad in front of an AveragePool that has pads of
-#   its own without counting them changes the numbers as well.)
+#   border, maxima of negative numbers come out negative instead of 0. (A Pad in front of an AveragePool that has
+#   pads of its own without counting them changes the numbers as well.)
 # Seen with: onnxoptimizer 0.4.2, onnx 1.23.2, onnxruntime 1.32.0.
-# Why it matters: the pass is among the default ones. Pad with zeros and MaxPool is how TensorFlow's ResNets begin, and
-#   behind a BatchNormalization, a LeakyRelu or a SiLU numbers are negative. Most images look almost the same afterwards.
+# Why it matters: the pass is among the default ones. Pad with zeros and MaxPool is how Keras's ResNets begin, in
+#   their V2 without a Relu before, so that half of the numbers are negative. Most images look almost the same
+#   afterwards.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

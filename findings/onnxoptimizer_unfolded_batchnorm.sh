@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Expected: "fuse BatchNormalization into Conv" multiplies the weights: one node less, the four vectors of the
 #   BatchNormalization gone, a smaller file.
-# Happens: onnxoptimizer writes the multiplication down as nodes (Add, Sqrt, Div, Unsqueeze, Cast, Mul, Sub ...), which
-#   work on the old weights. Every BatchNormalization becomes ten nodes, the file grows, and the convolution no longer
-#   has a constant weight.
+# Happens: onnxoptimizer writes the multiplication down as nodes (Add, Sqrt, Div, Unsqueeze, Cast, Mul, Sub ...),
+#   which work on the old weights. Every BatchNormalization becomes ten nodes, the file grows, and the convolution no
+#   longer has a constant weight.
 # Seen with: onnxoptimizer 0.4.2, onnx 1.23.2.
-# Why it matters: the sum is done when the file is loaded, if the runtime folds constants; but whatever reads the file
-#   before (a quantizer, a pruner, a counter of parameters, a converter) finds a convolution whose weight is computed.
-#   Constants have to be folded afterwards.
+# Why it matters: the sum is done when the file is loaded, if the runtime folds constants; but whatever reads the
+#   file before (a quantizer, a pruner, a counter of parameters, a converter) finds a convolution whose weight is
+#   computed. Constants have to be folded afterwards.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -2,12 +2,13 @@
 # Expected: the options of quantize_static that save memory or smooth the ranges do what they are called:
 #   CalibMaxIntermediateOutputs bounds how many images are held at a time, CalibMovingAverageConstant says how fast a
 #   moving average moves.
-# Happens: with CalibMaxIntermediateOutputs=N the ranges of every N images are thrown away without having been used. Only
-#   those after the last full N count, and when the number of images is a multiple of N, "No data is collected" is all
-#   that comes. CalibMovingAverageConstant changes nothing at all; the average is a plain mean over the images.
+# Happens: with CalibMaxIntermediateOutputs=N the ranges of every N images are thrown away without having been used.
+#   Only those after the last full N count, and when the number of images is a multiple of N, "No data is collected"
+#   is all that comes. CalibMovingAverageConstant changes nothing at all; the average is a plain mean over the
+#   images.
 # Seen with: onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: memory is why people set the first option, on large images. Ranges from the last few images clip the
-#   rest, and the file looks like any other.
+# Why it matters: memory is why people set the first option, on large images. Ranges from the last few images clip
+#   the rest, and the file looks like any other.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

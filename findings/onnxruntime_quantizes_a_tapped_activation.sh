@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Expected: quantize_static gives every tensor the range that was seen for it. A convolution whose result is an output of
-#   the network and also goes into a Relu keeps its negative numbers in the first place.
-# Happens: the range of a Relu's (or Clip's) result is put on its input wherever the Relu is its only *node*; that it is
-#   an output as well is not looked at. Every negative number of that output becomes 0.
+# Expected: quantize_static gives every tensor the range that was seen for it. A convolution whose result is an
+#   output of the network and also goes into a Relu keeps its negative numbers in the first place.
+# Happens: the range of a Relu's (or Clip's) result is put on its input wherever the Relu is its only *node*; that it
+#   is an output as well is not looked at. Every negative number of that output becomes 0.
 # Seen with: onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: networks that hand out features (necks, embeddings, taps for distillation) have such outputs. The other
-#   outputs are right, so a check of accuracy passes. An Identity node in front of the output cures it.
+# Why it matters: networks that hand out features (necks, embeddings, taps for distillation) have such outputs. The
+#   other outputs are right, so a check of accuracy passes. An Identity node in front of the output cures it.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -60,7 +60,8 @@ def lowest(aside):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "float.onnx")
     quantize_static("float.onnx", "int8.onnx", Images(), per_channel=True)
     before, after = run("float.onnx"), run("int8.onnx")
-    print("with an Identity aside:" if aside else "as it is:", "lowest number in float32", before.min(), "int8", after.min())
+    what = "with an Identity aside" if aside else "as it is"
+    print(f"{what}: lowest number in float32 {before.min():.3f}, in int8 {after.min():.3f}")
     return before.min(), after.min()
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Expected: a Pad with -inf in front of a MaxPool (the exact way to write a padding that never wins) is left in float32,
-#   or the infinite padding is kept out of the ranges.
-# Happens: the calibration takes -inf for a number that was seen. The scale of that tensor becomes infinite, its integers
-#   and all that follows are meaningless. quantize_static ends normally; there are RuntimeWarnings of numpy at best.
+# Expected: a Pad with -inf in front of a MaxPool (the exact way to write a padding that never wins) is left in
+#   float32, or the infinite padding is kept out of the ranges.
+# Happens: the calibration takes -inf for a number that was seen. The scale of that tensor becomes infinite, its
+#   integers and all that follows are meaningless. quantize_static ends normally; there are RuntimeWarnings of numpy
+#   at best.
 # Seen with: onnxruntime 1.32.0, onnx 1.23.2.
 # Why it matters: MaxPool with "same" or uneven padding is exported as Pad with -inf by several converters. The same
 #   network with the padding inside the MaxPool is quantized without trouble.

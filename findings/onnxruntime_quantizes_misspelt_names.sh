@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Expected: a name in nodes_to_exclude, nodes_to_quantize or op_types_to_quantize that the network does not have is an
-#   error, or at least a warning (NNCF refuses such names).
+# Expected: a name in nodes_to_exclude, nodes_to_quantize or op_types_to_quantize that the network does not have is
+#   an error, or at least a warning (NNCF refuses such names).
 # Happens: nothing is said. A layer that was to stay in float32 becomes int8; with the other two options nothing is
 #   quantized at all, and the float file is written under the new name, marked as made by the quantizer.
 # Seen with: onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: names change when a file is simplified, optimized or exported anew, and a list of sensitive layers is
-#   usually made on another copy. Compare the numbers of QuantizeLinear nodes, not the exit status.
+# Why it matters: names change when a file is simplified, optimized or exported anew, and a list of sensitive layers
+#   is usually made on another copy. Compare the numbers of QuantizeLinear nodes, not the exit status.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Expected: quantize_static(per_channel=True) on a file of opset 11 or 12 raises the opset, falls back to one scale a
 #   tensor, or refuses the file.
-# Happens: it writes DequantizeLinear nodes with an axis, which exists from opset 13 on, and leaves the opset at 11. No
-#   word is said; the file it returns can be loaded neither by the checker nor by onnxruntime.
+# Happens: it writes DequantizeLinear nodes with an axis, which exists from opset 13 on, and leaves the opset at 11.
+#   No word is said; the file it returns can be loaded neither by the checker nor by onnxruntime.
 # Seen with: onnxruntime 1.32.0, onnx 1.23.2.
-# Why it matters: files of Paddle, Keras and older torch exporters have opset 11 or 12, and one scale a channel is what
-#   keeps depthwise layers usable in int8. Convert to opset 13 first, and compare the numbers (the converter has traps).
+# Why it matters: files of Paddle, Keras and older torch exporters have opset 11 or 12, and one scale a channel is
+#   what keeps depthwise layers usable in int8. Convert to opset 13 first, and compare the numbers (the converter has
+#   traps).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

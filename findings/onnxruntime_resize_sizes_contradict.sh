@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Expected: the size that onnxruntime states for the result of a Resize is the size that comes out.
-# Happens: with some scales the stated size is one less. The scale is a float32: 0.7 is a little below 0.7, so inference
-#   finds floor(10 * 0.69999999) = 6, the kernel rounds the product first and makes 7. Behind a Flatten this leaves no
-#   way out: a Gemm for 6 x 6 is loaded and cannot run, one for 7 x 7 runs and cannot be loaded.
-# Seen with: onnxruntime 1.32.0, onnx 1.23.2 (its shape inference says 6 as well). 10, 20, 30 or 40 pixels by 0.7, 0.9,
-#   1.3 or 1.4 do it.
-# Why it matters: shapes stated in a file are what tools compute with (counts of multiply-accumulates, where to cut, what
-#   fits), and here they are wrong for a plain network. Give sizes instead of scales.
+# Happens: with some scales the stated size is one less. The scale is a float32: 0.7 is a little below 0.7, so
+#   inference finds floor(10 * 0.69999999) = 6, the kernel rounds the product first and makes 7. Behind a Flatten
+#   this leaves no way out: a Gemm for 6 x 6 is loaded and cannot run, one for 7 x 7 runs and cannot be loaded.
+# Seen with: onnxruntime 1.32.0, onnx 1.23.2 (its shape inference says 6 as well). 10, 20, 30 or 40 pixels by 0.7,
+#   0.9, 1.3 or 1.4 do it.
+# Why it matters: shapes stated in a file are what tools compute with (counts of multiply-accumulates, where to cut,
+#   what fits), and here they are wrong for a plain network. Give sizes instead of scales.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

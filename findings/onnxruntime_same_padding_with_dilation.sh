@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Expected: a Conv with auto_pad SAME_UPPER (or SAME_LOWER) and dilations runs, or the file is refused when it is loaded.
-# Happens: the checker, full shape inference and onnxruntime's loading are content; the first run is an error, "Dilation
-#   not supported for AutoPadType". OpenVINO and the onnx reference evaluator run the same file.
+# Expected: a Conv with auto_pad SAME_UPPER (or SAME_LOWER) and dilations runs, or the file is refused when it is
+#   loaded.
+# Happens: the checker, full shape inference and onnxruntime's loading are content; the first run is an error,
+#   "Dilation not supported for AutoPadType". OpenVINO and the onnx reference evaluator run the same file.
 # Seen with: onnxruntime 1.32.0, onnx 1.23.2.
 # Why it matters: atrous convolutions with "same" padding are what DeepLab and its kind are made of in Keras, and
-#   converters that keep auto_pad write exactly this. A file can be analysed, pruned and stored, and still never have been
-#   able to run: run the given file once before anything else. Explicit pads are the cure.
+#   converters that keep auto_pad write exactly this. A file can be analysed, pruned and stored, and still never have
+#   been able to run: run the given file once before anything else. Explicit pads are the cure.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

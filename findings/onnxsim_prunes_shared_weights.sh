@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Expected: a pruner that removes channels from a layer looks who else uses the layer's numbers, and gives the other one
-#   its own copy, or leaves both alone.
-# Happens: onnxsim's structured pruning cuts the initializer itself. Two layers whose biases are equal (all zero, say)
-#   are enough: onnxsim's own simplify() merges them into one, apply_structured_pruning_cpp() then shortens it for one
-#   layer, and the other layer can no longer run. Where a weight is shared, the other layer silently gives fewer channels.
+# Expected: a pruner that removes channels from a layer looks who else uses the layer's numbers, and gives the other
+#   one its own copy, or leaves both alone.
+# Happens: onnxsim's structured pruning cuts the initializer itself. Two layers whose biases are equal (all zero,
+#   say) are enough: onnxsim's own simplify() merges them into one, apply_structured_pruning_cpp() then shortens it
+#   for one layer, and the other layer can no longer run. Where a weight is shared, the other layer silently gives
+#   fewer channels.
 # Seen with: onnxsim 0.8.1, onnx 1.23.2, onnxruntime 1.32.0.
-# Why it matters: exporters and simplifiers merge equal constants all the time, so "simplify, then prune" is the order
-#   that goes wrong. The file passes the checker; it has to be run to be believed.
+# Why it matters: exporters and simplifiers merge equal constants all the time, so "simplify, then prune" is the
+#   order that goes wrong. The file passes the checker; it has to be run to be believed.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -36,7 +37,8 @@ def value(name, channels):
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 8, 8])
 
 
-first, second, third = (rng.standard_normal(s).astype(np.float32) for s in ((16, 3, 3, 3), (4, 16, 3, 3), (16, 3, 3, 3)))
+sizes = ((16, 3, 3, 3), (4, 16, 3, 3), (16, 3, 3, 3))
+first, second, third = (rng.standard_normal(s).astype(np.float32) for s in sizes)
 first[weak], second[:, weak] = 0, 0
 zeros = np.zeros(16, np.float32)
 graph = helper.make_graph(

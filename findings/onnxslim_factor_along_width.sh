@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Expected: a product of a convolution with a constant is folded into the weights where the constant is one factor a
-#   channel, shape (C, 1, 1), and left alone otherwise. By the rules of broadcasting a plain vector runs along the last
-#   dimension, which is the width.
+#   channel, shape (C, 1, 1), and left alone otherwise. By the rules of broadcasting a plain vector runs along the
+#   last dimension, which is the width.
 # Happens: onnxslim folds a vector of C numbers as if it were one factor a channel. Nothing complains as long as the
 #   width happens to be C. The result is another function.
 # Seen with: onnxslim 0.1.98, onnx 1.23.2, onnxruntime 1.32.0.
-# Why it matters: windows, position weights and masks along the width are such vectors, and widths and channels are both
-#   powers of two. slim() without its check reports a smaller file; the numbers have to be compared.
+# Why it matters: windows, position weights and masks along the width are such vectors, and widths and channels are
+#   both powers of two. slim() without its check reports a smaller file; the numbers have to be compared.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

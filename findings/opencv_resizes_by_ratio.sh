@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Expected: a Resize by scales computes positions from the scales, as the ONNX text says and as PyTorch and onnxruntime
-#   do: pixel i of the result lies at (i + 0.5) / scale - 0.5.
-# Happens: OpenCV's dnn module computes the size of the result from the scales, and the positions from the ratio of the
-#   two sizes. Where size times scale is no whole number the two differ: 7 pixels by 1.5 become 10, and 10 / 7 is not
-#   1.5. The maps are shifted by up to half a pixel and more towards the end. Nothing is said.
+# Expected: a Resize by scales computes positions from the scales, as the ONNX text says and as PyTorch and
+#   onnxruntime do: pixel i of the result lies at (i + 0.5) / scale - 0.5.
+# Happens: OpenCV's dnn module computes the size of the result from the scales, and the positions from the ratio of
+#   the two sizes. Where size times scale is no whole number the two differ: 7 pixels by 1.5 become 10, and 10 / 7 is
+#   not 1.5. The maps are shifted by up to half a pixel and more towards the end. Nothing is said.
 # Seen with: opencv-python-headless 5.0.0.93, onnx 1.23.2, onnxruntime 1.32.0.
-# Why it matters: OpenCV is a common way to run a small network on a CPU without another dependency. Feature pyramids on
-#   odd sizes and resizing by 1.5, 0.75 or 0.5 are hit; doubling never is, which is why it goes unseen. (A file whose
-#   outputs have no stated shape is refused by this version altogether.)
+# Why it matters: OpenCV is a common way to run a small network on a CPU without another dependency. Feature pyramids
+#   on odd sizes and resizing by 1.5, 0.75 or 0.5 are hit; doubling never is, which is why it goes unseen. (A file
+#   whose outputs have no stated shape is refused by this version altogether.)
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -38,7 +38,8 @@ def error(size, scale, mode):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     x = rng.random((1, 1, size, size)).astype(np.float32)
-    expected = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"x": x})[0]
     net = cv2.dnn.readNetFromONNX(np.frombuffer(model.SerializeToString(), np.uint8))
     net.setInput(x)
     got = net.forward()

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Expected: folding constants leaves operators of chance alone. RandomNormal, RandomUniform and Bernoulli have no input
-#   that changes, but give new numbers in every run.
-# Happens: onnxslim and onnx-graphsurgeon (fold_constants) compute them once and store the numbers. Every run then adds
-#   the same noise, and the file grows by the noise's size.
-# Seen with: onnxslim 0.1.98, onnx-graphsurgeon 0.6.1, onnx 1.23.2, onnxruntime 1.32.0. (onnxsim 0.8.1 and onnxscript 0.7.2
-#   leave RandomNormal alone.)
-# Why it matters: networks that sample (noise in super-resolution and vocoders, dropout kept for uncertainty, the decoder
-#   of a VAE) lose what they are for, and a check with a fixed input finds the frozen file more stable than the original.
+# Expected: folding constants leaves operators of chance alone. RandomNormal, RandomUniform and Bernoulli have no
+#   input that changes, but give new numbers in every run.
+# Happens: onnxslim and onnx-graphsurgeon (fold_constants) compute them once and store the numbers. Every run then
+#   adds the same noise, and the file grows by the noise's size.
+# Seen with: onnxslim 0.1.98, onnx-graphsurgeon 0.6.1, onnx 1.23.2, onnxruntime 1.32.0. (onnxsim 0.8.1 and onnxscript
+#   0.7.2 leave RandomNormal alone.)
+# Why it matters: networks that sample (noise in super-resolution and vocoders, dropout kept for uncertainty, the
+#   decoder of a VAE) lose what they are for, and a check with a fixed input finds the frozen file more stable than
+#   the original.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -23,7 +24,8 @@ import onnxslim
 from importlib.metadata import version
 from onnx import TensorProto, helper
 
-print("onnxslim", version("onnxslim"), "onnx-graphsurgeon", version("onnx-graphsurgeon"), "onnxruntime", ort.__version__)
+print("onnxslim", version("onnxslim"), "onnx-graphsurgeon", version("onnx-graphsurgeon"))
+print("onnxruntime", ort.__version__, "onnx", onnx.__version__)
 shape = [1, 4, 16, 16]
 graph = helper.make_graph(
     [helper.make_node("RandomNormal", [], ["noise"], shape=shape), helper.make_node("Add", ["x", "noise"], ["y"])],

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Expected: an inference runtime refuses a file that was exported in training mode, or takes BatchNormalization and
 #   Dropout in it as those of inference; an optimizer leaves such nodes alone.
-# Happens: onnxruntime runs them as they stand, at every level: BatchNormalization works with the mean and variance of
-#   the batch it is given, so the answer for one image depends on the others; Dropout throws away at random, differently
-#   in every run. onnxscript's optimizer folds a BatchNormalization in training mode into the convolution with the stored
-#   statistics, as if it were one of inference; the file before and after are two functions.
+# Happens: onnxruntime runs them as they stand, at every level: BatchNormalization works with the mean and variance
+#   of the batch it is given, so the answer for one image depends on the others; Dropout throws away at random,
+#   differently in every run. onnxscript's optimizer folds a BatchNormalization in training mode into the convolution
+#   with the stored statistics, as if it were one of inference; the file before and after are two functions.
 # Seen with: onnxruntime 1.32.0, onnxscript 0.7.2 with onnx-ir 1.1.0, onnx 1.23.2.
-# Why it matters: one forgotten eval() before the export makes such a file. It loads, runs and gives plausible numbers,
-#   and "before" and "after" of a compression then differ for a reason that is not the compression.
+# Why it matters: one forgotten eval() before the export makes such a file. It loads, runs and gives plausible
+#   numbers, and "before" and "after" of a compression then differ for a reason that is not the compression.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
