@@ -66,15 +66,15 @@ def _trace_torch(
     import torch
 
     from graphprune.formats.loading import load_model
-    from graphprune.inputs import expected_images
+    from graphprune.inputs import expected_images, require_batch
     from graphprune.passes.fx.analyze import trace
 
     loaded = load_model(model, **loading)
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
-        _refuse_other_sizes(model, [tuple(x.shape) for x in loaded.example_inputs[0]], size, _in_order(loaded, shapes))
-        return trace(loaded)
+        return trace(loaded, _examples(model, loaded, size, _in_order(loaded, shapes)) if size or shapes else None)
     if shapes:
         inputs = _in_order(loaded, shapes)
+        require_batch(loaded, inputs)
         return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in inputs))
     channels, own_size = expected_images(loaded)
     size = size or own_size
@@ -99,21 +99,39 @@ def _in_order(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tup
     return [shapes[name] for name in sorted(shapes, key=names.index)]
 
 
-def _refuse_other_sizes(
-    model: Path,
-    examples: Sequence[tuple[int, ...]],
-    size: tuple[int, int] | None,
-    shapes: Sequence[tuple[int, ...]],
-) -> None:
-    """Refuse sizes that an archive is not looked at for: it knows those of its example inputs alone."""
-    given = [*shapes] or ([(0, 0, *size)] if size else [])
-    for asked, example in zip(given, examples, strict=False):
-        sizes = zip(asked[1:], example[1:], strict=False)
-        if len(asked) != len(example) or any(n not in (0, own) for n, own in sizes):
-            raise UsageError(
-                f"{model} was exported on inputs of {'x'.join(map(str, example))} and is shown for these: leave "
-                "--image-size and --shape out, or export it on others"
-            )
+def _examples(
+    model: Path, program: Any, size: tuple[int, int] | None, shapes: Sequence[tuple[int, ...]]
+) -> tuple[Any, ...]:
+    """Inputs of these sizes, which an archive was exported for or leaves free.
+
+    Raises:
+        UsageError: it was exported for others.
+    """
+    import torch
+
+    from graphprune.passes.fx.arguments import arguments_of
+    from graphprune.passes.fx.capture import module_of
+    from graphprune.passes.fx.sizes import fixed_sizes
+
+    own = arguments_of(program).inputs(*program.example_inputs)
+    asked = [*shapes] or [(0, 0, *(size or ())) for _ in own]
+    found = []
+    for example, shape in zip(own, asked, strict=False):
+        if len(shape) == example.ndim:
+            for at, wanted in enumerate(shape):
+                if wanted:
+                    example = example.index_select(at, torch.arange(wanted) % example.shape[at])
+        else:
+            example = torch.zeros([n or 1 for n in shape])
+        found.append(example)
+    if problem := fixed_sizes(module_of(program).graph, found):
+        hint = f"; the batch comes first, as in 1x{_text(asked[0])}" if len(asked[0]) == own[0].ndim - 1 else ""
+        raise UsageError(f"{model} was exported for other inputs: {problem}{hint}")
+    return tuple(found)
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(str(size or "?") for size in shape)
 
 
 def _trace_onnx(

@@ -97,6 +97,10 @@ def _random_inputs(
 
     specs = _specs(models)
     if specs is None and shapes:
+        from graphprune.inputs import require_batch
+
+        for model in models:
+            require_batch(model, shapes.values())
         specs = tuple(InputSpec(name, np.float32, (None,) * len(shape)) for name, shape in shapes.items())
     if specs is None:
         raise UsageError("neither model says what it takes: give --data, or the shape of its input with --shape")

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from graphprune.data import ImageSource, Preprocess, load_images
 from graphprune.formats.architecture import one_line
-from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError
-from graphprune.passes.fx.capture import capture
+from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError, UsageError
+from graphprune.passes.fx.capture import at_sizes, capture, module_of
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.outputs import layouts, run, turned
+from graphprune.passes.fx.sizes import has_sizes_of
 from graphprune.runtime.torch_mode import evaluation
 from graphprune.verification.model_runner import captured_batch, describe_inputs
 
@@ -29,6 +31,7 @@ __all__ = [
     "image_sizes",
     "read_images",
     "refuse_fixed_batch",
+    "require_batch",
 ]
 
 logger = logging.getLogger("graphprune")
@@ -79,6 +82,22 @@ def expected_images(model: nn.Module | ExportedProgram) -> tuple[int | None, tup
         )
     channels, height, width = image_sizes(specs[0].dims)
     return channels, (height, width) if height is not None and width is not None else None
+
+
+def require_batch(model: nn.Module | ExportedProgram, shapes: Iterable[Sequence[int]]) -> None:
+    """Do nothing where shapes of inputs begin with a batch.
+
+    Raises:
+        UsageError: they do not, as far as the model's first convolution tells.
+    """
+    if not isinstance(model, nn.Module) or describe_inputs(model) is not None:
+        return  # what states its inputs is compared with them
+    layers = (part for part in model.modules() if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+    rank = next((len(layer.kernel_size) for layer in layers), 0) + 1
+    for shape in shapes:
+        if rank > 1 and len(shape) == rank:
+            text = "x".join(map(str, shape))
+            raise UsageError(f"the shape {text} has no batch: it comes first, as in 1x{text}")
 
 
 def image_sizes(dims: Sequence[int | str | None]) -> tuple[int | None, int | None, int | None]:
@@ -164,10 +183,15 @@ def capture_on(
     images = torch.from_numpy(source.batch(np.arange(_EXAMPLES) % len(source)))
     _require_float32(model)
     _require_shape(model, source, example_inputs)
-    if isinstance(model, nn.Module) and not isinstance(model, CapturedModule):
-        _require_taken(model, images, source)
-    carries_own = isinstance(model, ExportedProgram) and model.example_inputs is not None
-    captured = capture(model, example_inputs or (None if carries_own else (images,)))
+    if isinstance(model, ExportedProgram):
+        if not has_sizes_of((module := module_of(model)).graph, (images,)):
+            _require_taken(module, (images,), source)
+        captured = capture(model, (images,))
+    elif isinstance(model, CapturedModule):
+        captured = at_sizes(model, (images,))
+    else:
+        _require_taken(model, _call(images, example_inputs), source)
+        captured = capture(model, example_inputs or (images,))
     _require_any_batch(captured, images)
     return captured
 
@@ -222,11 +246,13 @@ def _require_shape(
         channels, size = expected_images(model)
         dims = (channels, *(size or (None, None)))
     elif example_inputs:
-        if len(example_inputs) != 1 or not isinstance(example_inputs[0], torch.Tensor):
+        tensors = [leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, torch.Tensor)]
+        if len(tensors) != 1 or not any(tensors[0] is argument for argument in example_inputs):
             raise UnsupportedModelError(
-                "only a model with a single input of images can be learned from; one tensor is needed"
+                f"only a model with a single input of images can be learned from: example_inputs hold {len(tensors)} "
+                "tensors and not one"
             )
-        dims = tuple(example_inputs[0].shape[1:])
+        dims = tuple(tensors[0].shape[1:])
     given = source.preprocess.input_shape
     if dims is not None and (len(dims) != 3 or any(d not in (None, n) for d, n in zip(dims, given, strict=True))):
         wanted = "x".join("?" if dim is None else str(dim) for dim in dims)
@@ -236,11 +262,16 @@ def _require_shape(
         )
 
 
-def _require_taken(model: nn.Module, images: torch.Tensor, source: ImageSource) -> None:
+def _call(images: torch.Tensor, example_inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The arguments of a call with these images: with flags and the like where the examples have them."""
+    return tuple(images if isinstance(x, torch.Tensor) else x for x in example_inputs or (images,))
+
+
+def _require_taken(model: nn.Module, inputs: tuple[Any, ...], source: ImageSource) -> None:
     """Run the module on a few images, for an error in the model's own words."""
     try:
         with evaluation(model):
-            run(model, (images,))
+            run(model, inputs)
     except Exception as error:  # the user's own forward: it may raise anything
         shape = "x".join(map(str, source.preprocess.input_shape))
         raise DataError(

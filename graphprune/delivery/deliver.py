@@ -62,7 +62,7 @@ class Delivery:
         dense: the captured model as it came.
         folder: where the files are written.
         own_file: the ONNX file that the model came from, which is then the one that is cut; None for models of torch.
-        shapes: sizes of its inputs, where it leaves them free beyond the batch.
+        shapes: of the images, for files that leave sizes free beyond the batch.
         files: the ONNX files by name: "dense", and those of the members.
         members: the slim models that were made, in the order they were asked for.
         stopwatch: measures latencies, where the budget asks for it.
@@ -87,7 +87,7 @@ class Delivery:
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         held = engine.held_out
-        self.shapes = None if self.own_file is None else {"": (0, *held.preprocess.input_shape)}
+        self.shapes = {"": (0, *held.preprocess.input_shape)}
         self._images = held.batch(slice(0, _CHECKED_IMAGES))
         self._example = (torch.from_numpy(held.batch(np.arange(_EXAMPLES) % len(held))),)
         self._metadata = {

@@ -1,6 +1,7 @@
 """Writing a torch model as an ONNX file that onnxruntime runs well on a CPU.
 
-The file has a symbolic batch dimension called "batch" wherever the model allows it, normalization folded into the
+The file has a symbolic batch dimension called "batch" wherever the model allows it, symbolic "height" and "width" where
+the model is a graph that was captured so, normalization folded into the
 convolution before it, stable names for inputs and outputs, no denormal weights (one that is 1e-39 instead of 0
 makes a convolution 22 times slower), and nothing that takes a residual Add out of onnxruntime's blocked layout
 (`passes/onnx/layout.py`). What each of these brings is measured in benchmarks/latency/export.py. Before the file gets
@@ -18,17 +19,20 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as ir_passes
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.formats.files import refuse_overwrite
 from graphprune.formats.onnx_files import written
 from graphprune.passes.errors import CaptureError, UnsupportedModelError, VerificationError
-from graphprune.passes.fx.capture import module_of
+from graphprune.passes.fx.arguments import arguments_of
+from graphprune.passes.fx.capture import capture, module_of
+from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.device import CPU, device_of
 from graphprune.passes.fx.plain import copy_on_cpu
 from graphprune.passes.fx.quiet import kept_quiet
+from graphprune.passes.fx.sizes import free_sizes, inputs_of_other_sizes
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass, ShiftPass
 from graphprune.runtime.onnx_session import one_line
@@ -45,6 +49,7 @@ OPSET = 20
 # Deep networks in float32 differ by 1e-6 or so between torch and onnxruntime.
 EXPORT_RTOL = 1e-4
 BATCHES = (1, 2, 5)
+_IMAGE_RANK = 4  # batch, channels, height, width
 
 
 def export_onnx(
@@ -60,7 +65,8 @@ def export_onnx(
 
     Args:
         model: A module, a captured module, or an exported program, on any device. Its training mode is left as it was.
-        example_inputs: The arguments of one call, as a tuple; any batch size.
+        example_inputs: The arguments of one call, as a tuple; any batch size. Flags and the like, which are no tensors,
+            get their values for good.
         path: Where the file goes. Nothing is written when the export or its check fails.
         force: Replace an existing file.
         opset: ONNX opset version; by default one that every supported onnxruntime reads.
@@ -74,17 +80,29 @@ def export_onnx(
     """
     final = Path(path)
     refuse_overwrite(final, force)
-    module: nn.Module = module_of(model) if isinstance(model, ExportedProgram) else model
+    module, inputs = _with_tensors_alone(model, tuple(example_inputs))
     if device_of(module) != CPU:
         module = copy_on_cpu(module)
     with evaluation(module), torch.no_grad():
-        cases = _cases(module, _tensors(example_inputs))
+        cases = _cases(module, _tensors(inputs))
         program, cases = _export(module, cases, opset or OPSET)
         onnx_model = _tidy(program, metadata or {})
         with written(onnx_model, final) as temporary:
             _check(module, temporary, cases, str(final))
     logger.debug("wrote %s", final)
     return final
+
+
+def _with_tensors_alone(model: nn.Module | ExportedProgram, inputs: tuple[Any, ...]) -> tuple[nn.Module, Any]:
+    """A module and its inputs without flags and other arguments that are no tensors: a graph has their values in it."""
+    if isinstance(model, ExportedProgram):
+        return module_of(model), arguments_of(model).inputs(inputs)
+    if isinstance(model, CapturedModule):
+        return model, model.inputs_of(inputs)
+    if all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(inputs)):
+        return model, inputs
+    captured = capture(model, inputs, share=True)
+    return captured, captured.inputs_of(inputs)
 
 
 def _tensors(example_inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
@@ -95,9 +113,10 @@ def _tensors(example_inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
 
 
 def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
-    """Return inputs of several batch sizes that the model runs on; only the example itself if it takes no other.
+    """Return inputs of several sizes that the model runs on; only the example itself if it takes no other.
 
-    The batch is dimension 0 of the first input; every input with as many entries there is taken to carry it.
+    The batch is dimension 0 of the first input; every input with as many entries there is taken to carry it. Other
+    sizes vary where the model is a captured graph that leaves them free; the last case has such ones.
     """
     try:
         with kept_quiet():
@@ -107,10 +126,7 @@ def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[to
     size = inputs[0].shape[0] if inputs and inputs[0].ndim else None
     if size is None:
         return [inputs]
-    others = [
-        tuple(x[torch.arange(batch) % size] if x.ndim and x.shape[0] == size else x for x in inputs)
-        for batch in BATCHES
-    ]
+    others = [_with_batch(inputs, batch) for batch in BATCHES]
     try:
         with kept_quiet():
             for case in others:
@@ -118,36 +134,91 @@ def _cases(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[to
     except Exception as error:  # As above; here it only says that the batch is fixed.
         logger.warning("the model takes a batch of %d alone (%s); so will the ONNX file", size, _reason(error))
         return [inputs]
-    return [inputs, *others]
+    return [inputs, *others, *_other_sizes(module, _with_batch(inputs, 2))]
+
+
+def _with_batch(inputs: tuple[torch.Tensor, ...], batch: int) -> tuple[torch.Tensor, ...]:
+    size = inputs[0].shape[0]
+    return tuple(x[torch.arange(batch) % size] if x.ndim and x.shape[0] == size else x for x in inputs)
+
+
+def _other_sizes(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Inputs of another height and width, and so on, that the model takes; none where it does not leave them free."""
+    problem = ""
+    for case in inputs_of_other_sizes(module.graph, inputs) if isinstance(module, fx.GraphModule) else ():
+        try:
+            with kept_quiet():
+                module(*case)
+            return [case]
+        except Exception as error:  # As above.
+            problem = problem or _reason(error)
+    if problem:
+        logger.warning("the model was captured for any height and width, but takes no others here: %s", problem)
+    return []
 
 
 def _export(
     module: nn.Module, cases: list[tuple[torch.Tensor, ...]], opset: int
 ) -> tuple[torch.onnx.ONNXProgram, list[tuple[torch.Tensor, ...]]]:
-    """Export with a dynamic batch if there are several cases and the capture allows it; return what holds for it."""
+    """Export with as many free sizes as the cases have and the capture allows; return what holds for it."""
     example, *others = cases
     problem = ""
-    if others:
-        # A batch of 1 would be taken for a constant, hence the second of the others.
-        dims = tuple({0: Dim("batch")} if a.shape != b.shape else None for a, b in zip(*others[:2], strict=True))
+    for found in _attempts(others):
         try:
-            with kept_quiet():
-                return _to_onnx(
-                    torch.export.export(module, others[1], dynamic_shapes=dims, strict=False), opset
-                ), others
+            with kept_quiet():  # A batch of 1 would be taken for a constant, hence the second of the others.
+                free = _free(module, found, batch_alone=len(found) == len(BATCHES))
+                done = _to_onnx(_free_program(module, others[1], free), opset)
         except Exception as error:  # The capture runs the model's code, and fails in many types.
-            problem = _reason(error)
-            logger.debug("the export with a free batch failed: %s", problem)
+            problem = problem or _reason(error)
+            logger.debug("the export with free sizes failed: %s", _reason(error))
+            continue
+        if len(found) < len(others):
+            logger.warning("the ONNX file takes one height and width, others are not possible: %s", problem)
+        return done, found
     try:
         with kept_quiet():
-            exported = _to_onnx(torch.export.export(module, example, strict=False), opset)
+            done = _to_onnx(torch.export.export(module, example, strict=False), opset)
     except UnsupportedModelError:
         raise
     except Exception as error:
         raise CaptureError(f"torch.export cannot capture the model: {_reason(error)}") from error
     if problem:
         logger.warning("the ONNX file has a fixed batch, a free one is not possible: %s", problem)
-    return exported, [example]
+    return done, [example]
+
+
+def _free_program(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], free: tuple[dict[int, Any] | None, ...]
+) -> ExportedProgram:
+    """The program of a module in which these sizes are free.
+
+    Raises:
+        CaptureError: the module's code fixes one of them, which torch.export takes without a word.
+    """
+    program = torch.export.export(module, inputs, dynamic_shapes=free, strict=False)
+    found = free_sizes(program.graph)[-len(inputs) :]
+    if any(not {*(wanted or ())} <= {*dims} for wanted, dims in zip(free, found, strict=True)):
+        raise CaptureError("the model's code fixes them")
+    return program
+
+
+def _attempts(others: list[tuple[torch.Tensor, ...]]) -> list[list[tuple[torch.Tensor, ...]]]:
+    """The cases that one file is to hold for: all of them; those of one height and width; none but the example."""
+    batches = others[: len(BATCHES)]
+    return [found for found in ((others, batches) if len(others) > len(batches) else (batches,)) if found]
+
+
+def _free(
+    module: nn.Module, cases: Sequence[tuple[torch.Tensor, ...]], *, batch_alone: bool
+) -> tuple[dict[int, Any] | None, ...]:
+    """The sizes that are to be free, as torch.export wants them: a batch, where cases differ in it, is one for all."""
+    batch, free = Dim("batch"), []
+    graph = module.graph if isinstance(module, fx.GraphModule) and not batch_alone else None
+    others = [()] * len(cases[0]) if graph is None else free_sizes(graph)
+    for first, second, dims in zip(*cases[:2], others, strict=True):
+        found = {at: Dim.AUTO for at in dims if at}
+        free.append({0: batch, **found} if first.shape != second.shape else found or None)
+    return tuple(free)
 
 
 def _to_onnx(program: ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
@@ -189,7 +260,7 @@ def _tidy(exported: torch.onnx.ONNXProgram, metadata: Mapping[str, str]) -> ir.M
     ):
         tidy(model)
     _name_inputs_and_outputs(model, exported.exported_program)
-    _name_batch(model)
+    _name_sizes(model)
     model.producer_name, model.producer_version = "graphprune", __version__
     model.metadata_props.update(metadata)
     _report_normalization(model)
@@ -235,18 +306,32 @@ def _output_names(count: int, program: ExportedProgram | None) -> list[str]:
     return names if len(set(names)) == count else [f"output_{at}" for at in range(count)]
 
 
-def _name_batch(model: ir.Model) -> None:
-    """Call the symbol of the free batch "batch", also inside expressions of it."""
-    first = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
-    if not isinstance(first, ir.SymbolicDim) or not first.value:
+def _name_sizes(model: ir.Model) -> None:
+    """Name the symbols of free sizes: "batch", and of images "height" and "width"; also inside expressions of them."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for position, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value and str(size.value).isidentifier():
+                name = "batch" if position == 0 else _name_of_size(position, len(value.shape or ()), str(value.name))
+                is_new = name not in names.values()
+                names.setdefault(str(size.value), name if is_new else f"{value.name}_{name}")
+    if not names:
         return
-    symbol = re.compile(rf"(?<!\w){re.escape(str(first.value))}(?!\w)")
+    symbol = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)")
     for value in _values(model):
         if value.shape is not None:  # may be frozen, or that of several values
             value.shape = ir.Shape(
-                symbol.sub("batch", str(dim.value)) if isinstance(dim, ir.SymbolicDim) and dim.value else dim
+                symbol.sub(lambda found: names[found[1]], str(dim.value))
+                if isinstance(dim, ir.SymbolicDim) and dim.value
+                else dim
                 for dim in value.shape
             )
+
+
+def _name_of_size(position: int, rank: int, owner: str) -> str:
+    if rank == _IMAGE_RANK and position > 1:
+        return ("height", "width")[position - 2]
+    return f"{owner}_size_{position}"
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

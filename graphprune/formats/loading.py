@@ -1,7 +1,8 @@
-"""Models from files: torch.export archives, state dicts, and, with permission, pickled modules.
+"""Models from files: ONNX, torch.export archives, state dicts, and, with permission, pickled modules.
 
 | file                             | holds                         | needs                              |
 |----------------------------------|-------------------------------|------------------------------------|
+| .onnx                            | ONNX model                    | nothing                            |
 | .pt2                             | torch.export archive          | nothing                            |
 | .safetensors                     | state dict                    | an architecture                    |
 | .pt, .pth, .ckpt, .bin, .tar     | state dict, checkpoint        | an architecture                    |

@@ -20,6 +20,7 @@ from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.program import export
 from graphprune.passes.fx.quiet import kept_quiet
+from graphprune.passes.fx.sizes import free_sizes
 from graphprune.runtime.torch_mode import evaluation
 
 __all__ = ["load", "save"]
@@ -83,6 +84,8 @@ def load(path: str | os.PathLike[str]) -> CapturedModule:
 def _export(model: CapturedModule) -> ExportedProgram:
     with evaluation(model):
         program, problem = export(model, model.example_inputs)
-    if problem:
-        logger.warning("the saved model has a fixed batch, a free one is not possible: %s", problem)
+    kept = sum(map(len, free_sizes(program.graph)))
+    if problem or kept < sum(map(len, free_sizes(model.graph))):
+        what = "one height and width, others are" if kept else "one batch size, others are"
+        logger.warning("the saved model takes %s not possible: %s", what, problem or "its code fixes them")
     return program

@@ -8,7 +8,6 @@ remembered, and written down where a run has to get to the same result when it i
 import hashlib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from graphprune.latency.model import LatencyModel
 from graphprune.latency.target import LatencyTarget
 from graphprune.latency.timing import Reference
 from graphprune.passes.errors import BudgetError, ModelLoadError, UsageError
+from graphprune.runtime.onnx_inputs import input_specs
+from graphprune.runtime.onnx_session import open_session
 from graphprune.widths import set_widths
 
 if TYPE_CHECKING:
@@ -238,17 +239,21 @@ def stopwatch(
     """
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         path = Path(folder) / "dense.onnx"
-        _write(graph, path)
-        yield Stopwatch(graph, path, target, shapes=shapes, seed=seed)
+        own = _write(graph, path)
+        yield Stopwatch(graph, path, target, shapes=shapes or own, seed=seed)
 
 
-def _write(graph: "ChannelGraph", path: str | os.PathLike[str]) -> None:
+def _write(graph: "ChannelGraph", path: Path) -> dict[str, tuple[int, ...]]:
+    """Write the file of a graph, and return the sizes that it was traced at, by input; the batch is left open."""
     front = graph.front_end
     if hasattr(front, "module"):
         from graphprune.formats.export import export_onnx
 
-        export_onnx(front.module, front.module.example_inputs, path)
-        return
+        examples = front.module.example_inputs
+        export_onnx(front.module, examples, path)
+        specs = input_specs(open_session(path, optimize=False), path.name)
+        return {spec.name: (0, *x.shape[1:]) for spec, x in zip(specs, examples, strict=True) if x.ndim}
     from graphprune.formats.onnx_files import write
 
-    write(front.model, Path(path))
+    write(front.model, path)
+    return {}

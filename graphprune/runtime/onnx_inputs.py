@@ -154,7 +154,10 @@ def _full_shape(spec: InputSpec, asked: Sequence[int] | None, batch: int, name: 
             not isinstance(dim, int) or dim == size for dim, size in zip(spec.dims, full, strict=True)
         )
         if not fits and spec.dims:
-            raise UsageError(f"{name}: input '{spec.name}' is {_dims(spec.dims)}, the shape given is {_dims(asked)}")
+            hint = f"; the batch comes first, as in 1x{_dims(asked)}" if len(asked) == len(spec.dims) - 1 else ""
+            raise UsageError(
+                f"{name}: input '{spec.name}' is {_dims(spec.dims)}, the shape given is {_dims(asked)}{hint}"
+            )
         return full
     shape = tuple(batch if at == 0 and not isinstance(dim, int) else dim for at, dim in enumerate(spec.dims))
     free = [dim for dim in shape if not isinstance(dim, int)]

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from graphprune.passes.errors import CaptureError, UnsupportedModelError
+from graphprune.passes.fx.arguments import Arguments, arguments_of, without_constants
 from graphprune.passes.fx.captured import CapturedModule, set_training
 from graphprune.passes.fx.decompose import decompose
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
@@ -17,6 +18,7 @@ from graphprune.passes.fx.outputs import is_single, joined, layouts, repeats, tu
 from graphprune.passes.fx.plain import is_plain, plain_copy
 from graphprune.passes.fx.program import export
 from graphprune.passes.fx.quiet import kept_quiet
+from graphprune.passes.fx.sizes import fixed_sizes, free_sizes, has_sizes_of
 
 logger = logging.getLogger("graphprune")
 
@@ -38,6 +40,8 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sy
 def module_of(program: ExportedProgram, *, own: bool = False) -> fx.GraphModule:
     """The program as a module in inference mode, whatever mode it was exported in; it shares the program's weights.
 
+    Arguments that are no tensors are none any more (see `arguments`).
+
     Args:
         program: what torch.export made of a model.
         own: it was made here, of a model in inference mode.
@@ -45,6 +49,7 @@ def module_of(program: ExportedProgram, *, own: bool = False) -> fx.GraphModule:
     with kept_quiet():
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    without_constants(program, module)
     if set_training(module, False):
         whose = "the model's code has operators of training in inference mode, too" if own else ""
         logger.info("%s; it is used in inference mode", whose or "the program was exported in training mode")
@@ -62,6 +67,7 @@ def capture(
     Args:
         model: a module, an exported program, or something captured already (returned as it is).
         example_inputs: a tuple of positional inputs; may be left out for an exported program that carries its own.
+            Flags and other arguments that are no tensors become part of the graph, with the values they have here.
         share: keep the model's own parameters instead of copies, for a graph that is looked at and not trained. Those
             of a model that is not on the CPU are copied in any case.
 
@@ -75,41 +81,68 @@ def capture(
     if isinstance(model, CapturedModule):
         return model
     if isinstance(model, ExportedProgram):
-        program = model
-        if example_inputs is None:
-            carried = model.example_inputs
-            example_inputs = tuple(carried[0]) if carried else None
-            if carried and carried[1]:
-                raise CaptureError(
-                    f"the exported program takes {', '.join(carried[1])} by name: export it again with inputs by "
-                    "position, torch.export.export(model, (images,))"
-                )
-        if example_inputs is None:
-            raise CaptureError("the exported program carries no example inputs: pass example_inputs")
-    else:
-        if example_inputs is None:
-            raise CaptureError("example_inputs are needed to capture a module: pass a tuple of inputs")
-        if not isinstance(example_inputs, tuple):
-            raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
-        return _captured(model, inputs_on(device_of(model), example_inputs), share)
-    return _graph_of(program, example_inputs, model, share)
+        return _of_program(model, example_inputs, share)
+    if example_inputs is None:
+        raise CaptureError("example_inputs are needed to capture a module: pass a tuple of inputs")
+    if not isinstance(example_inputs, tuple):
+        raise CaptureError(f"example_inputs must be a tuple of inputs, got {type(example_inputs).__name__}")
+    return _captured(model, inputs_on(device_of(model), example_inputs), share)
+
+
+def at_sizes(module: CapturedModule, inputs: tuple[Any, ...]) -> CapturedModule:
+    """A captured module as it would have been captured on inputs of these sizes, which it leaves free.
+
+    What a graph knows of its sizes, and so the cost of its layers, is that of the inputs that it was traced on. The
+    module itself is returned where it was traced on such ones.
+
+    Raises:
+        CaptureError: it does not take such inputs.
+    """
+    if problem := fixed_sizes(module.graph, inputs):
+        raise CaptureError(f"the captured graph does not take these inputs: {problem}")
+    if has_sizes_of(module.graph, inputs):
+        return module
+    still = {
+        str(node.args[3].target)
+        for node in module.graph.nodes
+        if node.target is aten.batch_norm.default and node.args[6] == 0 and isinstance(node.args[3], fx.Node)
+    }
+    traced, problem = export(module, inputs_on(device_of(module), inputs))
+    found = _graph_of(traced, inputs, True, module.meta.get("arguments", arguments_of(traced)), still)
+    if free_sizes(found.graph) != free_sizes(module.graph):
+        logger.warning("sizes that were free are fixed for these inputs: %s", problem or "the model's code fixes them")
+    return found
+
+
+def _of_program(program: ExportedProgram, example_inputs: tuple[Any, ...] | None, share: bool) -> CapturedModule:
+    """The graph of a program, at the sizes of the inputs given where it leaves them free."""
+    arguments, carried = arguments_of(program), program.example_inputs
+    if example_inputs is None and carried is None:
+        raise CaptureError("the exported program carries no example inputs: pass example_inputs")
+    inputs = arguments.inputs(*carried) if example_inputs is None else arguments.inputs(example_inputs)
+    captured = _graph_of(program, inputs, share, arguments)
+    return captured if example_inputs is None else at_sizes(captured, inputs_on(CPU, inputs))
 
 
 def _captured(model: nn.Module, example_inputs: tuple[Any, ...], share: bool) -> CapturedModule:
     """The graph of a module, for any batch size if that can be."""
     plain, problem, captured = model if is_plain(model) else plain_copy(model), "", None
+    still = _still_statistics(model)
     if is_single(example_inputs):
         both = joined([example_inputs, turned(example_inputs)])  # in a graph, a batch of 1 would be a constant
         try:
-            captured = _graph_of(export(plain, both)[0], both, model, share)
-            _require_samples_apart(captured, example_inputs)
+            program = export(plain, both)[0]
+            arguments = arguments_of(program)
+            captured = _graph_of(program, arguments.inputs(both), share, arguments, still)
+            _require_samples_apart(captured, arguments.inputs(example_inputs))
         except CaptureError as error:
             captured, problem = None, str(error)
     if captured is None:
         program, reason = export(plain, example_inputs)
-        captured, problem = _graph_of(program, example_inputs, model, share), problem or reason
+        arguments, problem = arguments_of(program), problem or reason
+        captured = _graph_of(program, arguments.inputs(example_inputs), share, arguments, still)
     batch = next((x.shape[0] for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 1), None)
-    if batch is not None and not _has_variable_sizes(captured):
+    if batch is not None and not any(free_sizes(captured.graph)):
         logger.warning("the batch size of the model is fixed at %s%s", batch, f": {problem}" if problem else "")
     return captured
 
@@ -128,27 +161,26 @@ def _require_samples_apart(captured: CapturedModule, sample: tuple[Any, ...]) ->
 
 
 def _graph_of(
-    program: ExportedProgram, example_inputs: tuple[Any, ...], model: nn.Module | ExportedProgram, share: bool
+    program: ExportedProgram,
+    inputs: tuple[Any, ...],
+    share: bool,
+    arguments: Arguments,
+    still: Collection[str] | None = None,
 ) -> CapturedModule:
-    unlifted = module_of(program, own=program is not model)
+    """The graph of a program, which is a user's own, or was made of a module with these statistics that stay still."""
+    unlifted = module_of(program, own=still is not None)
     captured = CapturedModule(unlifted, unlifted.graph)
     is_here = device_of(captured) == CPU
     if not share or not is_here:  # moving a module moves its parameters in place
         _own_parameters(captured)
     if not is_here:
         to_device(captured, CPU)
-    captured.meta["example_inputs"] = inputs_on(CPU, example_inputs)
+    captured.meta["example_inputs"] = inputs_on(CPU, inputs)
+    captured.meta["arguments"] = arguments
     captured.meta["literals"] = frozenset(program.graph_signature.lifted_tensor_constants)
     _clean(captured)
-    _keep_statistics_alive(captured, () if isinstance(model, ExportedProgram) else _still_statistics(model))
+    _keep_statistics_alive(captured, still or ())
     return captured.eval()
-
-
-def _has_variable_sizes(module: CapturedModule) -> bool:
-    """Is any size of an input still a symbol? One that the model's code forbids to vary is a number by now."""
-    values = (node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
-    sizes = (size for value in values for size in getattr(value, "shape", ()))
-    return any(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
 
 
 def _own_parameters(module: fx.GraphModule) -> None:

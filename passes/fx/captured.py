@@ -43,6 +43,11 @@ class CapturedModule(fx.GraphModule):
         """Inputs that the model takes, batch size 2 or more where the batch may vary."""
         return self.meta["example_inputs"]
 
+    def inputs_of(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What this module takes of the arguments of one call of the model: those that are tensors."""
+        taken: tuple[Any, ...] = self.meta["arguments"].inputs(arguments) if "arguments" in self.meta else arguments
+        return taken
+
     def train(self, mode: bool = True) -> "CapturedModule":
         """Switch batch norm, dropout and the like to training or to inference."""
         set_training(self, mode)

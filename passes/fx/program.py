@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.quiet import kept_quiet
+from graphprune.passes.fx.sizes import free_sizes
 
 #: What torch raises where a Python branch or a size hangs on the numbers in a tensor; their names are not public.
 _DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
@@ -16,7 +17,8 @@ _DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException"
 def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[ExportedProgram, str]:
     """An ATen program of a module in inference mode, in which the batch may vary unless the module forbids it.
 
-    And where torch refuses a batch that varies, its reason; else "".
+    So may other sizes, where the module is a captured graph that leaves them free. And where torch refuses one of them,
+    its reason; else "".
 
     Args:
         model: without hooks and the like; see `plain_copy`.
@@ -29,19 +31,26 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[ExportedP
     model.eval()
     try:
         problem = ""
-        shapes = tuple({0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.dim() > 1 else None for x in example_inputs)
-        try:
-            program = _quiet_export(model, example_inputs, shapes)
-        except Exception as dynamic_error:  # torch.export raises in many types
-            problem = _first_line(dynamic_error)
+        for shapes in _attempts(model, example_inputs):
             try:
-                program = _quiet_export(model, example_inputs, None)
-            except Exception as error:
-                raise CaptureError(_explain(error, model)) from error
-        return program, problem
+                return _quiet_export(model, example_inputs, shapes), problem
+            except Exception as error:  # torch.export raises in many types
+                if shapes is None:
+                    raise CaptureError(_explain(error, model)) from error
+                problem = problem or _first_line(error)
+        raise AssertionError("the last attempt leaves no size free")
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _attempts(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Any]:
+    """The sizes that may vary, as torch.export wants them: as many as can be, the batch alone, none."""
+    batch = [{0} if isinstance(x, torch.Tensor) and x.dim() > 1 else set() for x in example_inputs]
+    free = free_sizes(model.graph) if isinstance(model, fx.GraphModule) else []
+    every = [own | {*more} for own, more in zip(batch, free, strict=False)]
+    found = [every, batch] if len(every) == len(batch) and every != batch else [batch]
+    return [*(tuple(dict.fromkeys(dims, Dim.AUTO) or None for dims in shapes) for shapes in found), None]
 
 
 def _quiet_export(model: nn.Module, example_inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:

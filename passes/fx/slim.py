@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
@@ -40,12 +41,18 @@ _MAYBE_ROUNDING = 100
 _ROUNDING_64 = 1e-4
 
 
-def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
+def mask(model: nn.Module | ExportedProgram, plan: PruningPlan) -> nn.Module:
     """A copy of `model` with the planned channels set to zero: same shapes, same outputs as the slim model.
+
+    Args:
+        model: a module, a captured one, or an exported program, of which the copy is a captured module.
+        plan: what to set to zero.
 
     Raises:
         PlanError: the plan was made for other shapes.
     """
+    if isinstance(model, ExportedProgram):
+        return mask(to_device(capture(model), _device_of(model)), plan)
     masked = plain_copy(model)
     tensors = named_tensors(masked)
     plan.check_fits({name: tuple(t.shape) for name, t in tensors.items()})
@@ -60,7 +67,7 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def slim(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     plan: PruningPlan,
     example_inputs: tuple[Any, ...] | None = None,
     *,
@@ -70,7 +77,7 @@ def slim(
     """A new model without the planned channels, checked against the masked one; `model` is not touched.
 
     Args:
-        model: a module or a captured one.
+        model: a module, a captured one, or an exported program.
         plan: what to remove.
         example_inputs: real inputs to check with; without them, random ones of the shapes the plan names.
         graph: the channel graph of the model, if there is one already.
@@ -86,22 +93,29 @@ def slim(
         PlanError: the plan does not fit the model or cuts coupled channels in part.
         VerificationError: masked and slim differ; names the first node that does.
     """
+    device = _device_of(model)
+    if isinstance(model, ExportedProgram):
+        slimmed = slim(capture(model, example_inputs), plan, example_inputs, graph=graph, tolerance=tolerance)
+        assert isinstance(slimmed, CapturedModule)
+        return to_device(slimmed, device)
     inputs = inputs_on(CPU, example_inputs if example_inputs is not None else _random_inputs(model, plan))
-    device = device_of(model)
     if device != CPU:
         slimmed = slim(copy_on_cpu(model), plan, inputs, graph=graph, tolerance=tolerance)
         return to_device(slimmed, device) if isinstance(slimmed, CapturedModule) else slimmed.to(device)
     if graph is None:
         graph = analyze(capture(model, inputs, share=True), whole_heads=plan.options.get("whole_heads", False))
     removed = graph.removed_by(plan)
+    #: What captured graphs take of these inputs.
+    taken = graph.front_end.module.inputs_of(inputs)
+    inputs = taken if isinstance(model, CapturedModule) else inputs
     modes = _modes(model)
     masked = mask(model, plan).eval()
     inexact = bool((removed & ~graph.exact).any())
-    cut_inexactly = _cut_inexactly(masked, graph, plan, removed, inputs) if inexact else None
+    cut_inexactly = _cut_inexactly(run(masked, inputs), masked, graph, plan, removed, taken) if inexact else None
     if cut_inexactly is not None:
-        reference = _Reference(run(cut_inexactly, inputs), lambda: copy.deepcopy(cut_inexactly))
+        reference = _Reference(run(cut_inexactly, taken), taken, lambda: copy.deepcopy(cut_inexactly))
     else:
-        reference = _Reference(run(masked, inputs), lambda: mask(model, plan).eval())
+        reference = _Reference(run(masked, inputs), inputs, lambda: mask(model, plan).eval())
     if graph.fates(removed):
         logger.info("the slim model is returned as a captured graph, because whole branches go")
     elif not isinstance(model, CapturedModule):
@@ -117,9 +131,9 @@ def slim(
     del masked
     captured = cut_graph(graph, plan, removed, tensors).eval()
     try:
-        _check(reference, captured, inputs, tolerance, "the slim model")
+        _check(reference, captured, taken, tolerance, "the slim model")
     except (RuntimeError, ValueError, IndexError, TypeError, VerificationError) as error:
-        where = first_difference(graph, tensors, captured, removed, inputs, tolerance)
+        where = first_difference(graph, tensors, captured, removed, taken, tolerance)
         if where:
             raise VerificationError(f"slim and masked model do not agree: {where}") from error
         raise
@@ -132,19 +146,26 @@ class _Reference:
 
     Attributes:
         outputs: of the masked model, or where inexact groups go of the slim captured graph.
+        inputs: that it was run on.
         again: makes that model once more, for the few times when it must be run in another precision.
     """
 
     outputs: list[torch.Tensor]
+    inputs: tuple[Any, ...]
     again: Callable[[], nn.Module]
 
 
 def _cut_inexactly(
-    masked: nn.Module, graph: ChannelGraph, plan: PruningPlan, removed: Mask, inputs: tuple[Any, ...]
+    before: list[torch.Tensor],
+    masked: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    removed: Mask,
+    inputs: tuple[Any, ...],
 ) -> CapturedModule:
     """The slim captured graph, of which only the form can be checked: what is removed changes statistics."""
     captured = cut_graph(graph, plan, removed, named_tensors(masked)).eval()
-    before, after = run(masked, inputs), run(captured, inputs)
+    after = run(captured, inputs)
     if [x.shape for x in before] != [x.shape for x in after]:
         raise VerificationError("the outputs of the slim model have other shapes than those of the model")
     group = int(np.flatnonzero(removed & ~graph.exact)[0])
@@ -186,10 +207,19 @@ def _check(reference: _Reference, candidate: nn.Module, inputs: tuple[Any, ...],
         worst = max(map(difference, expected, outputs), default=0.0)
         if not worst <= _MAYBE_ROUNDING * tolerance or any(x.dtype == torch.float64 for x in expected):
             raise
-        precise = tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
-        models = reference.again(), copy.deepcopy(candidate)
-        expected, outputs = (run(model.double(), precise) for model in models)
+        expected = run(reference.again().double(), _doubled(reference.inputs))
+        outputs = run(copy.deepcopy(candidate).double(), _doubled(inputs))
         compare_outputs(expected, outputs, tolerance * _ROUNDING_64, what)
+
+
+def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _device_of(model: nn.Module | ExportedProgram) -> torch.device:
+    if isinstance(model, nn.Module):
+        return device_of(model)
+    return next((tensor.device for tensor in model.state_dict.values()), CPU)
 
 
 def _modes(model: nn.Module) -> dict[str, bool]:

@@ -325,10 +325,11 @@ def test_what_nothing_reads_is_no_part_of_the_graph():
     assert [name for name, _ in captured.named_parameters()] == ["0.weight", "0.bias"]
 
 
-def test_programs_that_take_inputs_by_name_are_refused_with_the_way_out():
-    program = torch.export.export(nn.Linear(3, 2), (), {"input": torch.zeros(2, 3)})
-    with pytest.raises(CaptureError, match=r"takes input by name: .*torch\.export\.export\(model, \(images,\)\)"):
-        capture(program)
+def test_programs_that_take_inputs_by_name_take_them_by_position():
+    net = nn.Linear(3, 2)
+    program = torch.export.export(net, (), {"input": torch.ones(2, 3)})
+    (inputs,) = capture(program).example_inputs
+    assert torch.equal(capture(program)(inputs), net(inputs))
 
 
 def test_inputs_are_a_tuple():
