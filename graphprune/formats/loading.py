@@ -61,16 +61,15 @@ def load_model(
     path = Path(path)
     _require_file(path)
     suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        _refuse_arch(path, arch)
-        from graphprune.formats.imported import load_onnx  # brings onnxruntime, which other files do not need
-
-        return load_onnx(path)
-    if suffix == ".pt2" or (suffix in _PICKLES and is_pt2_package(str(path))):
+    if suffix in (".onnx", ".pt2") or (suffix in _PICKLES and is_pt2_package(str(path))):
         _refuse_arch(path, arch)
         if entry is not None:
             raise UsageError(f'{path} holds one model, and no sets of weights: leave entry="{entry}" out')
-        return load_archive(path, trust=trust_pickle)
+        if suffix != ".onnx":
+            return load_archive(path, trust=trust_pickle)
+        from graphprune.formats.imported import load_onnx
+
+        return load_onnx(path)
     checkpoint = _checkpoint(path, trust=trust_pickle)
     checkpoint = checkpoint if entry is None else checkpoint.part(entry)
     has_weights = _has_weights(checkpoint)
@@ -132,7 +131,7 @@ def _checkpoint(path: Path, *, trust: bool) -> Checkpoint:
         return Checkpoint(path, _read_shards(path))
     if path.suffix.lower() not in (*_PICKLES, ".safetensors"):
         raise ModelLoadError(
-            f"{path} has no known suffix: models are .pt2, .safetensors, .pt, .pth, .ckpt, .bin or .tar files"
+            f"{path} has no known suffix: models are .onnx, .pt2, .safetensors, .pt, .pth, .ckpt, .bin or .tar files"
         )
     return Checkpoint(path, _read(path, trust=trust))
 

@@ -138,7 +138,9 @@ class _Reasons:
         if not is_signed or machine_facts().architecture == "arm64":
             return None
         values = {"input": read.input[0]}
-        values |= {"output": r.output[0] for r in self._index.readers.get(node.output[0], ()) if r.op_type == _ROUNDING}
+        for reader in self._index.readers.get(node.output[0], ()):
+            if reader.op_type == _ROUNDING:
+                values["output"] = reader.output[0]
         for what, value in values.items():
             if (times := self._times_read(value)) > 1:
                 return (
