@@ -69,7 +69,7 @@ def command(
 ) -> None:
     """Make a trained network smaller and faster, from images alone: no labels, no training code.
 
-    MODEL is a .pt2 archive (torch.export.save), or a state dict or checkpoint (.safetensors, .pt, .ckpt) with --arch.
+    MODEL is an .onnx file, a .pt2 archive, or a state dict or checkpoint (.safetensors, .pt, .ckpt) with --arch.
     It learns from its own answers on the images while channels are taken out, until the budget is met. What is written
     is verified. Class folders in the images serve to report accuracy, never to learn. Exit code 5: the budget was not
     reached.
