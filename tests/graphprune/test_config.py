@@ -15,7 +15,7 @@ from graphprune.passes.errors import UsageError
         ({"macs": math.nan}, "--macs must be between 0 and 1, not nan"),
         ({"macs": (0.5, 1.5), "n_students": 2}, "--macs must be between 0 and 1, not 1.5"),
         ({"macs": (0.5, 0.4, 0.3), "n_students": 2}, "--macs gives 3 budgets for 2 students"),
-        ({"epochs": 0}, "--epochs must be above 0, not 0"),
+        ({"epochs": -1}, "--epochs must be at least 0, not -1"),
         ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
         ({"lr": -0.1}, "--lr must be above 0, not -0.1"),
         ({"min_channels": 0}, "min_channels must be at least 1, not 0"),

@@ -66,7 +66,7 @@ def plan_of(model, ratio, **options):
 
 
 @given(width=st.integers(3, 6), biased=st.booleans(), ratio=st.sampled_from([0.2, 0.4]), seed=st.integers(0, 99))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_slim_is_masked_no_layer_is_worse_than_plain_removal_and_the_whole_is_better(width, biased, ratio, seed):
     model = Mixed(width, biased, seed).eval()
     _, plan = plan_of(model, ratio)
@@ -132,10 +132,13 @@ def test_a_dead_channel_goes_without_a_trace():
 
 
 def test_the_same_images_give_the_same_weights():
-    model = Mixed(4, True, 5).eval()
-    _, plan = plan_of(model, 0.3)
-    first, second = (gp.reconstruct(model, plan, pictures()).masked.state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    graph, plan = plan_of(Mixed(4, True, 5).eval(), 0.3)
+    found = []
+    for _ in range(2):
+        seen = Reconstruction(graph, source())
+        seen.look(moments=False)
+        found.append(seen.fit(plan)[0])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_the_onnx_file_computes_what_the_masked_model_does(tmp_path):
@@ -188,15 +191,14 @@ def test_drift_of_a_trunk_is_made_up_for_in_the_branches():
     assert joins["a.weight"] is None
 
 
-@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"params": 0.5}])
-def test_costs_choose_better_channels_than_norms(budget):
+def test_costs_choose_better_channels_than_norms():
     model = Mixed(6, True, 7).eval()
     graph = gp.trace(model, (torch.from_numpy(pictures(4)),))
     inputs = (torch.from_numpy(pictures(64, seed=9)),)
     dense = run(model, inputs)[0]
     error = {}
     for name in ("l2", "reconstruction"):
-        plan = gp.plan(graph, importance=name, images=source(), **budget)
+        plan = gp.plan(graph, importance=name, images=source(), macs=0.6)
         slimmed = gp.reconstruct(model, plan, pictures(260)).model.eval()
         error[name] = float((run(slimmed, inputs)[0] - dense).square().mean())
     assert error["reconstruction"] < error["l2"]
