@@ -29,7 +29,7 @@ _FILES = {
     "search.svg": "the course of the search: reward of every evaluation",
     "metrics.json": "everything measured, with settings and versions",
 }
-_SOMETIMES = ("latency", "search")  # how names of files begin that some runs do not write
+_SOMETIMES = (".json", ".svg", ".pt2")  # how names of files end that some runs do not write
 _INT8 = "-int8.onnx"  # how those end
 
 
@@ -185,7 +185,7 @@ def say_files(folder: Path, family: Sequence[str] = ("slim",), *, int8: bool = F
     files = {
         name: text
         for name, text in files.items()
-        if not (name.startswith(_SOMETIMES) or name.endswith(_INT8)) or (folder / name).exists()
+        if not (name.endswith((*_SOMETIMES, _INT8))) or (folder / name).exists()
     }
     width = max(len(str(folder / name)) for name in files)
     click.echo()

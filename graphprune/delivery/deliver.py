@@ -339,8 +339,8 @@ def check_cost(delivery: Delivery, kept: Mask, module: nn.Module, file: Path) ->
         # That the outputs are equal is proven apart from this.
         logger.log(
             logging.WARNING if kept.all() else logging.INFO,
-            "%s takes %d multiply-accumulates, %d were counted on the graph: of layers that compute the same (a "
-            "classifier after several dropouts) the file has one; budgets are met by the larger number",
+            "%s takes %d multiply-accumulates, %d were counted on the graph: layers that compute the "
+            "same or select channels count once or not at all in a file; budgets are met by the larger number",
             file.name,
             counted.macs,
             expected,

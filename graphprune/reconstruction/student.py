@@ -153,7 +153,7 @@ class Student:
         weight, bias = folded(layer, self._tensors, groups)
         self._folded[layer.name] = (weight, bias)
         source = self._nodes[layer.source]
-        beside = None if layer.join is None else self._nodes.get(layer.join.other)
+        beside = self._beside(layer, env)
         if source not in touched and (beside is None or beside not in touched):
             return Solved(layer, None, "nothing that it reads has changed")
         if not isinstance(env.get(source), Batched):
@@ -168,6 +168,14 @@ class Student:
         write(layer, self._tensors, fit)
         return Solved(layer, fit, "")
 
+    def _beside(self, layer: Layer, env: Mapping[fx.Node, Any]) -> fx.Node | None:
+        """The other operand of the sum that a layer's result goes into, if it is there already.
+
+        Where two layers meet, one of them is fitted first, and only the other can make up for it.
+        """
+        other = None if layer.join is None else self._nodes.get(layer.join.other)
+        return other if other in env else None
+
     def _problem(
         self,
         layer: Layer,
@@ -181,7 +189,7 @@ class Student:
         seen, keep = self._seen[layer.name], self._keep.get(layer.name)
         kernel = self._tensors[layer.weight].shape[2:] if layer.is_conv else ()
         read = env[self._nodes[layer.source]]
-        other = None if layer.join is None else self._nodes.get(layer.join.other)
+        other = self._beside(layer, env)
         x, goal, beside = [], [], []
         for number, value in enumerate(read):
             shape = (len(value), *seen.shape[1:])  # as many samples as it reads, and the positions that it had

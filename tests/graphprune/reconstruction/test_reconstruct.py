@@ -208,3 +208,32 @@ def test_costs_need_images():
     graph = gp.trace(Mixed(4, True, 0).eval(), (torch.from_numpy(pictures(4)),))
     with pytest.raises(UsageError, match="images"):
         gp.plan(graph, macs=0.5, importance="reconstruction")
+
+
+class Meeting(nn.Module):
+    """Two layers that meet in a sum, without a norm between, the shortcut's first or last in the code."""
+
+    def __init__(self, shortcut_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.shortcut_first = shortcut_first
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.inner, self.outer = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 20, 3, padding=1)
+        self.shortcut, self.head = nn.Conv2d(12, 20, 1), nn.Linear(20, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        early = self.shortcut(x) if self.shortcut_first else None
+        branch = self.outer(F.relu(self.inner(x)))
+        return self.head(F.relu(branch + (self.shortcut(x) if early is None else early)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("shortcut_first", [False, True])
+def test_where_two_layers_meet_the_later_one_makes_up_for_the_other(shortcut_first):
+    net = Meeting(shortcut_first).eval()
+    plan = gp.plan(gp.trace(net, (torch.zeros(2, 3, 8, 8),)), ratio=0.25)
+    found = gp.reconstruct(net, plan, source())
+    images = torch.from_numpy(pictures(40, seed=3))
+    with torch.no_grad():
+        dense, fitted, plain = net(images), found.model(images), gp.mask(net, plan)(images)
+    assert (fitted - dense).square().mean() < 0.5 * (plain - dense).square().mean()
