@@ -15,10 +15,11 @@ import onnx
 from graphprune.formats.files import refuse_overwrite
 from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.formats.onnx_files import folder_beside, write, written
+from graphprune.formats.runnable import runnable
 from graphprune.formats.sparse_storage import store_sparse_like
 from graphprune.latency.target import LatencyTarget
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import UsageError, VerificationError
+from graphprune.passes.errors import ModelLoadError, UsageError, VerificationError
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.contract import is_overridable
@@ -59,7 +60,8 @@ class SlimReport:
             they alone name has stayed.
         replaceable: weights that are inputs of the graph as well; a caller may replace them, so their channels stay.
         uncounted: nodes of the slim file that compute but are missing from `macs_after`, each with the reason.
-        not_compared: what of the outputs could not be compared, and what was compared in its place.
+        not_compared: what of the file could not be run, or of its outputs not be compared, and what was compared in
+            its place.
     """
 
     removed_groups: int
@@ -148,14 +150,19 @@ def slim_onnx(
         channels = _channels_of(align) if ratio is not None else align
         options = {"importance": importance, "align": channels, "allow_inexact": allow_inexact, "seed": seed}
         plan = _one_shot(source, goals, shapes, options, latency_target or LatencyTarget())
+    name = Path(source).name
     with contextlib.ExitStack() as stack:
-        reference = Path(source)
-        if plan is not None:
-            reference = _masked(source, plan, shapes, stack.enter_context(folder_beside(Path(target))))
-        proof = run_reference(reference, inputs, shapes, Path(source).name)
+        folder = stack.enter_context(folder_beside(Path(target)))
+        reference = Path(source) if plan is None else _masked(source, plan, shapes, folder)
+        not_run: tuple[str, ...] = ()
+        try:
+            proof = run_reference(reference, inputs, shapes, name)
+        except ModelLoadError:
+            part = runnable(reference, name, folder)
+            proof, not_run = run_reference(part.path, inputs, shapes, name), part.notes
         give_back_memory()
         model = load_model(source)
-        tolerance = tolerance_of(model) if tolerance is None else tolerance
+        tolerance = tolerance_of(load_model(proof.path) if not_run else model) if tolerance is None else tolerance
         done = slim_model(model, plan, free_sizes(model, shapes))
         changed = ZeroDenormalsPass()(model).modified or done.changed
         if done.removal.groups:  # a branch that went leaves an addition behind
@@ -166,7 +173,8 @@ def slim_onnx(
             give_back_memory()
             store_sparse_like(source, draft)
             _check(draft, Path(source), Path(target).name)
-            verdict = (proof if changed else proof.shortened()).verdict_on(draft, tolerance)
+            ours = runnable(draft, "the slim file", folder).path if not_run else draft
+            verdict = (proof if changed else proof.shortened()).verdict_on(ours, tolerance)
             before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
     return SlimReport(
         removed_groups=done.removal.groups,
@@ -182,7 +190,7 @@ def slim_onnx(
         missing_tensors=done.removal.missing,
         replaceable=sum(is_overridable(model, value) for value in model.graph.initializers.values()),
         uncounted=after.uncounted,
-        not_compared=verdict.notes,
+        not_compared=(*not_run, *verdict.notes),
     )
 
 

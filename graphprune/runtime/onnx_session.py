@@ -244,8 +244,12 @@ def external_files(model: onnx.ModelProto) -> set[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an exception without line breaks and without onnxruntime's code prefix."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split())) or type(error).__name__
+    """Return the message of an exception without line breaks, and without onnxruntime's code and path before it.
+
+    Who says what went wrong says of which file; the one that onnxruntime was given may be a temporary one.
+    """
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"^Load model from .+? failed:\s*", "", text) or type(error).__name__
 
 
 def _readable(source: str | os.PathLike[str]) -> str:

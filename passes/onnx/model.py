@@ -245,6 +245,11 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     return found
 
 
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node of control flow holds."""
+    return [graph for attribute in node.attributes.values() for graph in _graphs(attribute)]
+
+
 def captured_values(node: ir.Node) -> list[ir.Value]:
     """Values that the bodies of a node name, as inputs of their nodes or as results."""
     graphs = [graph for a in node.attributes.values() for graph in _graphs(a)]
