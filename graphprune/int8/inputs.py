@@ -17,7 +17,7 @@ from graphprune.data import ImageSource, Preprocess, load_images
 from graphprune.data.arrays import is_array_file, load_arrays
 from graphprune.data.samples import Samples, samples_of_arrays
 from graphprune.inputs import DataOptions, Images
-from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
+from graphprune.passes.errors import ArraysNeededError, DataError, UnsupportedModelError, UsageError
 from graphprune.runtime.onnx_inputs import InputSpec, input_specs
 from graphprune.runtime.onnx_session import one_line, open_session
 
@@ -96,7 +96,7 @@ def example_of(source: Path, inputs: Mapping[str, Any]) -> dict[str, NDArray]:
 
 def _only(specs: Sequence[InputSpec]) -> InputSpec:
     if len(specs) != 1:
-        raise DataError(
+        raise ArraysNeededError(
             f"the model has {len(specs)} inputs ({_named(specs)}), and images are for a single one: give arrays for "
             "all of its inputs, by name"
         )
@@ -222,7 +222,7 @@ def _image_input(spec: InputSpec) -> _ImageInput | None:
 def _image(spec: InputSpec) -> _ImageInput:
     found = _image_input(spec)
     if found is None:
-        raise DataError(
+        raise ArraysNeededError(
             f"the model takes {_dims(spec.dims)} numbers in {np.dtype(spec.dtype)}, which are no images of 1 or 3 "
             "channels: give an array for its input"
         )

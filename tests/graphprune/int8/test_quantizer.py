@@ -106,6 +106,18 @@ def test_activations_that_are_no_numbers(source, tmp_path, calibration):
         quantize_onnx(tmp_path / "net.onnx", tmp_path / "int8.onnx", pictures(), options=options)
 
 
+def test_a_weight_that_is_no_number_is_named(source, tmp_path):
+    model = onnx.load(source)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.dims == [16, 16, 3, 3])
+    numbers = numpy_helper.to_array(weight).copy()
+    numbers[3, 2, 1, 0] = np.inf
+    weight.CopyFrom(numpy_helper.from_array(numbers, weight.name))
+    onnx.save(model, tmp_path / "net.onnx")
+    said = rf"the weight '{weight.name}' of '\w+' is not finite, it holds NaN or infinity: take a checkpoint"
+    with pytest.raises(UnsupportedModelError, match=said):
+        preparation.prepare(tmp_path / "net.onnx")
+
+
 def test_kernels_that_saturate_get_7_bits(monkeypatch):
     for found in (True, False):
         monkeypatch.setattr(scheme, "saturates", lambda found=found: found)
