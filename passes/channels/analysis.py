@@ -23,6 +23,7 @@ from graphprune.passes.channels.labels import Labels, LabelSpace, Mask, keep_dim
 from graphprune.passes.channels.operators import Binding as Binding
 from graphprune.passes.channels.operators import Cut as Cut
 from graphprune.passes.channels.operators import Op as Op
+from graphprune.passes.channels.operators import Recount as Recount
 from graphprune.passes.channels.operators import Rule as Rule
 from graphprune.passes.channels.operators import computes_constant, is_random, without_zero_points
 from graphprune.passes.channels.repeats import Repeats

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 
@@ -88,6 +91,37 @@ class Cut:
     def kept(self, name: str, dim: int) -> Mask | None:
         """Which positions of an input stay along `dim`, or None when all do."""
         return self.inputs.get(name, {}).get(dim)
+
+
+@dataclass(frozen=True)
+class Recount:
+    """Indices along a dimension that got shorter: what `resize` gives for an argument that picks positions.
+
+    Attributes:
+        before: the indices, not negative.
+        kept: which positions stay along the dimension that they pick from.
+        picked: dimension of the indices -> which entries stay along it; all others are positions that stay.
+    """
+
+    before: NDArray[np.int64]
+    kept: Mask
+    picked: Mapping[int, Mask] = field(default_factory=dict)
+
+    @property
+    def after(self) -> NDArray[np.int64]:
+        """The entries that stay, counted among the positions that stay."""
+        left = self.before
+        for dim, mask in self.picked.items():
+            left = np.compress(mask, left, axis=dim)
+        found: NDArray[np.int64] = (np.cumsum(self.kept) - 1)[left]
+        return found
+
+    @property
+    def period(self) -> int:
+        """After how many positions it repeats what stays: samples that are laid out one after another do."""
+        size = len(self.kept)
+        steps = [step for step in range(1, size + 1) if size % step == 0]
+        return next(step for step in steps if not np.any(self.kept.reshape(-1, step) != self.kept[:step]))
 
 
 Couple = Callable[["Analysis", Op], "list[Value]"]

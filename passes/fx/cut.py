@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from graphprune.passes.channels.analysis import Cut
+from graphprune.passes.channels.analysis import Cut, Recount
 from graphprune.passes.channels.branches import Fate
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
@@ -204,6 +204,7 @@ def _scaled(node: fx.Node, size: fx.Node, new: int) -> fx.Node:
 
 def _literal(module: CapturedModule, node: fx.Node, name: str, value: Any) -> Any:
     """An argument as the graph can hold it: arrays become buffers."""
+    value = value.after if isinstance(value, Recount) else value
     if not isinstance(value, np.ndarray):
         return value
     buffer = f"_{node.name}_{name}"

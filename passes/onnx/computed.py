@@ -60,13 +60,21 @@ class ComputedNumbers:
         1. They come from sizes that are cut alone: a literal.
         2. They come from others as well, which may be free: nodes that compute them from the sizes before the cut.
         """
-        elsewhere = self._from_sizes(value, self._other_sizes, self._elsewhere)
-        if elsewhere is not None and np.array_equal(elsewhere, self.front.numbers[value]):  # case 1
+        if self.is_fixed(value):  # case 1
             return add_literal(self.front.model, name, ir.tensor(np.asarray(self.expected(value), order="C")))
-        kept = self._from_before(reader, value)  # case 2
-        for dim, mask in self.cuts.get(value, {}).items():
+        return self.kept(reader, value, self.cuts.get(value, {}), name)  # case 2
+
+    def is_fixed(self, value: ir.Value) -> bool:
+        """Are its numbers, but for what a cut changes, the same whatever the free sizes are?"""
+        elsewhere = self._from_sizes(value, self._other_sizes, self._elsewhere)
+        return elsewhere is not None and np.array_equal(elsewhere, self.front.numbers[value])
+
+    def kept(self, reader: ir.Node, value: ir.Value, cuts: Mapping[int, Mask], name: str) -> ir.Value:
+        """Nodes that compute the numbers from the sizes before the cut; of those, what stays by `cuts`."""
+        kept = self._from_before(reader, value)
+        for dim, mask in cuts.items():
             at = add_literal(self.front.model, f"{name}_at_{dim}", ir.tensor(np.flatnonzero(mask)))
-            kept = self._insert(reader, ir.node("Gather", [kept, at], {"axis": dim})).outputs[0]
+            kept = self.insert(reader, ir.node("Gather", [kept, at], {"axis": dim})).outputs[0]
             kept.name = f"{name}_{dim}"
         return kept
 
@@ -126,26 +134,27 @@ class ComputedNumbers:
         if producer.op_type == "Size" and source is not None:
             sizes = self._sizes_before(reader, source, {}).outputs[0]
             sizes.name = f"{producer.outputs[0].name}_sizes_before"
-            return self._insert(reader, ir.node("ReduceProd", [sizes], {"keepdims": 0}))
+            return self.insert(reader, ir.node("ReduceProd", [sizes], {"keepdims": 0}))
         inputs = [None if item is None else self._from_before(reader, item) for item in producer.inputs]
         given = [ir.Attr(a.name, a.type, a.value) for a in producer.attributes.values()]
         outputs = len(producer.outputs)
-        return self._insert(reader, ir.Node(producer.domain, producer.op_type, inputs, given, num_outputs=outputs))
+        return self.insert(reader, ir.Node(producer.domain, producer.op_type, inputs, given, num_outputs=outputs))
 
     def _sizes_before(self, reader: ir.Node, source: ir.Value, options: Mapping[str, Any]) -> ir.Node:
         """The sizes of a tensor with those that are cut as they were; free ones stay free."""
         part = slice(options.get("start"), options.get("end"))
         before = np.asarray(self.front.env[source].shape, dtype=np.int64)[part]
         same = before == np.asarray(self._cut_sizes(source), dtype=np.int64)[part]
-        sizes = self._insert(reader, ir.node("Shape", [source], options)).outputs[0]
+        sizes = self.insert(reader, ir.node("Shape", [source], options)).outputs[0]
         self._count += 1
         sizes.name = f"{source.name}_sizes_{self._count}"
         literals = [
             add_literal(self.front.model, f"{source.name}_sizes_{name}", ir.tensor(array))
             for name, array in (("free", same), ("before", before))
         ]
-        return self._insert(reader, ir.node("Where", [literals[0], sizes, literals[1]]))
+        return self.insert(reader, ir.node("Where", [literals[0], sizes, literals[1]]))
 
-    def _insert(self, reader: ir.Node, node: ir.Node) -> ir.Node:
+    def insert(self, reader: ir.Node, node: ir.Node) -> ir.Node:
+        """The node, put in front of one that reads its result."""
         self.front.model.graph.insert_before(reader, node)
         return node

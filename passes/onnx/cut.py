@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.passes.channels.analysis import Cut
+from graphprune.passes.channels.analysis import Cut, Recount
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
@@ -110,7 +110,7 @@ class _Cutter:
             changes = binding.write(changes, op.inputs)
         for key, new in changes.items():
             if key in binding.inputs and not self._is_attribute(node, key):
-                self._set_input(node, binding.inputs.index(key), new)
+                self._set_input(node, binding.inputs.index(key), new, is_shape=key == "shape")
                 node.attributes.pop("num_outputs", None)  # Split: either a number of parts or their sizes
             else:
                 node.attributes[key] = _attribute(key, new)
@@ -133,8 +133,8 @@ class _Cutter:
         version = self.opsets.get(node.domain) or self.opsets.get("", 1)
         return key in onnx.defs.get_schema(node.op_type, version, node.domain).attributes
 
-    def _set_input(self, node: ir.Node, position: int, new: Any) -> None:
-        """Give an input other numbers. None inside a list keeps the old entry.
+    def _set_input(self, node: ir.Node, position: int, new: Any, is_shape: bool) -> None:
+        """Give an input other numbers. None inside a list keeps the old entry, and so does a size of -1 in a shape.
 
         1. Numbers that the graph computes are left alone where they follow the cut by themselves.
         2. Of those that do not, only the wrong ones are replaced: others may depend on free sizes.
@@ -142,10 +142,15 @@ class _Cutter:
         """
         old = node.inputs[position] if position < len(node.inputs) else None
         before = self.front.numbers.get(old) if old is not None else None
-        if isinstance(new, list) and any(item is None for item in new):
-            assert before is not None
+        if isinstance(new, Recount):
+            if old is not None and not self.computed.is_fixed(old):
+                self._recount(node, position, old, new)
+                return
+            new = new.after
+        if before is not None and isinstance(new, list) and (is_shape or None in new):
             rows = before.ravel().tolist()
-            new = [was if item is None or was == -1 else item for was, item in zip(rows, new, strict=True)]
+            free = [item is None or (is_shape and was == -1) for was, item in zip(rows, new, strict=True)]
+            new = [was if stays else item for was, item, stays in zip(rows, new, free, strict=True)]
             if new == rows:
                 return
         data = np.asarray(new, dtype=np.int64 if before is None else before.dtype)
@@ -159,6 +164,33 @@ class _Cutter:
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
         node.replace_input_with(position, value)
+
+    def _recount(self, node: ir.Node, position: int, old: ir.Value, new: Recount) -> None:
+        """Count indices that depend on free sizes among what stays.
+
+        What stays repeats itself from sample to sample, so index i becomes (i // period) * left + place[i % period].
+        """
+        after = self.computed.after(old)
+        if after is not None and np.array_equal(after, new.after):
+            return
+        name, kind = f"{node.outputs[0].name}_{position}", self.front.numbers[old].dtype
+        value = self.computed.kept(node, old, new.picked, f"{name}_kept")
+        left = new.kept[: new.period]
+
+        def literal(array: NDArray[Any], what: str) -> ir.Value:
+            return add_literal(self.front.model, f"{name}_{what}", ir.tensor(np.asarray(array, dtype=kind)))
+
+        def insert(kind: str, operands: list[ir.Value], what: str) -> ir.Value:
+            made = self.computed.insert(node, ir.node(kind, operands, name=f"{name}_{what}_node")).outputs[0]
+            made.name = f"{name}_{what}"
+            return made
+
+        period = literal(np.asarray(new.period), "period")
+        rest = insert("Mod", [value, period], "rest")
+        whole = insert("Div", [insert("Sub", [value, rest], "start"), period], "sample")
+        start = insert("Mul", [whole, literal(np.asarray(left.sum()), "left")], "sample_start")
+        place = insert("Gather", [literal(np.cumsum(left) - 1, "places"), rest], "place")
+        node.replace_input_with(position, insert("Add", [start, place], "slim"))
 
     def _patched(self, node: ir.Node, old: ir.Value, right: NDArray[Any], fixed: ir.Value) -> ir.Value:
         """`old` where it is right, else `fixed`."""

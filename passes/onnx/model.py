@@ -36,7 +36,7 @@ WEIGHT_TYPES = frozenset(
     kind
     for kind in ir.DataType
     if kind.is_floating_point()
-    or kind in (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.BOOL)
+    or kind.name in ("INT16", "UINT16", "INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "BOOL")
 )
 
 #: Inputs that hold a bias in the precision of the sums: 32 bits.

@@ -5,6 +5,7 @@ that is shifted, windowed or picked by computed indices are frozen.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 
 from graphprune.passes.channels import movement
 from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
-from graphprune.passes.channels.coupling import all_zero, broadcast
-from graphprune.passes.channels.value import Facet, Value
+from graphprune.passes.channels.coupling import all_zero, broadcast, never_zero
+from graphprune.passes.channels.rules.select import recounted
+from graphprune.passes.channels.value import Facet, Move, Value
 
 
 def freeze_along(analysis: Analysis, op: Op, value: Value, dims: Sequence[int], reason: str) -> tuple[Facet, ...]:
@@ -83,9 +85,8 @@ def resize_index(op: Op, cut: Cut) -> dict[str, Any]:
     kept = cut.kept("input", indexed[0]) if len(indexed) == 1 else None
     if kept is None:
         return {}
-    chosen = indices[indexed[0]].data.astype(np.int64) % len(kept)
-    position = np.cumsum(kept) - 1
-    return {"indices": [position[chosen[kept[chosen]]] if item is not None else None for item in indices]}
+    found = recounted(indices[indexed[0]].data, kept, cut.outputs[0], indexed[0])
+    return {"indices": [found if item is not None else None for item in indices]}
 
 
 def window(analysis: Analysis, op: Op) -> list[Value]:
@@ -122,11 +123,40 @@ def picked_along(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(shape, result.facets) for shape in op.out_shapes]
 
 
-def picked_anywhere(analysis: Analysis, op: Op) -> list[Value]:
-    """Positions are picked along several dimensions at once: all that take part is frozen."""
-    for value in op.values():
-        analysis.freeze_value(value, op, "every position is picked by itself")
-    return [Value(shape) for shape in op.out_shapes]
+def gather_slices(analysis: Analysis, op: Op) -> list[Value]:
+    """`x[b, i, j, ...]` with a list of positions (i, j) in the last dimension of the indices; b are `batch_dims`.
+
+    Channels along the dimensions that are not picked from pass to the end of the result; the others are frozen.
+    """
+    x, index = op.value("input"), op.value("index")
+    first = op.attrs.get("batch_dims", 0) + index.shape[-1]
+    analysis.freeze_value(index, op, "is used as an index")
+    free = freeze_along(analysis, op, x, range(first), "every position is picked by itself")
+    return [Value(op.shape, tuple(f.map(_behind(first, index.rank - 1)) for f in free), x.constant)]
+
+
+def scatter_slices(analysis: Analysis, op: Op) -> list[Value]:
+    """A copy of `x` in which `x[i, j, ...]` is replaced by, or joined with, slices of a source."""
+    x, index, source = op.value("input"), op.value("index"), op.value("source")
+    picked, lead = index.shape[-1], index.rank - 1
+    analysis.freeze_value(index, op, "is used as an index")
+    given = []
+    for value, first in ((x, picked), (source, lead)):
+        free = freeze_along(analysis, op, value, range(first), "every position is picked by itself")
+        shape = (*(1,) * picked, *value.shape[first:])
+        given.append(Value(shape, tuple(f.map(_behind(first, picked)) for f in free), value.constant))
+    zero = all_zero if op.attrs.get("reduction", b"none") in _KEEPS_ZERO else never_zero
+    met = broadcast(analysis, replace(op, out_shapes=(given[0].shape,)), given, zero)
+    return [Value(op.shape, met.facets)]
+
+
+#: How ScatterND joins what was there with what is put there, such that zeros stay zero.
+_KEEPS_ZERO = (b"none", "none", b"add", "add", b"max", "max", b"min", "min")
+
+
+def _behind(first: int, lead: int) -> Move:
+    """Dimensions from `first` on, behind `lead` others, of an array that is of size 1 along those before `first`."""
+    return lambda array: array.reshape((*(1,) * lead, *array.shape[first:]))
 
 
 def _alike(op: Op, values: Sequence[Value]) -> list[Value]:
@@ -282,9 +312,6 @@ RULES = (
     Rule("columns to image", image, aten={"col2im": Binding()}),
     Rule("complex from pairs", pairs, aten={"view_as_complex": Binding()}),
     Rule("pairs from complex", pairs, aten={"view_as_real": Binding()}),
-    Rule(
-        "picking single positions",
-        picked_anywhere,
-        onnx=dict.fromkeys(("GatherND", "ScatterND"), Binding(inputs=("input", "index", "source"))),
-    ),
+    Rule("picking slices", gather_slices, onnx={"GatherND": Binding(inputs=("input", "index"))}, moves=True),
+    Rule("replacing slices", scatter_slices, onnx={"ScatterND": Binding(inputs=("input", "index", "source"))}),
 )

@@ -77,17 +77,42 @@ def _freeze_positions(analysis: Analysis, op: Op, x: Value, first: int) -> None:
 
 
 def instance_norm(analysis: Analysis, op: Op) -> list[Value]:
-    """Statistics of each channel of each sample by itself: positions are mixed, channels are not."""
+    """Statistics of each channel of each sample by itself: positions are mixed, channels are not.
+
+    Where channels lie along positions too, what the operator calls a channel is a group of them, as in a group norm:
+
+    1. As many groups as channels in one, or more: whole groups go, with their scales and shifts.
+    2. Else the same positions of every group go, which changes its statistics: inexact.
+    """
     x = op.value("input")
     names = ("weight", "bias", "running_mean", "running_var")
-    axis = analysis.axis(x, 1)
-    _freeze_positions(analysis, op, x, 0)
+    mixed, facets = [], []
+    for facet in x.facets:
+        grouped = any(dim > 1 for dim in facet.dims)
+        (mixed if grouped and not _keep_whole_groups(analysis, facet) else facets).append(facet)
+    for facet in mixed:  # case 2
+        analysis.unite(facet.labels, facet.labels[:, :1])
+        analysis.inexact(facet.labels, op, "statistics over channels")
+    passing = [analysis.compress(facet).with_zero(False) for facet in mixed]
+    rest = x.with_facets(tuple(facets))
+    axis = analysis.axis(rest, 1)
+    _freeze_positions(analysis, op, rest, 0)
     if axis is None:
         _pin_parameters(analysis, op, names)
-        return [Value(op.shape)]
+        return [Value(op.shape, tuple(passing))]
     weight, bias, _, _ = _scaled(analysis, op, axis, names)
     zero = _zero(bias, op.optional("bias") is None) & (_zero(weight, False) | axis.zero)
-    return [Value(op.shape, (Axis(axis.labels, np.broadcast_to(zero, axis.labels.shape)).facet(x.rank, 1),))]
+    channels = Axis(axis.labels, np.broadcast_to(zero, axis.labels.shape)).facet(x.rank, 1)
+    return [Value(op.shape, (channels, *passing))]
+
+
+def _keep_whole_groups(analysis: Analysis, facet: Facet) -> bool:
+    """Unite the channels of each group where there are as many groups as channels in one, or more; was it so?"""
+    rows = analysis.space.find(np.moveaxis(facet.labels, 1, 0).reshape(facet.labels.shape[1], -1))
+    if not 1 < len(rows) >= len(np.unique(rows[0])):
+        return False
+    analysis.unite(rows, rows[:, :1])
+    return True
 
 
 def layer_norm(analysis: Analysis, op: Op) -> list[Value]:

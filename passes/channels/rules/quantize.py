@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
+from graphprune.passes.channels.operators import Like
 from graphprune.passes.channels.rules.conv import convolution, read_group, resize_groups, write_group
 from graphprune.passes.channels.rules.linear import matmul
 from graphprune.passes.channels.value import Facet, Value
@@ -152,6 +153,14 @@ def quantized_matmul(analysis: Analysis, op: Op) -> list[Value]:
 
 
 _QDQ = Binding(inputs=("input", "scale", "zero_point"))
+
+
+def _in_both_domains(kind: str, numbers: int) -> dict[str, Binding]:
+    """The standard operator, and onnxruntime's own, which has 4 and 16 bits in every opset."""
+    like = Like("Identity", numbers=(numbers,))
+    return {kind: _QDQ, f"com.microsoft.{kind}": replace(_QDQ, like=like)}
+
+
 CONV_INPUTS = (
     *("input", "input_scale", "input_zero_point"),
     *("weight", "weight_scale", "weight_zero_point"),
@@ -165,8 +174,8 @@ _MATMUL_INPUTS = (
 _CONV: dict[str, Any] = {"fixed": {"transposed": False}, "read": read_group, "write": write_group}
 
 RULES = (
-    Rule("quantization", quantize_linear, onnx={"QuantizeLinear": _QDQ}, quantized=True),
-    Rule("dequantization", dequantize_linear, onnx={"DequantizeLinear": _QDQ}, quantized=True),
+    Rule("quantization", quantize_linear, onnx=_in_both_domains("QuantizeLinear", numbers=2), quantized=True),
+    Rule("dequantization", dequantize_linear, onnx=_in_both_domains("DequantizeLinear", numbers=1), quantized=True),
     Rule(
         "quantization to a computed range",
         dynamic_quantize,

@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphprune.passes.channels import movement
-from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Rule
+from graphprune.passes.channels.analysis import Analysis, Binding, Cut, Op, Recount, Rule
 from graphprune.passes.channels.coupling import broadcast, concatenate, first_zero
+from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 
 Range = tuple[int, int, int]
@@ -144,21 +146,41 @@ def take(analysis: Analysis, op: Op) -> list[Value]:
     if indices.ndim == 0:
         return select(analysis, replace(op, attrs={"dim": dim, "index": int(indices)}))
     if indices.ndim > 1:
-        for facet in x.along(dim):
-            analysis.freeze_value(x.with_facets((facet,)), op, "is picked by indices of several dimensions")
+        x = _without_tables(analysis, op, x, dim, indices)
     _drop_all(analysis, x, dim)
     return [x.moved(op.shape, movement.take(dim, indices))]
+
+
+def _without_tables(analysis: Analysis, op: Op, x: Value, dim: int, indices: NDArray[np.int64]) -> Value:
+    """`x` without the channels along `dim` that indices of several dimensions would lay out along more than one.
+
+    Along one they may: a tensor that was laid out flat is read back as the map that it was.
+    """
+    free = []
+    for facet in x.facets:
+        laid = movement.take(dim, indices)(facet.labels) if dim in facet.dims else None
+        along = [] if laid is None else [d for d in analysis.space.varies(laid) if dim <= d < dim + indices.ndim]
+        if len(along) > 1 or (along and x.constant):
+            analysis.freeze_value(x.with_facets((facet,)), op, "is picked by indices of several dimensions")
+        else:
+            free.append(facet)
+    return replace(x, facets=tuple(free))
 
 
 def resize_take(op: Op, cut: Cut) -> dict[str, Any]:
     """Indices are counted among the channels that stay; those of removed channels disappear."""
     x, index = op.value("input"), op.value("index")
-    kept = cut.kept("input", op.attrs["dim"] % x.rank)
+    dim = op.attrs["dim"] % x.rank
+    kept = cut.kept("input", dim)
     if kept is None or index.data is None:
         return {}
-    indices = index.data.astype(np.int64) % len(kept)
-    position = np.cumsum(kept) - 1
-    return {"index": position[indices] if indices.ndim == 0 else position[indices[kept[indices]]]}
+    return {"index": recounted(index.data, kept, cut.outputs[0], dim)}
+
+
+def recounted(indices: NDArray[Any], kept: Mask, result: Mapping[int, Mask], dim: int) -> Recount:
+    """Indices that pick from `dim`; `result`: which positions of what they gave stay, by dimension."""
+    picked = {d - dim: mask for d, mask in result.items() if dim <= d < dim + indices.ndim}
+    return Recount(indices.astype(np.int64) % len(kept), kept, picked)
 
 
 def gated_halves(analysis: Analysis, op: Op) -> list[Value]:

@@ -39,7 +39,7 @@ def test_one_known_index_picks_channels(sketch, groups_of):
     assert groups_of(graph)[0] == "c.weight/0[0] head.weight/1[1,2]"
     found = sketch.resized(graph, 1, [1])["indices"]
     assert found[0] is None
-    assert found[1].tolist() == [2, 0, 0]
+    assert found[1].after.tolist() == [2, 0, 0]
 
 
 def test_a_known_index_of_positions_lets_channels_pass(sketch):
@@ -133,3 +133,38 @@ def test_positions_of_extrema_are_not_zero(sketch):
     largest, where = sketch.call("max.dim", (1, 4, 4), (1, 4, 4), input=stem(sketch), dim=3)
     assert largest.facets[0].zero.all()
     assert not where.facets[0].zero.any()
+
+
+def permuted(sketch, x, *dims):
+    return sketch.call("permute", tuple(x.shape[d] for d in dims), input=x, dims=dims)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_slices_at_positions_carry_channels(sketch, groups_of, computed):
+    """A map laid out as (H, W, N, C), read at a table of positions, as exporters write resampling."""
+    table = Value((3, 3, 2), constant=not computed, data=None if computed else np.zeros((3, 3, 2), np.int64))
+    y = sketch.onnx("GatherND", (3, 3, 1, 4), input=permuted(sketch, stem(sketch), 2, 3, 0, 1), index=table)
+    graph = head(sketch, permuted(sketch, y, 2, 3, 0, 1))
+    assert groups_of(graph) == [f"c.weight/0[{i}] head.weight/1[{i}]" for i in range(4)]
+
+
+@pytest.mark.parametrize(("dims", "batch"), [((1, 0, 2, 3), 0), ((0, 1, 2, 3), 2)])
+def test_slices_of_picked_channels_are_frozen(sketch, dims, batch):
+    """Channels that the positions name, and channels for each of which other positions are picked."""
+    x = permuted(sketch, stem(sketch), *dims)
+    table = sketch.input(*x.shape[:batch], 5, 1)
+    y = sketch.onnx("GatherND", (*x.shape[:batch], 5, *x.shape[batch + 1 :]), input=x, index=table, batch_dims=batch)
+    graph = sketch.graph(sketch.linear(sketch.call("mean", (5, 4), input=y, dim=[-1, -2]), "head", 2))
+    assert graph.n_groups == 0
+    assert any("every position is picked by itself: GatherND" in f.reason for f in graph.frozen)
+
+
+@pytest.mark.parametrize(("reduction", "exact"), [("none", True), ("add", True), ("mul", False)])
+def test_slices_that_are_replaced_meet_what_replaces_them(sketch, groups_of, reduction, exact):
+    x = permuted(sketch, stem(sketch), 2, 3, 0, 1)
+    y = permuted(sketch, sketch.conv(sketch.input(1, 3, 2, 3), "d", 4, bias=False), 2, 3, 0, 1)
+    where = Value((2, 3, 2), constant=True, data=np.zeros((2, 3, 2), np.int64))
+    z = sketch.onnx("ScatterND", x.shape, input=x, index=where, source=y, reduction=reduction.encode())
+    graph = sketch.graph(sketch.call("sum", (4, 4, 1), input=z, dim=[3]))
+    assert groups_of(graph) == [f"c.weight/0[{i}] d.weight/0[{i}]" for i in range(4)]
+    assert graph.exact.all() == exact

@@ -161,3 +161,18 @@ def test_normalizing_what_cannot_be_cut_pins_the_parameters(sketch):
     graph = sketch.graph(y)
     assert graph.n_groups == 0
     assert graph.frozen == []
+
+
+@pytest.mark.parametrize(("groups", "sets", "exact"), [(1, 12, False), (2, 6, False), (6, 6, True), (12, 12, True)])
+def test_an_instance_norm_over_groups_is_a_group_norm(sketch, groups, sets, exact):
+    """(N, C, H, W) read as (N, G, rest), normalized, and read back: as exporters write a group norm."""
+    x = sketch.conv(sketch.input(2, 3, 4, 4), "c", 12)
+    given = {n: sketch.parameter(n, groups) for n in ("weight", "bias")}
+    laid = (2, groups, 12 // groups * 16)
+    y = sketch.call("view", laid, input=x, shape=laid)
+    y = sketch.onnx("InstanceNormalization", laid, input=y, **given)
+    y = sketch.call("view", x.shape, input=y, shape=x.shape)
+    graph = sketch.graph(sketch.conv(y, "head", 2, bias=False))
+    assert graph.n_groups == sets
+    assert graph.exact.all() == exact
+    assert {name for name, _ in graph.axes if name in given} == (set(given) if exact else set())

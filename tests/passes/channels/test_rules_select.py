@@ -170,8 +170,8 @@ def test_known_indices_move_channels(sketch, groups_of):
         "c.weight/0[2] head.weight/1[0]",
         "c.weight/0[3]",
     ]
-    assert sketch.resized(graph, 1, [1])["index"].tolist() == [1, 0, 0]
-    assert sketch.resized(graph, 1, [0])["index"].tolist() == [1]
+    assert sketch.resized(graph, 1, [1])["index"].after.tolist() == [1, 0, 0]
+    assert sketch.resized(graph, 1, [0])["index"].after.tolist() == [1]
 
 
 def test_computed_indices_freeze_channels(sketch):
@@ -299,3 +299,24 @@ def test_onnx_split_and_pad_write_their_own_words(sketch):
     assert sketch.resized(graph, 1, [0]) == {"split": [1, 2]}
     pad_group = next(g.index for g in graph.groups if len(g.members) == 1)
     assert sketch.resized(graph, 2, [pad_group]) == {"pads": [0] * 8}
+
+
+def test_a_table_of_indices_reads_back_what_was_laid_out_flat(sketch, groups_of):
+    """Two samples of three channels, laid out flat and picked as (2, 3, 1): the table follows the cut."""
+    flat = sketch.call("flatten", (6,), input=sketch.linear(sketch.input(2, 5), "c", 3), start_dim=0)
+    table = Value((2, 3, 1), constant=True, data=np.arange(6).reshape(2, 3, 1))
+    x = sketch.onnx("Gather", (2, 3, 1), input=flat, index=table, axis=0)
+    graph = sketch.graph(sketch.linear(sketch.call("flatten", (2, 3), input=x, start_dim=1), "head", 2))
+    assert groups_of(graph) == [f"c.weight/0[{i}] c.bias/0[{i}] head.weight/1[{i}]" for i in range(3)]
+    found = sketch.resized(graph, 2, [1])["index"]
+    assert found.after.tolist() == [[[0], [1]], [[2], [3]]]
+    assert found.period == 3
+
+
+@pytest.mark.parametrize("table", [[[0, 1], [2, 3]], [[0, 1], [1, 0]]])
+def test_a_table_that_lays_channels_along_two_dimensions_freezes_them(sketch, table):
+    picked = Value((2, 2), constant=True, data=np.array(table))
+    x = sketch.onnx("Gather", (1, 2, 2, 4, 4), input=stem(sketch, 4), index=picked, axis=1)
+    graph = sketch.graph(sketch.linear(x, "head", 2))
+    assert graph.n_groups == 0
+    assert "is picked by indices of several dimensions: Gather at line 1" in [f.reason for f in graph.frozen]
