@@ -281,9 +281,9 @@ class Analysis:
         for one, other in combinations(facets, 2):
             if not set(one.dims) & set(other.dims):
                 continue
-            free = [self._free_classes(facet.labels.reshape(-1, 1)) for facet in (one, other)]
+            free = [self.free_classes(facet.labels.reshape(-1, 1)) for facet in (one, other)]
             rows = np.stack([array.ravel() for array in np.broadcast_arrays(one.labels, other.labels)], axis=1)
-            if self._free_classes(rows) >= max(*free, 1):
+            if self.free_classes(rows) >= max(*free, 1):
                 continue
             less = other if free[0] > free[1] else one
             if min(free):  # case 2
@@ -341,14 +341,14 @@ class Analysis:
         roots = keep_dims(roots, dims)
         best, most = dims[0], -1
         for dim in sorted(dims, key=lambda dim: -labels.shape[dim]):
-            count = self._free_classes(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
+            count = self.free_classes(np.moveaxis(roots, dim, 0).reshape(roots.shape[dim], -1))
             if count > most:
                 best, most = dim, count
         rows = np.moveaxis(roots, best, 0).reshape(roots.shape[best], -1)
         self.space.unite(rows, rows[:, :1])
         return self.space.varies(labels)
 
-    def _free_classes(self, rows: Labels) -> int:
+    def free_classes(self, rows: Labels) -> int:
         """How many removable classes are left when every row of `rows` is united."""
         trial = LabelSpace()
         names, index = np.unique(rows, return_inverse=True)

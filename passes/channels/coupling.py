@@ -89,13 +89,15 @@ def broadcast(analysis: Analysis, op: Op, values: Sequence[Value], combine: Comb
 
     1. Facets that differ along common dimensions are united position by position.
     2. Where an operand has a real size along such a dimension but nothing that could be cut there,
-       the channels of the others are frozen.
+       the channels of the others are frozen; if they differ along more dimensions, they are united along it instead.
     3. Facets along different dimensions (a gate over space and one over channels) stay apart.
     4. An operand that has no channels there, and is known to be zero, is zero at every position.
     """
     shape = op.shape
     rank = len(shape)
     aligned = [[analysis.compress(facet) for facet in align(value, rank)] for value in values]
+    if any(len(facet.dims) > 1 for own in aligned for facet in own):
+        aligned = _kept_apart(analysis, op, aligned, values)
     facets = []
     for meeting in _meetings(aligned):
         labels = meeting.facets[0][1].labels
@@ -114,6 +116,50 @@ def broadcast(analysis: Analysis, op: Op, values: Sequence[Value], combine: Comb
                 _freeze(analysis, labels, meeting, values, op, "meets a tensor that cannot be cut")
         facets.append(Facet(labels, spread(combine(zeros), labels.shape)))
     return Value(shape, tuple(facets), constant=all(value.constant for value in values))
+
+
+def _kept_apart(
+    analysis: Analysis, op: Op, aligned: Sequence[list[Facet]], values: Sequence[Value]
+) -> list[list[Facet]]:
+    """Operands whose channels, if they differ along several dimensions, do so no more where another has none.
+
+    Example: k numbers for each of C channels, times k literals. The C channels stay apart, with k numbers each.
+
+    1. The other has a real size along some of these dimensions, and nothing there that could be cut.
+    2. What could be cut there is a parameter: it stays whole where that leaves more channels free to go.
+    """
+    rank = len(op.shape)
+    found = [list(own) for own in aligned]
+    for index, own in enumerate(aligned):
+        for facet in own:
+            for other, value in enumerate(values):
+                sizes = (1,) * (rank - value.rank) + value.shape
+                along = [dim for dim in facet.dims if sizes[dim] > 1]
+                if other == index or not along or len(along) == len(facet.dims):
+                    continue
+                theirs = [f for f in found[other] if set(f.dims) & set(along)]
+                if theirs and not (value.constant and _frees_more(analysis, facet, theirs, along)):
+                    continue
+                for each in theirs:  # case 2
+                    analysis.freeze(each, op, "is the same for all channels")
+                found[other] = [f for f in found[other] if not any(f is each for each in theirs)]
+                analysis.unite(facet.labels, facet.labels[tuple(_first(d in along) for d in range(rank))])
+    return [[analysis.compress(facet) for facet in own] for own in found]
+
+
+def _first(only: bool) -> slice:
+    return slice(0, 1) if only else slice(None)
+
+
+def _frees_more(analysis: Analysis, facet: Facet, theirs: Sequence[Facet], along: Sequence[int]) -> bool:
+    """Does uniting a facet `along` some of its dimensions leave more free channels than meeting others there does?"""
+    met = np.broadcast_arrays(facet.labels, *(other.labels for other in theirs))
+    last = range(-len(along), 0)
+    own, *others = (np.moveaxis(labels, along, last) for labels in met)
+    apart = int(np.prod(own.shape[own.ndim - len(along) :]))
+    united = own.reshape(-1, apart)
+    meeting = np.concatenate([rows.reshape(-1, apart) for rows in (own, *others)]).T
+    return analysis.free_classes(united) > analysis.free_classes(meeting)
 
 
 def _is_zero(value: Value) -> bool:

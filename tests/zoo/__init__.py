@@ -5,7 +5,7 @@ have a shift, scales differ from one), because zeros and ones hide mistakes. A n
 its module is imported.
 """
 
-from zoo import backbones, interfaces, joins, mixers, norms, parameters, tokens  # noqa: F401 - they register theirs
+from zoo import backbones, dynamic, interfaces, joins, mixers, norms, parameters, tokens  # noqa: F401 - they register theirs
 from zoo.backbones import Plain
 from zoo.base import ZOO, Net, analyzed, build, captured_of, first_of, random_removal, randomize, traced
 

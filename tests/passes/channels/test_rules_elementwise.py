@@ -209,3 +209,29 @@ def test_onnx_extrema_with_a_number_keep_zero_in_any_order(sketch, kind, limit, 
     a = one_conv(sketch)
     operands = [scalar(limit), a] if first else [a, scalar(limit)]
     assert summed(sketch, sketch.onnx(kind, a.shape, input=operands)).exact.all()
+
+
+def lines(sketch, channels: int = 5, each: int = 2):
+    """Some numbers for each channel, (1, channels, each), from one linear layer."""
+    x = sketch.linear(sketch.input(1, 3), "fc", channels * each)
+    return sketch.call("view", (1, channels, each), input=x, shape=[1, channels, each])
+
+
+@pytest.mark.parametrize("kind", ["parameter", "literal", "input"])
+def test_numbers_that_all_channels_have_in_common_leave_them_apart(sketch, groups_of, kind):
+    """(1, C, k) times (k,): the k numbers of a channel go together, and what is k numbers stays."""
+    factor = {"parameter": lambda: sketch.parameter("k", 2), "literal": lambda: Value((2,), constant=True)}
+    x = lines(sketch)
+    y = sketch.call("mul", x.shape, input=x, other=factor.get(kind, lambda: sketch.input(2))())
+    graph = sketch.graph(sketch.linear(sketch.call("amax", (1, 5), input=y, dim=[2]), "head", 2))
+    pairs = [f"{2 * i},{2 * i + 1}" for i in range(5)]
+    assert groups_of(graph) == [f"fc.weight/0[{p}] fc.bias/0[{p}] head.weight/1[{i}]" for i, p in enumerate(pairs)]
+
+
+def test_a_parameter_goes_with_what_leaves_more_channels_free(sketch, groups_of):
+    """(1, heads, d) times (d,), as the scale of a normalized head: d of them are more than the heads."""
+    x = lines(sketch, channels=2, each=4)
+    y = sketch.call("mul", x.shape, input=x, other=sketch.parameter("scale", 4))
+    graph = sketch.graph(sketch.linear(sketch.call("amax", (1, 4), input=y, dim=[1]), "head", 2))
+    assert groups_of(graph)[0] == "fc.weight/0[0,4] fc.bias/0[0,4] scale/0[0] head.weight/1[0]"
+    assert graph.n_groups == 4

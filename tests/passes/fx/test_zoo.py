@@ -110,6 +110,7 @@ GROUPS = {
     "CrossAttention": "patch:12 memory:10 attention.q_proj_weight:4 attention.v_proj_weight:4",
     "Cells": "patch:12 rnn.weight_ih:4 gru.weight_ih:7 lstm.weight_ih:6",
     "Composites": "patch:12 last:6 body:6",
+    "DynamicRelu": "stem.0:6 body.0:8 squeeze:5",
 }
 
 #: Networks whose own Python fixes sizes, so that only the captured graph can be cut.
@@ -148,6 +149,7 @@ FIXED_SIZES = {
     "CrossAttention",
     "Cells",
     "Composites",
+    "DynamicRelu",
 }
 
 
