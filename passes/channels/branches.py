@@ -140,7 +140,7 @@ class Flow:
 
     def _fate(self, number: int, emptied: frozenset[int], flat: set[int]) -> Fate | None:
         step, moving = self.steps[number], self._moving[number]
-        if any(self._is_empty(key, emptied) for key in self._results[number]):
+        if step.rule is not None and any(self._is_empty(key, emptied) for key in self._results[number]):
             return Fate.GONE
         if any(self._is_empty(self.key(value), emptied) for value in moving):
             return Fate.HEAD if step.rule is not None and step.rule.sums is not None and len(moving) == 1 else None

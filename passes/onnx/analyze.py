@@ -20,6 +20,7 @@ from graphprune.passes.channels.operators import is_random
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import UnsupportedModelError
+from graphprune.passes.onnx.bodies import is_known_body, name_apart, walk_bodies
 from graphprune.passes.onnx.contract import is_overridable
 from graphprune.passes.onnx.layout import SELECTS
 from graphprune.passes.onnx.macs import Sized, UncountedError, macs_of
@@ -102,6 +103,7 @@ def trace_onnx(
             f"has operators of an optimized file ({', '.join(blocked)}), whose weights lie in blocks of one kind of "
             "processor: slim the original"
         )
+    name_apart(model)
     return _Walk(model, dead, whole_heads, dict(sizes or {})).graph()
 
 
@@ -140,8 +142,7 @@ class _Walk:
             self._constant(value, value.const_value)
             if is_overridable(self.model, value):
                 self._pin(value)
-        for node in graph:
-            self._visit(node)
+        self._visit_all(graph)
         for value in graph.outputs:
             for facet in self.env[value].facets if value in self.env else ():
                 self.analysis.freeze(facet, "the output of the model", "is an output")
@@ -216,9 +217,21 @@ class _Walk:
 
     # -- nodes ---------------------------------------------------------------------------------------
 
+    def enter(self, graph: ir.Graph) -> None:
+        """Walk a body: its literals, then its nodes."""
+        for value in graph.initializers.values():
+            self._constant(value, value.const_value)
+        self._visit_all(graph)
+
+    def _visit_all(self, graph: ir.Graph) -> None:
+        for node in graph:
+            self._visit(node)
+
     def _visit(self, node: ir.Node) -> None:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             self._constant_node(node)
+            return
+        if is_known_body(node, self.opsets) and walk_bodies(self, node):
             return
         op_name = operator_name(node)
         found = ONNX.get(op_name)

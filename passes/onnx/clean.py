@@ -161,23 +161,41 @@ def _fold(model: ir.Model, node: ir.Node, growth: float) -> bool:
 
 
 class EliminateDeadCodePass(GraphPass):
-    """Remove nodes that no output needs, and literals that no node reads.
+    """Remove nodes that no output needs, and literals that no node reads, in the graph and in its bodies.
 
     A literal that the caller may override stays, as it belongs to the model's signature.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass."""
-        graph, modified = model.graph, False
-        for node in reversed(graph):
-            if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-                graph.remove(node, safe=True)
-                modified = True
-        for name, value in list(graph.initializers.items()):
-            if value.uses() or value.is_graph_output() or is_overridable(model, value):
-                continue
-            if value.is_graph_input():
-                graph.inputs.remove(value)
-            del graph.initializers[name]
-            modified = True
+        modified = False
+        for graph in (*reversed(list(model.graph.subgraphs())), model.graph):  # bodies first: they read what is outside
+            for node in reversed(graph):
+                if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+                    _release(node)
+                    graph.remove(node, safe=True)
+                    modified = True
+            modified = _drop_literals(model, graph) or modified
         return ir.passes.PassResult(model, modified)
+
+
+def _release(node: ir.Node) -> None:
+    """Let the bodies of a node that goes read nothing any more."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for position in range(len(inner.inputs)):
+                    inner.replace_input_with(position, None)
+
+
+def _drop_literals(model: ir.Model, graph: ir.Graph) -> bool:
+    gone = [
+        (name, value)
+        for name, value in graph.initializers.items()
+        if not (value.uses() or value.is_graph_output() or is_overridable(model, value))
+    ]
+    for name, value in gone:
+        if value.is_graph_input():
+            graph.inputs.remove(value)
+        del graph.initializers[name]
+    return bool(gone)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
-from graphprune.passes.onnx.contract import add_literal
+from graphprune.passes.onnx.contract import add_literal, insert_before
 from graphprune.passes.onnx.model import attributes, evaluate
 
 Numbers = NDArray[Any]
@@ -156,5 +156,5 @@ class ComputedNumbers:
 
     def insert(self, reader: ir.Node, node: ir.Node) -> ir.Node:
         """The node, put in front of one that reads its result."""
-        self.front.model.graph.insert_before(reader, node)
+        insert_before(reader, node)
         return node

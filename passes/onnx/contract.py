@@ -135,9 +135,16 @@ def set_literal(value: ir.Value, array: NDArray[Any]) -> None:
     value.shape = ir.Shape(array.shape)
 
 
+def insert_before(reader: ir.Node, node: ir.Node) -> None:
+    """Put a node in front of another, in the graph or in the body that it stands in."""
+    where = reader.graph
+    assert isinstance(where, ir.Graph)
+    where.insert_before(reader, node)
+
+
 def add_literal(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new literal; its name gets a number where it is taken."""
-    taken = {value.name for node in model.graph for value in node.outputs}
+    """A new literal of the graph, which its bodies see too; its name gets a number where it is taken."""
+    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
     taken |= {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
     free, count = name, 1
     while free in taken:

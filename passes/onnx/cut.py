@@ -15,7 +15,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
 from graphprune.passes.onnx.computed import ComputedNumbers, is_literal
-from graphprune.passes.onnx.contract import add_literal, set_literal
+from graphprune.passes.onnx.contract import add_literal, insert_before, set_literal
 from graphprune.passes.onnx.fold import fold_branches
 from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
@@ -198,5 +198,5 @@ class _Cutter:
         choice = ir.node("Where", [mask, old, fixed], name=f"{fixed.name}_choice")
         (value,) = choice.outputs
         value.name, value.shape, value.type = f"{fixed.name}_patched", fixed.shape, fixed.type
-        self.front.model.graph.insert_before(node, choice)
+        insert_before(node, choice)
         return value

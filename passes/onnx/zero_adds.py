@@ -25,7 +25,8 @@ def eliminate_zero_adds(graph: ChannelGraph) -> bool:
     front: OnnxFrontEnd = graph.front_end
     found = False
     for node in list(front.ops):
-        if node.op_type not in ("Add", "Sub") or node.domain != "" or node.outputs[0].is_graph_output():
+        is_inside = node.graph is not front.model.graph  # bodies are left as they are
+        if node.op_type not in ("Add", "Sub") or node.domain != "" or node.outputs[0].is_graph_output() or is_inside:
             continue
         first, second = node.inputs
         pairs = ((first, second), (second, first)) if node.op_type == "Add" else ((first, second),)

@@ -1,10 +1,9 @@
-"""Dead channels in quantized and recurrent layers; bodies of If, Loop and Scan stay as they are."""
+"""Dead channels in quantized and recurrent layers."""
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from builder import FLOAT, INT64, Builder, difference, image, literal, run, shapes, zero
+from builder import Builder, difference, image, literal, run, shapes, zero
 from slimmed import X, check, kill, slimmed, two_layers
 
 from graphprune.passes.onnx.analyze import trace_onnx
@@ -149,50 +148,6 @@ def test_attention_without_heads_or_with_a_cache_is_named(form):
     done = slim_model(result)
     assert done.unknown == ({} if form == "heads" else {"Attention of this form": 1})
     assert shapes(result)["query"] == ((8, 6) if form == "heads" else (8, 8))
-
-
-@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
-def test_bodies_stay_as_they_are(kind):
-    b = Builder()
-    x = b.call("Relu", b.conv(b.input((2, 3, 8, 8)), 3, 8, name="first"))
-    info = onnx.helper.make_tensor_value_info
-    if kind == "If":
-        body = [
-            onnx.helper.make_graph(
-                [onnx.helper.make_node(op, [x], [f"{op}_out"])], op, [], [info(f"{op}_out", FLOAT, None)]
-            )
-            for op in ("Abs", "Neg")
-        ]
-        y = b.call("If", b.literal(np.array(True)), then_branch=body[0], else_branch=body[1])
-    elif kind == "Loop":
-        body = onnx.helper.make_graph(
-            [onnx.helper.make_node("Add", ["v", x], ["v_out"]), onnx.helper.make_node("Identity", ["c"], ["c_out"])],
-            "body",
-            [info("i", INT64, ()), info("c", onnx.TensorProto.BOOL, ()), info("v", FLOAT, (2, 8, 8, 8))],
-            [info("c_out", onnx.TensorProto.BOOL, ()), info("v_out", FLOAT, (2, 8, 8, 8))],
-        )
-        y = b.call("Loop", b.literal(np.array(2, np.int64)), "", x, body=body)
-    else:
-        body = onnx.helper.make_graph(
-            [onnx.helper.make_node("Add", ["s", "e"], ["s_out"]), onnx.helper.make_node("Identity", ["s_out"], ["o"])],
-            "body",
-            [info("s", FLOAT, (8, 8, 8)), info("e", FLOAT, (8, 8, 8))],
-            [info("s_out", FLOAT, (8, 8, 8)), info("o", FLOAT, (8, 8, 8))],
-        )
-        y = b.call("Scan", b.literal(np.zeros((8, 8, 8), np.float32)), x, outputs=2, body=body, num_scan_inputs=1)[1]
-    y = b.call("Relu", b.conv(y, 8, 6, name="middle"))
-    b.output(b.conv(y, 6, 4, name="last"))
-    model = b.model()
-    kill(model, "first", [1])
-    kill(model, "middle", [2])
-    result = ir.from_proto(model)
-    removal = slim_model(result)
-    assert removal.unknown[kind] == 1
-    assert all("unknown sizes" in name for name in removal.unknown if name != kind)  # behind it, where it states none
-    assert shapes(result)["first.weight"] == (8, 3, 3, 3)
-    assert difference(run(model, X), run(result, X)) < 1e-6
-    bodies = lambda m: [a.SerializeToString() for n in m.graph.node for a in n.attribute if a.HasField("g")]  # noqa: E731
-    assert bodies(ir.to_proto(result)) == bodies(ir.to_proto(ir.from_proto(model)))
 
 
 def test_masking_a_quantized_weight_means_its_zero_point():
