@@ -37,6 +37,7 @@ from graphprune.passes.onnx.model import (
     shape_types,
 )
 from graphprune.passes.onnx.pages import Forget, put_aside
+from graphprune.passes.onnx.shared import is_copy, split_shared
 from graphprune.passes.onnx.sizes import INFERENCE_ERRORS, infer_results, layout_operators, operator_name, sizes_of
 from graphprune.passes.onnx.weights import is_read_as_weight
 
@@ -86,6 +87,8 @@ def trace_onnx(
 ) -> ChannelGraph:
     """The coupled channel groups of an ONNX model.
 
+    Vectors that several nodes share become one for each in the model; `merge_copies` puts equal ones together again.
+
     Args:
         source: a path or a loaded model.
         dead: ask which channels are dead in the given weights instead of which can be removed once they
@@ -104,6 +107,7 @@ def trace_onnx(
             "processor: slim the original"
         )
     name_apart(model)
+    split_shared(model)
     return _Walk(model, dead, whole_heads, dict(sizes or {})).graph()
 
 
@@ -153,7 +157,7 @@ class _Walk:
         return ChannelGraph(
             self.analysis,
             {v.name: known for v, known in self.env.items() if v.name and v not in constants},
-            parameters=frozenset(name for name, value in self.names.items() if is_read_as_weight(value)),
+            parameters=frozenset(name for name, value in self.names.items() if _counts(value)),
             batch=samples_in(self.feeds),
             inputs=tuple(
                 {"name": v.name, "shape": list(self.env[v].shape), "dtype": str(v.dtype)}
@@ -427,6 +431,11 @@ class _Walk:
         if binding.read is not None:
             attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
         return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)
+
+
+def _counts(value: ir.Value) -> bool:
+    """Does a literal count as a parameter? A copy made for the analysis does not."""
+    return is_read_as_weight(value) and not is_copy(value)
 
 
 def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:

@@ -87,8 +87,8 @@ def _product(weight: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[Any]
     return result
 
 
-def _layer(model: ir.Model, value: ir.Value | None) -> _Layer | None:
-    """The layer that gives `value` to one reader alone, if its weights can be changed."""
+def _layer(model: ir.Model, value: ir.Value | None, *, changes_weight: bool) -> _Layer | None:
+    """The layer that gives `value` to one reader alone, if its bias, or its weight too, can be changed."""
     node = None if value is None else value.producer()
     if node is None or node.domain != "" or node.op_type not in _LAYERS or value is None:
         return None
@@ -101,6 +101,8 @@ def _layer(model: ir.Model, value: ir.Value | None) -> _Layer | None:
     bias = literal(model, given[1])
     if weight is None or weight.dtype not in _REAL or (given[1] is not None and bias is None):
         return None
+    if changes_weight and given[0] is not None and len(given[0].uses()) > 1:
+        return None  # another layer has it too, and two would be stored
     groups = node.attributes.get("group")
     sizes = tuple(weight.shape.numpy())
     transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
@@ -120,7 +122,7 @@ def _is_row(shape: tuple[int, ...], channels: int) -> bool:
 
 
 def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
-    layer = _layer(model, node.inputs[0])
+    layer = _layer(model, node.inputs[0], changes_weight=True)
     found = [literal(model, value) for value in node.inputs[1:5]]
     training = node.attributes.get("training_mode")
     used = [output for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
@@ -144,7 +146,8 @@ def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
 
 def _fold_addition(model: ir.Model, node: ir.Node) -> bool:
     for at in (0, 1):
-        layer, constant = _layer(model, node.inputs[at]), literal(model, node.inputs[1 - at])
+        layer = _layer(model, node.inputs[at], changes_weight=False)
+        constant = literal(model, node.inputs[1 - at])
         if layer is None or constant is None or constant.dtype not in _REAL:
             continue
         lead = 1 if layer.node.op_type == "Gemm" else layer.weight.ndim - 1

@@ -16,6 +16,7 @@ from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentit
 from graphprune.passes.onnx.contract import GraphPass
 from graphprune.passes.onnx.cut import remove_groups
 from graphprune.passes.onnx.fold_affine import FoldBatchNormPass, FoldBiasPass
+from graphprune.passes.onnx.shared import merge_copies
 from graphprune.passes.onnx.zero_adds import eliminate_zero_adds
 
 #: More rounds than any chain of consequences needs; a pass that never ends would be a mistake of ours.
@@ -96,10 +97,18 @@ class ChannelRemovalPass(GraphPass):
             PlanError: the plan fits none of the model's weights, or cuts coupled channels in part.
         """
         self.removal = Removal()
-        if self.plan is not None:
-            graph = trace_onnx(model, whole_heads=self.plan.options.get("whole_heads", False), sizes=self.sizes)
-            self.unknown = graph.unknown
-            return ir.passes.PassResult(model, self._remove(graph, planned_groups(graph, self.plan)))
+        try:
+            return ir.passes.PassResult(model, self._planned(model) if self.plan is not None else self._dead(model))
+        finally:
+            merge_copies(model)
+
+    def _planned(self, model: ir.Model) -> bool:
+        assert self.plan is not None
+        graph = trace_onnx(model, whole_heads=self.plan.options.get("whole_heads", False), sizes=self.sizes)
+        self.unknown = graph.unknown
+        return self._remove(graph, planned_groups(graph, self.plan))
+
+    def _dead(self, model: ir.Model) -> bool:
         modified = False
         for _ in range(_ROUNDS):
             graph = trace_onnx(model, dead=True, sizes=self.sizes)
@@ -108,7 +117,7 @@ class ChannelRemovalPass(GraphPass):
                 break
             modified = True
             EliminateDeadCodePass()(model)
-        return ir.passes.PassResult(model, modified)
+        return modified
 
     def _remove(self, graph: ChannelGraph, removed: Mask) -> bool:
         if self.plan is not None:

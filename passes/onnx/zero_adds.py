@@ -6,6 +6,7 @@ import onnx_ir as ir
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.onnx.analyze import OnnxFrontEnd, trace_onnx
 from graphprune.passes.onnx.contract import GraphPass, literal
+from graphprune.passes.onnx.shared import merge_copies
 
 
 class EliminateZeroAddsPass(GraphPass):
@@ -17,7 +18,9 @@ class EliminateZeroAddsPass(GraphPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass."""
-        return ir.passes.PassResult(model, eliminate_zero_adds(trace_onnx(model, dead=True)))
+        found = eliminate_zero_adds(trace_onnx(model, dead=True))
+        merge_copies(model)
+        return ir.passes.PassResult(model, found)
 
 
 def eliminate_zero_adds(graph: ChannelGraph) -> bool:
