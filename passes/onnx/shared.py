@@ -55,7 +55,7 @@ def merge_copies(model: ir.Model) -> None:
             value.replace_all_uses_with(twin)
             if value.is_graph_input():
                 model.graph.inputs.remove(value)
-            del model.graph.initializers[value.name]
+            del model.graph.initializers[value.name or ""]
         if not is_there:
             kept[0].name = original.name
             del kept[0].meta[_ORIGINAL]
@@ -65,7 +65,7 @@ def _is_there(model: ir.Model, value: ir.Value) -> bool:
     producer = value.producer()
     if producer is not None:
         return producer.graph is model.graph
-    return model.graph.initializers.get(value.name) is value
+    return model.graph.initializers.get(value.name or "") is value
 
 
 def _is_vector(value: ir.Value, tensor: ir.TensorProtocol) -> bool:

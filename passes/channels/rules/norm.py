@@ -86,7 +86,8 @@ def instance_norm(analysis: Analysis, op: Op) -> list[Value]:
     """
     x = op.value("input")
     names = ("weight", "bias", "running_mean", "running_var")
-    mixed, facets = [], []
+    mixed: list[Facet] = []
+    facets: list[Facet] = []
     for facet in x.facets:
         grouped = any(dim > 1 for dim in facet.dims)
         (mixed if grouped and not _keep_whole_groups(analysis, facet) else facets).append(facet)
