@@ -59,8 +59,7 @@ def score_groups(
     scales = scale_parameters(graph.front_end.ops)
     sets = [s.groups for s in graph.sets]
     if chosen.needs == "weights":
-        index = GroupIndex(_parameters(graph), graph.axes, graph.n_groups)
-        return chosen(Evidence(index, generator, sets, scales)).double().numpy()
+        return chosen(Evidence(_weights(graph), generator, sets, scales)).double().numpy()
     if not hasattr(graph.front_end, "module"):
         raise UsageError(f"importance {importance!r} runs the model, and an ONNX graph is not run: give a torch model")
     if images is None:
@@ -105,13 +104,26 @@ def _own_loss(outputs: list[Tensor], setting: str) -> Tensor:
     ).sum()
 
 
-def _parameters(graph: "ChannelGraph") -> dict[str, nn.Parameter]:
-    """The weights that the groups run through, of a torch graph or of an ONNX one."""
+def _weights(graph: "ChannelGraph") -> GroupIndex:
+    """The weights that the groups run through, of a torch graph or of an ONNX one, as its layers compute with them."""
     front = graph.front_end
     if hasattr(front, "module"):
-        return dict(front.module.named_parameters())
-    from graphprune.passes.onnx.quantized import is_setting, real
+        from graphprune.passes.fx.effective import computed_weights as of_module
 
-    literals = {name: front.names[name] for name in sorted({name for name, _ in graph.axes})}
-    arrays = {name: real(value) for name, value in literals.items() if not is_setting(value)}
-    return {name: nn.Parameter(torch.tensor(array), requires_grad=False) for name, array in arrays.items()}
+        computed = of_module(graph)
+        given = dict(front.module.named_parameters())
+    else:
+        from graphprune.passes.onnx.effective import computed_weights as of_file
+        from graphprune.passes.onnx.quantized import is_setting, real
+
+        computed = of_file(graph)
+        literals = {name: front.names[name] for name in sorted({name for name, _ in graph.axes} - computed.sources)}
+        given = {name: _fixed(real(value)) for name, value in literals.items() if not is_setting(value)}
+    made = {name: _fixed(array) for name, array in computed.arrays.items()}
+    left = {name: parameter for name, parameter in given.items() if name not in computed.sources}
+    return GroupIndex({**left, **made}, {**graph.axes, **computed.axes}, graph.n_groups)
+
+
+def _fixed(array: np.ndarray | Tensor) -> nn.Parameter:
+    found = torch.tensor(array) if isinstance(array, np.ndarray) else array.detach().clone()
+    return nn.Parameter(found, requires_grad=False)

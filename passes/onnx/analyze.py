@@ -19,6 +19,7 @@ from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.operators import is_random
 from graphprune.passes.channels.rules import ONNX
 from graphprune.passes.channels.value import Value
+from graphprune.passes.channels.zeros import zero_slices
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.bodies import is_known_body, name_apart, walk_bodies
 from graphprune.passes.onnx.contract import is_overridable
@@ -252,6 +253,8 @@ class _Walk:
                 self.numbers[value] = numbers
                 self.kinds[value] = ir.DataType.from_numpy(numbers.dtype)
             results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
+        elif self.dead:
+            results = self._with_zeros(node, results)
         self._note_step(node, op, found[0] if found else None, results)
         self.env.update(zip(node.outputs, results, strict=False))
         for weight in op.values():
@@ -295,6 +298,28 @@ class _Walk:
         except UncountedError as error:
             self.uncounted.append(f"{operator_name(node)} '{node.name or given[0]}': {error}")
         return 0.0
+
+    def _with_zeros(self, node: ir.Node, results: list[Value]) -> list[Value]:
+        """Results of an operator on literals, with the zeros of their own numbers.
+
+        A weight times its mask may be zero where neither is.
+        """
+        given = [None if value is None else self.env.get(value) for value in node.inputs]
+        if not any(value is not None and value.facets for value in given) or all(r.data is not None for r in results):
+            return results
+        if not all(result.constant for result in results) or any(
+            value is not None and not self._is_known(item) for item, value in zip(node.inputs, given, strict=True)
+        ):
+            return results
+        found = evaluate(node, [None if value is None else value.data for value in given], self.opsets)
+        return results if found is None else [_with_zeros(r, n) for r, n in zip(results, found, strict=False)]
+
+    def _is_known(self, item: ir.Value | None) -> bool:
+        """Are the numbers of a value known as they are? Of a weight in integers it is only known where it is zero."""
+        known = None if item is None else self.env.get(item)
+        if item is None or known is None or known.data is None:
+            return False
+        return ir.DataType.from_numpy(known.data.dtype) == self.kinds.get(item)
 
     def _note_step(self, node: ir.Node, op: Op, rule: Rule | None, results: Sequence[Value]) -> None:
         self.steps.append(Step(op, rule, tuple(results)))
@@ -436,6 +461,15 @@ class _Walk:
 def _counts(value: ir.Value) -> bool:
     """Does a literal count as a parameter? A copy made for the analysis does not."""
     return is_read_as_weight(value) and not is_copy(value)
+
+
+def _with_zeros(value: Value, numbers: NDArray[Any]) -> Value:
+    zeros = zero_slices(numbers)
+    facets = tuple(
+        facet.with_zero(zeros[facet.dims[0]].reshape(facet.zero.shape)) if len(facet.dims) == 1 else facet
+        for facet in value.facets
+    )
+    return replace(value, facets=facets, data=numbers)
 
 
 def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:

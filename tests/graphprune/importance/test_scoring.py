@@ -153,3 +153,55 @@ def test_a_graph_of_one_batch_size():
 def test_scores_may_have_gradients(graph):
     scores = torch.rand(graph.n_groups, requires_grad=True)
     assert gp.plan(graph, ratio=0.5, importance=scores) == gp.plan(graph, ratio=0.5, importance=scores.detach())
+
+
+class Masked(nn.Module):
+    """Two layers whose weights are products: of tiny numbers with ones, and of large ones with half ones."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 4, 1)
+        mask = torch.ones_like(self.first.weight)
+        mask[4:, :, ::2] = 0
+        self.register_buffer("mask", mask)
+        with torch.no_grad():
+            self.first.weight[:4] *= 1e-3
+            self.second.weight.fill_(0.1)
+
+    def forward(self, x):
+        y = nn.functional.conv2d(x, self.first.weight * self.mask, padding=1)
+        return self.second(torch.relu(y))
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+@pytest.mark.parametrize("importance", ["l1", "l2", "fpgm"])
+def test_what_a_layer_computes_with_is_what_counts(tmp_path, form, importance):
+    model, inputs = Masked().eval(), (torch.randn(2, 3, 8, 8),)
+    graph = gp.trace(model, inputs)
+    if form == "onnx":
+        torch.onnx.export(model, inputs, tmp_path / "m.onnx", dynamo=False, opset_version=17, do_constant_folding=False)
+        graph = gp.trace(tmp_path / "m.onnx")
+    (only,) = graph.sets
+    scores = score_groups(graph, importance)[only.groups]
+    with torch.no_grad():
+        weight = model.first.weight * model.mask
+        expected = weight.flatten(1).square().sum(1) + 4 * 0.1**2
+    if importance == "l2":
+        assert np.allclose(scores, expected.numpy(), rtol=1e-5)
+    if importance != "fpgm":
+        assert scores[:4].max() < scores[4:].min()
+
+
+def test_a_direction_and_a_scale_are_no_weights_of_their_own():
+    """A normalized weight is as large as its scale, however long the direction is that it is made of."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    with torch.no_grad():
+        model[0].parametrizations.weight.original1[0] *= 1e4
+        model[2].weight.fill_(0.0)
+        model[0].bias.zero_()
+    graph = gp.trace(model.eval(), (torch.randn(2, 3, 8, 8),))
+    scores = score_groups(graph, "l2")[groups_of(graph, graph.sets[0].name)]
+    scale = model[0].parametrizations.weight.original0.detach().flatten().numpy()
+    assert np.allclose(scores, scale**2, rtol=1e-4)

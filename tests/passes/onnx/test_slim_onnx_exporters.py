@@ -106,3 +106,22 @@ def test_onnxruntimes_own_quantization(kind):
     assert shapes(result)["second.q"] == (4, 6, 3, 3)
     batches(model, result)
     assert trace_onnx(ir.from_proto(model)).unknown == {}
+
+
+def masked_weight(b: Builder, name: str, *shape: int) -> str:
+    """A weight times its mask, as sparse training exports it."""
+    mask = b.call("Cast", b.literal(np.ones(shape, np.bool_), f"{name}.mask"), to=1)
+    return b.call("Mul", b.weight(*shape, name=f"{name}.weight"), mask)
+
+
+def test_a_channel_is_dead_where_the_weight_and_its_mask_leave_nothing():
+    """Of channel 2 the mask takes one half and the other is zero; of channel 5 all is masked."""
+    b = Builder()
+    x = b.call("Relu", b.call("Conv", b.input(("n", 3, 8, 8)), masked_weight(b, "first", 8, 3, 3, 3), pads=[1] * 4))
+    b.output(b.call("Conv", x, masked_weight(b, "second", 4, 8, 3, 3), pads=[1] * 4), ("n", 4, 8, 8))
+    model = b.model()
+    zero(model, "first.mask", 5)
+    zero(model, "first.mask", (2, slice(None), 0))
+    zero(model, "first.weight", (2, slice(None), slice(1, None)))
+    sizes = {"first.weight": (6, 3, 3, 3), "first.mask": (6, 3, 3, 3), "second.weight": (4, 6, 3, 3)}
+    check(model, sizes)
