@@ -65,7 +65,7 @@ def score_groups(
     if images is None:
         raise UsageError(f"importance {importance!r} needs images: give some, or take one that looks at weights alone")
     if chosen.needs == "costs":
-        index = GroupIndex(_parameters(graph), graph.axes, graph.n_groups)
+        index = _weights(graph)
         costs = partial(cost_scores, graph, images, seed)
         return chosen(Evidence(index, generator, sets, scales, costs=costs)).double().numpy()
     module = copy.deepcopy(graph.front_end.module).eval().requires_grad_(True)  # weights may have been frozen for use

@@ -18,7 +18,7 @@ from graphprune.passes.channels.analysis import Analysis, Op, Rule
 from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.coupling import all_zero, broadcast
 from graphprune.passes.channels.value import Facet, Value
-from graphprune.passes.onnx.model import operator_name
+from graphprune.passes.onnx.sizes import operator_name
 
 __all__ = ["BODIES", "is_known_body", "name_apart", "walk_bodies"]
 
@@ -35,6 +35,7 @@ class Walk(Protocol):
     numbers: dict[ir.Value, NDArray[Any]]
     unshaped: set[ir.Value]
     unknown: Counter[str]
+    uncounted: list[str]
     steps: list[Step]
     nodes: list[ir.Node]
     opsets: dict[str, int]
@@ -156,6 +157,7 @@ class _Mark:
 
     steps: int
     terms: int
+    uncounted: int
     unknown: Counter[str]
 
 
@@ -196,7 +198,7 @@ class _Iteration:
         known = [walk.env[value] for value in read]
         for value in self.control:
             walk.env[value] = Value(tuple(value.shape.numpy()) if value.shape is not None else ())
-        mark = _Mark(len(walk.steps), len(walk.analysis.terms), walk.unknown.copy())
+        mark = _Mark(len(walk.steps), len(walk.analysis.terms), len(walk.uncounted), walk.unknown.copy())
         start = [self._started(before) for before, *_ in self.states]
         while True:
             self._enter(known, start)
@@ -208,6 +210,7 @@ class _Iteration:
                 break
             start = left  # less is zero than was assumed: once more
             del walk.steps[mark.steps :], walk.nodes[mark.steps :], walk.analysis.terms[mark.terms :]
+            del walk.uncounted[mark.uncounted :]
             walk.unknown.clear()
             walk.unknown.update(mark.unknown)
         whole = [self._stack(*item) for item in self.stacked]
