@@ -252,7 +252,8 @@ class _Walk:
             for value, numbers in zip(node.outputs, data, strict=False):
                 self.numbers[value] = numbers
                 self.kinds[value] = ir.DataType.from_numpy(numbers.dtype)
-            results = [_with_numbers(r, n) for r, n in zip(results, data, strict=False)]
+            known = _with_zeros if self.dead else _with_numbers
+            results = [known(r, n) for r, n in zip(results, data, strict=False)]
         elif self.dead:
             results = self._with_zeros(node, results)
         self._note_step(node, op, found[0] if found else None, results)
@@ -464,12 +465,15 @@ def _counts(value: ir.Value) -> bool:
 
 
 def _with_zeros(value: Value, numbers: NDArray[Any]) -> Value:
+    """A computed constant as it is in the given weights."""
+    if value.zero_point is not None:  # what is zero in it are elements at the zero point
+        return replace(value, constant=True, data=numbers)
     zeros = zero_slices(numbers)
     facets = tuple(
         facet.with_zero(zeros[facet.dims[0]].reshape(facet.zero.shape)) if len(facet.dims) == 1 else facet
         for facet in value.facets
     )
-    return replace(value, facets=facets, data=numbers)
+    return replace(value, facets=facets, constant=True, data=numbers)
 
 
 def _with_numbers(value: Value, numbers: NDArray[Any]) -> Value:
