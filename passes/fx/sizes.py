@@ -45,7 +45,7 @@ def inputs_of_other_sizes(graph: fx.Graph, inputs: Sequence[torch.Tensor]) -> It
     What a size must be a multiple of, a graph does not say. So the first ones are a little larger, and where the graph
     does not take them, others are worth a try that keep a power of two, or whatever the sizes are a multiple of.
     """
-    values = _inputs(graph)
+    values: list[Any] = [value for value in _inputs(graph) if isinstance(value, torch.Tensor)]
     free = [
         size
         for value in values
@@ -55,7 +55,7 @@ def inputs_of_other_sizes(graph: fx.Graph, inputs: Sequence[torch.Tensor]) -> It
     batch = {size.node.expr for value in values for size in value.shape[:1] if _is_free(size)}
     symbols = list(dict.fromkeys(size.node.expr for size in free if size.node.expr not in batch))
     hints = {size.node.expr: _number(size) for size in free}
-    if not symbols:
+    if not symbols or len(values) != len(inputs):
         return
     for times, more in ((0, 1), (0, _POWER_OF_TWO), (1, 0)):
         sizes = {s: hints[s] + (times * hints[s] + more) * at for at, s in enumerate(symbols, 1)}

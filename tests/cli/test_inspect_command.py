@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 import graphprune as gp
 from graphprune.cli import main
@@ -78,8 +79,8 @@ def test_bad_input_is_one_line(files, tmp_path, capsys):
         (["missing.pt2"], 1, "no such file"),
         (["missing.onnx"], 1, "no such file"),
         (["net.pt", *ARCH, "--shape", "1x3x16x16"], 3, "cannot capture"),
-        (["net.pt2", "--image-size", "32"], 2, "was exported on inputs of 2x1x16x16"),
-        (["net.pt2", "--shape", "1x3x16x16"], 2, "was exported on inputs of 2x1x16x16"),
+        (["net.pt2", "--image-size", "32"], 2, "was exported for other inputs: input 0 is ?x1x16x16"),
+        (["net.pt2", "--shape", "1x3x16x16"], 2, "was exported for other inputs: input 0 is ?x1x16x16"),
         (["net.onnx", "--image-size", "32"], 2, "x1x16x16, the shape given is ?x1x32x32"),
         (["net.onnx", "--shape", "pixels:1x1x16x16"], 2, "no input is called 'pixels'"),
         (["net.onnx", *ARCH], 2, "leave --arch"),
@@ -113,3 +114,59 @@ def test_a_shape_that_leaves_the_batch_open_will_do(files, capsys):
     assert main(["inspect", str(files / "net.pt"), *ARCH, "--shape", "?x1x16x16"]) == 0
     out, err = capsys.readouterr()
     assert (err, "conv1" in out) == ("", True)
+
+
+class Flagged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, mode="logits", with_features=False):
+        return self.out(self.conv(x).relu()) if mode == "logits" else x
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory):
+    """An archive with flags, and with height and width left open."""
+    path = tmp_path_factory.mktemp("free") / "net.pt2"
+    call = (torch.rand(2, 3, 8, 10), "logits", False)
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    torch.export.save(torch.export.export(Flagged().eval(), call, dynamic_shapes=(sizes, None, None)), path)
+    return path
+
+
+@pytest.mark.parametrize(("asked", "pixels"), [([], 80), (["--image-size", "16"], 256), (["--shape", "1x3x8x20"], 160)])
+def test_an_archive_with_flags_is_counted_at_the_sizes_asked_for(free, capsys, asked, pixels):
+    assert main(["inspect", str(free), *asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["macs"] == pixels * (27 * 8 + 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "said"),
+    [
+        ("free", "3x8x10", "input 0 is ?x3x?x?, 3x8x10 was given; the batch comes first, as in 1x3x8x10"),
+        ("free", "1x1x8x10", "input 0 is ?x3x?x?, 1x1x8x10 was given"),
+        ("net.pt2", "1x1x8x8", "input 0 is ?x1x16x16, 1x1x8x8 was given"),
+        ("net.pt", "1x16x16", "the shape 1x16x16 has no batch: it comes first, as in 1x1x16x16"),
+        ("net.onnx", "1x16x16", "the shape given is 1x16x16; the batch comes first, as in 1x1x16x16"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_one_line(files, free, capsys, model, asked, said):
+    path = free if model == "free" else files / model
+    arch = ARCH if model == "net.pt" else []
+    assert main(["inspect", str(path), *arch, "--shape", asked]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_weights_of_a_checkpoint_are_chosen_by_an_entry(files, tmp_path, capsys):
+    state = torch.load(files / "net.pt")
+    torch.save({"model": state, "best": {name: 2 * value for name, value in state.items()}}, tmp_path / "two.ckpt")
+    command = ["inspect", str(tmp_path / "two.ckpt"), *ARCH, "--image-size", "16"]
+    assert main(command) == 1
+    assert "choose with --entry model" in capsys.readouterr().err
+    assert main([*command, "--entry", "best"]) == 0
+    assert "took" not in capsys.readouterr().err
+    assert main(["inspect", str(files / "net.onnx"), "--entry", "best"]) == 2
+    assert "leave --entry out" in capsys.readouterr().err

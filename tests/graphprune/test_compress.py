@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -360,3 +361,31 @@ def test_int8_that_fails_after_the_training_leaves_all_the_rest(model, tmp_path,
     assert [entry["name"] for entry in result.metrics["models"]] == ["dense", "slim"]
     assert f"NOT MADE: slim-int8.onnx: {said}" in str(result)
     assert result.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+class Dense(nn.Module):
+    """As many numbers out as pixels in, at any size; asked for by a flag."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, x, mode):
+        return self.last(torch.relu(self.first(x))) if mode == "image" else x
+
+
+def test_a_program_with_a_flag_and_free_sizes_stays_free(tmp_path, caplog):
+    call, sizes = (torch.rand(2, 1, 10, 14), "image"), dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    program = torch.export.export(Dense().eval(), call, dynamic_shapes=(sizes, None))
+    result = gp.compress(program, digits(), macs=0.5, config=SETTINGS, benchmark=QUICK, output=tmp_path / "out")
+    for name in ("dense.onnx", "slim.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / name)
+        assert session.get_inputs()[0].shape == ["batch", 1, "height", "width"]
+    x = torch.rand(1, 1, 20, 6)
+    loaded = gp.load(tmp_path / "out" / "slim.pt2")
+    assert torch.allclose(torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), loaded(x), atol=1e-5)
+    dense, slim = result.metrics["models"]
+    assert dense["macs"] == 2 * 9 * 16 * 64  # of the images, whatever the program was exported on
+    assert slim["macs"] <= dense["macs"] / 2
+    assert "multiply-accumulates" not in caplog.text

@@ -13,6 +13,7 @@ from graphprune.errors import CaptureError, OutputExistsError, UnsupportedModelE
 from graphprune.formats import export, onnx_files
 from graphprune.formats.export import export_onnx
 from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.passes.fx.capture import capture
 from graphprune.verification.verify import compare
 from graphprune.version import __version__
 
@@ -346,3 +347,102 @@ def test_large_models_keep_their_weights_beside_the_file(tmp_path, monkeypatch, 
 def test_another_opset_can_be_asked_for(tmp_path, residual):
     path = export_onnx(residual, (image(),), tmp_path / "m.onnx", opset=18)
     assert onnx.load(path).opset_import[0].version == 18
+
+
+# -- sizes that a captured graph leaves free, and arguments that are no tensors -----------------------------
+
+
+class Upscale(nn.Module):
+    """Images in, larger ones out; with a skip that needs even sizes where it is asked for."""
+
+    def __init__(self, is_even=False):
+        super().__init__()
+        self.is_even = is_even
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 3, 2, 2)
+
+    def forward(self, x, times=1, shift=None):
+        y = self.up(self.down(x).relu()) * times
+        return y + x if self.is_even else y
+
+
+def free_program(model, *more):
+    auto = torch.export.Dim.AUTO
+    call = (torch.rand(2, 3, 16, 16), *more)
+    free = ({0: auto, 2: auto, 3: auto}, *(None for _ in more))
+    return torch.export.export(model.eval(), call, dynamic_shapes=free), call
+
+
+def test_height_and_width_stay_free_where_a_program_leaves_them_so(tmp_path, caplog):
+    model = Upscale(is_even=True)
+    program, call = free_program(model)
+    for number, given in enumerate((program, capture(program))):
+        path = export_onnx(given, call, tmp_path / f"{number}.onnx")
+        (value,) = onnx.load(path).graph.input
+        assert dims(value) == ["batch", 3, "height", "width"]
+        for size in ((16, 16), (20, 34), (8, 40)):
+            assert compare(model, path, torch.rand(3, 3, *size)).equal
+    assert "height" not in caplog.text
+
+
+def test_two_images_of_free_sizes_have_names_of_their_own(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
+
+        def forward(self, image, mask):
+            return self.a(image).mean((2, 3)) + self.b(mask).mean((2, 3))
+
+    auto = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    call = (torch.rand(2, 3, 8, 9), torch.rand(2, 1, 10, 11))
+    program = torch.export.export(Two().eval(), call, dynamic_shapes=(auto, auto))
+    path = export_onnx(program, call, tmp_path / "m.onnx")
+    assert [dims(value) for value in onnx.load(path).graph.input] == [
+        ["batch", 3, "height", "width"],
+        ["batch", 1, "mask_height", "mask_width"],
+    ]
+
+
+def test_free_sizes_that_a_file_cannot_have_are_told_of(tmp_path, caplog, monkeypatch):
+    program, call = free_program(Upscale())
+    whole = torch.export.export
+
+    def refuse(module, inputs, dynamic_shapes=None, **options):
+        if dynamic_shapes and any(at for dims in dynamic_shapes for at in dims or {}):
+            raise RuntimeError("no such thing")
+        return whole(module, inputs, dynamic_shapes=dynamic_shapes, **options)
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    path = export_onnx(program, call, tmp_path / "m.onnx")
+    assert dims(onnx.load(path).graph.input[0]) == ["batch", 3, 16, 16]
+    assert "takes one height and width, others are not possible: no such thing" in caplog.text
+
+
+def test_a_graph_that_takes_no_other_size_is_told_of(tmp_path, caplog):
+    """Captured for any size, by torch's account; but its code needs one."""
+
+    class OneSize(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.avg_pool2d(x, 2).flatten(1) @ torch.ones(3 * 64, 4)
+
+    captured = capture(OneSize(), (torch.rand(2, 3, 16, 16),))
+    (node,) = captured.graph.find_nodes(op="placeholder")
+    (free,) = capture(free_program(Upscale())[0]).graph.find_nodes(op="placeholder")
+    node.meta["val"] = free.meta["val"]
+    path = export_onnx(captured, captured.example_inputs, tmp_path / "m.onnx")
+    assert dims(onnx.load(path).graph.input[0]) == ["batch", 3, 16, 16]
+    assert "captured for any height and width, but takes no others" in caplog.text
+
+
+def test_flags_are_written_into_the_file(tmp_path):
+    model = Upscale().eval()
+    call = (torch.rand(2, 3, 16, 16), 3, None)
+    program = torch.export.export(model, call)
+    for number, given in enumerate((model, program)):
+        path = export_onnx(given, call, tmp_path / f"{number}.onnx")
+        assert len(onnx.load(path).graph.input) == 1
+        x = torch.rand(2, 3, 16, 16)
+        found = ort.InferenceSession(path).run(None, {"input": x.numpy()})[0]
+        np.testing.assert_allclose(found, model(x, 3).detach().numpy(), atol=1e-5)
+    names = {tensor.name for tensor in onnx.load(tmp_path / "0.onnx").graph.initializer}
+    assert {"down.weight", "up.weight"} <= names  # a plan finds them
