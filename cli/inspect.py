@@ -143,7 +143,7 @@ def _trace_onnx(
     from graphprune.verification.model_runner import describe_inputs
 
     if given := next((name for name in ("arch", "entry") if loading[name] is not None), None):
-        raise UsageError(f"{model} holds a whole model, not only its weights: leave {given}= out")
+        raise UsageError(f"{model} holds a whole model, not only its weights: leave --{given} out")
     specs = describe_inputs(model) or ()
     asked: dict[str, tuple[Any, ...]] = {}
     if size is not None:

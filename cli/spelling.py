@@ -1,8 +1,8 @@
 """Settings in messages: the library names them as Python does, the command line as its user gave them.
 
-    pass trust_pickle=True               ->  pass --trust-pickle
-    give output_loss="mse"               ->  give --output-loss mse
-    set image_size=, or ...              ->  set --image-size, or ...
+    pass `trust_pickle=True`             ->  pass --trust-pickle
+    give `output_loss="mse"`             ->  give --output-loss mse
+    raise `epochs`, or lower `lr`        ->  raise --epochs, or lower --lr
 
 Only names that are options of the command at hand are meant; anything else stays as it is.
 """
@@ -15,7 +15,7 @@ import click
 
 __all__ = ["as_options"]
 
-_SETTING = re.compile(r"""(?<![\w.\-])([a-z][a-z0-9_]*)=("[^"]*"|'[^']*'|[\w.+\-]*\w)?""")
+_SETTING = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 
 def as_options(text: str, parameters: Sequence[click.Parameter]) -> str:

@@ -29,10 +29,10 @@ def patterns_of(freeze: str | Sequence[str]) -> tuple[str, ...]:
     return (freeze,) if isinstance(freeze, str) else tuple(freeze)
 
 
-def require_choice(name: str, value: Any, label: str = "") -> None:
-    """Raises: UsageError: a setting that is one of some names is none of them; called `label` in the message."""
+def require_choice(name: str, value: Any) -> None:
+    """Raises: UsageError: a setting that is one of some names is none of them."""
     if value not in _CHOICES[name]:
-        raise UsageError(f"{label or name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+        raise UsageError(f"`{name}` must be one of {', '.join(_CHOICES[name])}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class CompressConfig:
             if (name, getattr(self, name)) != ("align", "auto"):
                 _check_range(name, getattr(self, name), low, high, closed_low, closed_high)
         for name in _CHOICES:
-            require_choice(name, getattr(self, name), _flag(name))
+            require_choice(name, getattr(self, name))
         if self.warmup + self.sparsify >= 1:
             raise UsageError(
                 f"warmup and sparsify must leave a part of the run to settle: {self.warmup:g} + "
@@ -224,15 +224,15 @@ class CompressConfig:
 
         if self.students_per_step > self.n_students:
             raise UsageError(
-                f"--students-per-step {self.students_per_step} is more than there are: students are as many as "
-                f"budgets, or as --students says (now {self.n_students})"
+                f"`students_per_step={self.students_per_step}` is more than there are: students are as many as "
+                f"budgets, or as `n_students` says (now {self.n_students})"
             )
         if all(self.budget(number).limits() for number in range(self.n_students)):
             return
         if self.policy in SEARCHES or not self.sigma:
             why = f", and policy {self.policy} searches an allocation for one" if self.policy in SEARCHES else ""
             raise UsageError(
-                f"no budget given{why}: say what must be reached with --speedup, --latency-ms, --macs or --params"
+                f"no budget given{why}: say what must be reached with `speedup`, `latency_ms`, `macs` or `params`"
             )
 
     def _complete(self) -> None:
@@ -285,7 +285,7 @@ class CompressConfig:
         for name in sorted((mine.keys() | before.keys()) - _FREE_ON_RESUME):
             if mine.get(name) != before.get(name):
                 raise UsageError(
-                    f"cannot resume: {_flag(name)} was {before.get(name)} and is now {mine.get(name)}; "
+                    f"cannot resume: `{name}` was {before.get(name)} and is now {mine.get(name)}; "
                     "use the same settings or start afresh"
                 )
 
@@ -343,21 +343,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-#: Settings that the command line has no option for.
-_PYTHON_ONLY = frozenset(
-    "momentum weight_decay lr_warmup lr_final grad_clip lambda_out lambda_mutual lambda_sparsity temperature "
-    "sensitivity_decay diversity redraw_every warmup sparsify fade bn_freeze min_channels allow_inexact holdout "
-    "eval_every calibration_images checkpoint_seconds".split()
-)
-
-
-def _flag(name: str) -> str:
-    """How a setting is called where it is given: the option of the command line, or its name."""
-    if name == "n_students":
-        return "--students"
-    return name if name in _PYTHON_ONLY else "--" + name.replace("_", "-")
-
-
 def _check_budgets(config: CompressConfig) -> None:
     for name in BUDGETS:
         value = getattr(config, name)
@@ -366,14 +351,14 @@ def _check_budgets(config: CompressConfig) -> None:
             if limit is not None:
                 _check_range(name, limit, low, high, False, False)
         if isinstance(value, tuple) and len(value) != config.n_students:
-            raise UsageError(f"--{name} gives {len(value)} budgets for {config.n_students} students")
+            raise UsageError(f"`{name}` gives {len(value)} budgets for {config.n_students} students")
 
 
 def _check_range(name: str, value: Any, low: float, high: float, closed_low: bool, closed_high: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{_flag(name)} must be a number, not {value!r}")
+        raise UsageError(f"`{name}` must be a number, not {value!r}")
     if name in _WHOLE and not isinstance(value, int):
-        raise UsageError(f"{_flag(name)} must be a whole number, not {value!r}")
+        raise UsageError(f"`{name}` must be a whole number, not {value!r}")
     above = value >= low if closed_low else value > low
     below = value <= high if closed_high else value < high
     if above and below:  # also false for NaN
@@ -382,4 +367,4 @@ def _check_range(name: str, value: Any, low: float, high: float, closed_low: boo
         bound = f"at least {low:g}" if closed_low else f"above {low:g}"
     else:
         bound = f"between {low:g} and {high:g}"
-    raise UsageError(f"{_flag(name)} must be {bound}, not {value}")
+    raise UsageError(f"`{name}` must be {bound}, not {value}")

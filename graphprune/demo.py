@@ -156,7 +156,7 @@ def demonstrate(
     """
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(
-            f"{folder} exists already; choose another folder with --output, or replace it with --force"
+            f"{folder} exists already; choose another one as `output`, or replace it with `force=True`"
         )
     digits = load_digits()
     write_folders(digits, folder / "digits")

@@ -258,7 +258,7 @@ def _require_shape(
         wanted = "x".join("?" if dim is None else str(dim) for dim in dims)
         raise DataError(
             f"the model takes images of {wanted} (channels x height x width), those of {source.name} are "
-            f"{'x'.join(map(str, given))}: set --image-size, or give other images"
+            f"{'x'.join(map(str, given))}: set `image_size`, or give other images"
         )
 
 
@@ -276,7 +276,7 @@ def _require_taken(model: nn.Module, inputs: tuple[Any, ...], source: ImageSourc
         shape = "x".join(map(str, source.preprocess.input_shape))
         raise DataError(
             f"the model does not take images of {shape} (channels x height x width) from {source.name}: "
-            f"{one_line(error)}; are --image-size and --channels right?"
+            f"{one_line(error)}; are `image_size` and `channels` right?"
         ) from error
 
 

@@ -101,5 +101,5 @@ def test_an_old_run_is_not_resumed_with_a_setting_that_it_did_not_have(version, 
     gp.CompressConfig(**SETTINGS, **TRAINING).refuse_resume_from(fingerprint)
     without = {name: value for name, value in fingerprint.items() if name != "mix"}
     gp.CompressConfig(**SETTINGS, **TRAINING).refuse_resume_from(without)
-    with pytest.raises(gp.UsageError, match=r"--mix was 0\.0 and is now 0\.25"):
+    with pytest.raises(gp.UsageError, match=r"`mix` was 0\.0 and is now 0\.25"):
         gp.CompressConfig(**SETTINGS, **TRAINING, mix=0.25).refuse_resume_from(without)

@@ -156,7 +156,7 @@ class _Problem:
             if least[unit] > budget:
                 dense = self.cost.dense[unit]
                 raise BudgetError(
-                    f"--{unit} {budget / dense:.3g} cannot be reached: with everything removed that may go, "
+                    f"`{unit}={budget / dense:.3g}` cannot be reached: with everything removed that may go, "
                     f"{least[unit] / dense:.3g} of the {unit} remain; ask for more than that"
                 )
 

@@ -204,7 +204,7 @@ def _size_mismatch(
 ) -> DataError:
     return DataError(
         f"images in {files.name} differ in size ({path} is {shape[0]}x{shape[1]}, {other} is "
-        f"{other_shape[0]}x{other_shape[1]}): give the network's size with --image-size"
+        f"{other_shape[0]}x{other_shape[1]}): give the network's size, as `image_size`"
     )
 
 

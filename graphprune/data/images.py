@@ -221,7 +221,7 @@ def _check_scale(source: ImageSource) -> None:
     if source.pixels.dtype != np.uint8 and (low < 0 or high > 1):
         raise DataError(
             f"the floating-point values in {source.name} run from {low:g} to {high:g}, not from 0 to 1: scale them, or "
-            "give --mean 0 --std 1 if they are what the network takes"
+            "give `mean=0` and `std=1` if they are what the network takes"
         )
 
 

@@ -68,11 +68,11 @@ class OutputFolder:
         self._has_begun = False  # what the folder holds is that of this run
         self._log = MemoryHandler(_ALL_RECORDS, flushLevel=logging.CRITICAL + 1)
         if resume and force:
-            raise UsageError("--resume goes on with a run and --force replaces it: give one of them")
+            raise UsageError("`resume` goes on with a run and `force` replaces it: give one of them")
         if path is not None:
             _check_path(path, resume=resume, force=force)
         elif resume:
-            raise UsageError("--resume needs the output folder of the run")
+            raise UsageError("`resume` needs the output folder of the run")
 
     @property
     def checkpoint(self) -> Path | None:
@@ -110,7 +110,7 @@ class OutputFolder:
                     yield staging
                 except KeyboardInterrupt:
                     if self._has_begun and (self.path / CHECKPOINT).exists():
-                        _logger.warning("stopped; the same command with --resume goes on with it")
+                        _logger.warning("stopped; the same again with `resume=True` goes on with it")
                     raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -213,16 +213,16 @@ def _check_path(path: Path, *, resume: bool, force: bool) -> None:
     if path.exists() and not path.is_dir():
         raise OutputExistsError(f"{path}: this is a file; the output is a folder, choose another name")
     if resume and not (path / CHECKPOINT).exists():
-        raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without --resume")
+        raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without `resume`")
     if resume or force or not path.is_dir():
         return
     held = sorted(entry.name for entry in path.iterdir() if not _is_leftover(entry.name))
     if held:
-        hint = "go on with --resume, " if CHECKPOINT in held else ""
+        hint = "go on with `resume=True`, " if CHECKPOINT in held else ""
         more = ", ..." if len(held) > 3 else ""
         raise OutputExistsError(
             f"{path}: this folder is not empty (it has {', '.join(held[:3])}{more}); choose another, {hint}or replace "
-            "the results in it with --force"
+            "the results in it with `force=True`"
         )
 
 

@@ -224,7 +224,7 @@ def _timed(delivery: Delivery, options: BenchmarkOptions) -> BenchmarkReport:
         if report[member.name].verdict == NOT_FASTER and delivery.stopwatch is None:
             logger.warning(
                 "%s is not faster on this machine: onnxruntime works on blocks of %d channels here, and other widths "
-                "cost time; try --speedup, or --align auto",
+                'cost time; try `speedup`, or `align="auto"`',
                 *(member.file.name, block),
             )
     return report
@@ -235,7 +235,7 @@ def _warn_of_bad_start(quality: Quality, judged_on: ImageSource) -> None:
     classes = len(judged_on.class_names)
     if quality.accuracy and classes > 2 and quality.accuracy["dense"] < 1.5 / classes:
         logger.warning(
-            "the dense model is right on %.1f %% of the labelled images: are --mean, --std and --image-size those it "
+            "the dense model is right on %.1f %% of the labelled images: are `mean`, `std` and `image_size` those it "
             "was trained with, and are the classes in its order?",
             100 * quality.accuracy["dense"],
         )

@@ -54,8 +54,8 @@ class Untrained:
     ) -> None:
         if config.sigma:
             raise UsageError(
-                "single weights of linear layers become zero in a training alone: with --epochs 0 leave --sigma and "
-                "--recipe combined out"
+                "single weights of linear layers become zero in a training alone: with `epochs=0` leave `sigma` and "
+                '`recipe="combined"` out'
             )
         config.require_goal()
         self.graph, self.config = graph, config

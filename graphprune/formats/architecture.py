@@ -1,4 +1,4 @@
-"""Networks by name: what `--arch` says.
+"""Networks by name: what `arch` says.
 
 An architecture is `package.module:factory` or `package.module:factory(num_classes=10, width=0.5)`: what is
 called to build the network, and literal keyword arguments for it.
@@ -37,19 +37,19 @@ def parse_arch(arch: str) -> Architecture:
     """
     module, colon, call = arch.strip().partition(":")
     if not colon or not all(part.isidentifier() for part in module.split(".")):
-        raise UsageError(f"--arch {arch!r} has the wrong form: write {ARCH_FORM}")
+        raise UsageError(f"`arch={arch!r}` has the wrong form: write {ARCH_FORM}")
     try:
         tree = ast.parse(call.strip(), mode="eval").body
     except SyntaxError as error:
-        raise UsageError(f"--arch {arch!r} is not readable after the colon: write {ARCH_FORM}") from error
+        raise UsageError(f"`arch={arch!r}` is not readable after the colon: write {ARCH_FORM}") from error
     arguments: dict[str, Any] = {}
     if isinstance(tree, ast.Call):
         if tree.args or any(keyword.arg is None for keyword in tree.keywords):
-            raise UsageError(f"--arch {arch!r}: arguments need names, as in {ARCH_FORM}")
+            raise UsageError(f"`arch={arch!r}`: arguments need names, as in {ARCH_FORM}")
         arguments = {str(keyword.arg): _literal(keyword.value, arch) for keyword in tree.keywords}
         tree = tree.func
     if not isinstance(tree, ast.Name):
-        raise UsageError(f"--arch {arch!r}: after the colon comes one name, as in {ARCH_FORM}")
+        raise UsageError(f"`arch={arch!r}`: after the colon comes one name, as in {ARCH_FORM}")
     return Architecture(module, tree.id, arguments)
 
 
@@ -69,9 +69,9 @@ def resolve_arch(arch: str) -> nn.Module:
         try:
             model = factory(**wanted.arguments)
         except (Exception, SystemExit) as error:  # the user's own code: it may raise anything
-            raise ModelLoadError(f"--arch {arch}: calling {wanted.factory} failed: {one_line(error)}") from error
+            raise ModelLoadError(f"`arch={arch!r}`: calling {wanted.factory} failed: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise ModelLoadError(f"--arch {arch}: {wanted.factory} gave a {type(model).__name__}, not an nn.Module")
+        raise ModelLoadError(f"`arch={arch!r}`: {wanted.factory} gave a {type(model).__name__}, not an nn.Module")
     return model.float().eval()
 
 
@@ -81,14 +81,14 @@ def _find_factory(wanted: Architecture) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # the user's own code: it may raise anything
         if isinstance(error, ModuleNotFoundError) and f"{wanted.module}.".startswith(f"{error.name}."):
             raise ModelLoadError(
-                f"--arch: there is no module {wanted.module}, neither installed nor in the current folder"
+                f"`arch`: there is no module {wanted.module}, neither installed nor in the current folder"
             ) from error
-        raise ModelLoadError(f"--arch: importing {wanted.module} failed: {one_line(error)}") from error
+        raise ModelLoadError(f"`arch`: importing {wanted.module} failed: {one_line(error)}") from error
     factory = getattr(module, wanted.factory, None)
     if not callable(factory):
         names = [name for name in getattr(module, "__all__", dir(module)) if not name.startswith("_")]
         raise ModelLoadError(
-            f"--arch: {wanted.module} has no factory {wanted.factory}; it has {', '.join(names[:12]) or 'no names'}"
+            f"`arch`: {wanted.module} has no factory {wanted.factory}; it has {', '.join(names[:12]) or 'no names'}"
         )
     return factory
 
@@ -97,7 +97,7 @@ def _literal(node: ast.expr, arch: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError as error:
-        raise UsageError(f"--arch {arch!r}: {ast.unparse(node)} is no literal such as 10, 0.5 or 'cifar'") from error
+        raise UsageError(f"`arch={arch!r}`: {ast.unparse(node)} is no literal such as 10, 0.5 or 'cifar'") from error
 
 
 @contextmanager

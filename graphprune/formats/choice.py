@@ -88,7 +88,7 @@ def _best(checkpoint: Checkpoint, found: Sequence[tuple[Keys, Mapping[str, Tenso
         names = [checkpoint.name(rival) for rival in (keys, *rivals)]
         raise ModelLoadError(
             f"{checkpoint.path} holds several sets of weights, and nothing says which to take: {', '.join(names)}; "
-            f'choose with entry="{names[0]}"'
+            f'choose with `entry="{names[0]}"`'
         )
     return keys, [other for other, _ in found if checkpoint.rank(other) < best]
 
@@ -116,7 +116,7 @@ def _no_fit(checkpoint: Checkpoint, every: Sequence[Fit], arch: str) -> ModelLoa
     if not closest.matched and checkpoint.foreign:
         return needs_trust(checkpoint.path, checkpoint.foreign)
     which = f"entry {checkpoint.name(closest.keys)}" if closest.keys or checkpoint.above else "it"
-    return ModelLoadError(f'{checkpoint.path} does not fit arch="{arch}": {which} {closest.problems()}')
+    return ModelLoadError(f'{checkpoint.path} does not fit `arch="{arch}"`: {which} {closest.problems()}')
 
 
 def _say_taken(checkpoint: Checkpoint, keys: Keys, prefix: str) -> None:
@@ -131,7 +131,7 @@ def _say_others(checkpoint: Checkpoint, keys: Keys, others: Sequence[Keys]) -> N
     if others:
         names = [checkpoint.name(other) for other in others]
         logger.warning(
-            '%s: took %r%s, and not %s: entry="%s" takes that',
+            '%s: took %r%s, and not %s: `entry="%s"` takes that',
             *(checkpoint.path, checkpoint.name(keys)),
             ", the average over the training" if checkpoint.rank(keys) == AVERAGED else "",
             *(" or ".join(map(repr, names)), names[0]),

@@ -138,7 +138,9 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> None:
     """
     if not force and os.path.lexists(path):
         kind = "folder" if Path(path).is_dir() else "file"
-        raise OutputExistsError(f"{path}: this {kind} exists already; choose another name, or replace it with --force")
+        raise OutputExistsError(
+            f"{path}: this {kind} exists already; choose another name, or replace it with `force=True`"
+        )
 
 
 def _is_about(error: OSError, files: Iterable[Path]) -> bool:

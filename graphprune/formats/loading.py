@@ -64,7 +64,7 @@ def load_model(
     if suffix in (".onnx", ".pt2") or (suffix in _PICKLES and is_pt2_package(str(path))):
         _refuse_arch(path, arch)
         if entry is not None:
-            raise UsageError(f'{path} holds one model, and no sets of weights: leave entry="{entry}" out')
+            raise UsageError(f'{path} holds one model, and no sets of weights: leave `entry="{entry}"` out')
         if suffix != ".onnx":
             return load_archive(path, trust=trust_pickle)
         from graphprune.formats.imported import load_onnx
@@ -80,8 +80,8 @@ def load_model(
         raise _no_weights(checkpoint)
     if arch is None:
         raise ModelLoadError(
-            f"{path} holds weights without a network: say what builds theirs with arch=, as in "
-            f'arch="graphprune.models:resnet56"; the form is {ARCH_FORM}'
+            f"{path} holds weights without a network: say what builds theirs, as in "
+            f'`arch="graphprune.models:resnet56"`; the form is {ARCH_FORM}'
         )
     model = resolve_arch(arch)
     model.load_state_dict(fitting_weights(checkpoint, model, arch), strict=False)
@@ -112,7 +112,7 @@ def _require_file(path: Path) -> None:
 
 def _refuse_arch(path: Path, arch: str | None) -> None:
     if arch is not None:
-        raise UsageError(f'{path} holds a whole model, not only its weights: leave arch="{arch}" out')
+        raise UsageError(f'{path} holds a whole model, not only its weights: leave `arch="{arch}"` out')
 
 
 def _has_weights(checkpoint: Checkpoint) -> bool:

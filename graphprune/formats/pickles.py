@@ -95,7 +95,7 @@ def needs_trust(path: Path, class_names: list[str]) -> ModelLoadError:
     more = f" and {len(class_names) - _MOST_NAMED} more" if len(class_names) > _MOST_NAMED else ""
     return ModelLoadError(
         f"{path} is a pickle of more than tensors{f' ({named}{more})' if named else ''}, and unpickling it can run any "
-        "code: pass trust_pickle=True if you trust the file, or save the model with torch.export.save or its "
+        "code: pass `trust_pickle=True` if you trust the file, or save the model with torch.export.save or its "
         "state_dict()"
     )
 

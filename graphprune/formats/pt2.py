@@ -108,7 +108,7 @@ def load_archive(path: Path, *, trust: bool) -> ExportedProgram:
         except (_Suspect, pickle.UnpicklingError) as error:
             what = error if isinstance(error, _Suspect) else "a record is a pickle of more than tensors"
             raise ModelLoadError(
-                f"{path} could run code when it is loaded: {what}; pass --trust-pickle if you trust the file"
+                f"{path} could run code when it is loaded: {what}; pass `trust_pickle=True` if you trust the file"
             ) from error
         except BROKEN_FILE as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". This is an internal")[0]

@@ -55,7 +55,7 @@ def output_kind(outputs: Sequence[Tensor], setting: str) -> OutputKind:
     for output in outputs:
         if output.ndim < 2 or output.shape[1] < 2:
             raise UsageError(
-                "--output-loss kl compares classes, and the model has an output of shape "
+                '`output_loss="kl"` compares classes, and the model has an output of shape '
                 f"({', '.join(map(str, output.shape))}), not (batch, classes, ...): take mse"
             )
     first = outputs[0].float()
@@ -69,8 +69,8 @@ def describe_outputs(kind: OutputKind, setting: str) -> str:
     name = "numbers" if kind == "values" else f"class {kind}"
     if setting != "auto":
         return name
-    other = "kl if they are class logits" if kind == "values" else "mse if they are numbers"
-    return f"{name}; --output-loss {other}"
+    other, what = ("kl", "class logits") if kind == "values" else ("mse", "numbers")
+    return f'{name}; `output_loss="{other}"` if they are {what}'
 
 
 class OutputLoss:

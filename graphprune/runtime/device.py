@@ -25,8 +25,7 @@ def resolve_device(setting: str) -> torch.device:
         return probe.device  # with its number
     except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
         raise UsageError(
-            f"--device {setting} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; give cpu, or leave the "
-            "choice to auto"
+            f"`device={setting!r}` cannot be used here: {str(error).splitlines()[0].rstrip('.')}; give cpu, or auto"
         ) from error
 
 

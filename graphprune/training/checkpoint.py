@@ -52,11 +52,11 @@ def load_checkpoint(path: Path, config: CompressConfig, model: str) -> dict[str,
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without --resume") from error
+        raise ModelLoadError(f"{path}: there is no checkpoint to resume from; start without `resume`") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ModelLoadError(f"{path}: not a readable checkpoint; remove it and start without --resume") from error
+        raise ModelLoadError(f"{path}: not a readable checkpoint; remove it and start without `resume`") from error
     if not isinstance(state, dict) or state.get("format") != SCHEMA:
-        raise ModelLoadError(f"{path}: not a checkpoint of this version; remove it and start without --resume")
+        raise ModelLoadError(f"{path}: not a checkpoint of this version; remove it and start without `resume`")
     config.refuse_resume_from(state["fingerprint"])
     if state["model"] != model:
         raise UsageError(f"cannot resume: {path} was made from another model; give the same model or start afresh")

@@ -44,11 +44,11 @@ class Divergence:
         """
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} at step {step + 1}; start afresh with a lower --lr (now {self.lr:g})"
+                f"the loss is {loss} at step {step + 1}; start afresh with a lower `lr` (now {self.lr:g})"
             )
         self.worst += _FORGETTING * (worst - self.worst)
         if self.worst > _DIVERGED * self.ignorance:
             raise TrainingError(
                 f"the training has diverged by step {step + 1}: the answers have come to be much further from "
-                f"the model's own than one answer to all images; start afresh with a lower --lr (now {self.lr:g})"
+                f"the model's own than one answer to all images; start afresh with a lower `lr` (now {self.lr:g})"
             )

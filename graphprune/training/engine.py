@@ -97,7 +97,7 @@ class Engine:
         if self.processes.world > 1 and len(rest) < whole_batch:
             raise UsageError(
                 f"{len(rest)} images are fewer than a batch of {config.batch_size} for each of {self.processes.world} "
-                "processes: lower --batch-size or start fewer processes"
+                "processes: lower `batch_size` or start fewer processes"
             )
         self.batches = TrainingBatches(rest, whole_batch, seed=config.seed, augmentation=augmentation)
         self.checkpoint = checkpoint
@@ -352,7 +352,7 @@ class Engine:
             for name, tensor in student.module.state_dict().items():
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     raise TrainingError(
-                        f"{name} is not finite after step {self.done}; start afresh with a lower --lr (now "
+                        f"{name} is not finite after step {self.done}; start afresh with a lower `lr` (now "
                         f"{self.config.lr:g})"
                     )
         save_checkpoint(

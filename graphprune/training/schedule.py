@@ -47,8 +47,8 @@ class Schedule:
         total = max(1, round(config.epochs * steps_per_epoch))
         if total < _MIN_STEPS:
             raise UsageError(
-                f"--epochs {config.epochs:g} gives {total} steps of {config.batch_size} images; at least {_MIN_STEPS} "
-                "are needed: raise --epochs, lower --batch-size or give more images"
+                f"`epochs={config.epochs:g}` gives {total} steps of {config.batch_size} images; at least {_MIN_STEPS} "
+                "are needed: raise `epochs`, lower `batch_size` or give more images"
             )
         return cls.of_steps(config, total)
 

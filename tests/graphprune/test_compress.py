@@ -148,7 +148,7 @@ def test_failures_before_the_training_leave_nothing(model, tmp_path):
         assert not out.exists()
     with pytest.raises(UsageError, match="at least 10 are needed"):
         gp.compress(model, small, macs=0.5, config=SETTINGS, output=out)
-    with pytest.raises(UsageError, match="--params gives 2 budgets for 3 students"):
+    with pytest.raises(UsageError, match="`params` gives 2 budgets for 3 students"):
         gp.compress(model, small, macs=(0.6, 0.5, 0.4), params=[0.5, 0.4], config=SETTINGS)
     assert not out.exists()
 

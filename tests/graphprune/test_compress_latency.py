@@ -157,7 +157,7 @@ def test_what_cannot_be_is_refused_before_the_training(machine):
         compress(speedup=5000.0)
     with pytest.raises(UsageError, match="give the benchmark some seconds"):
         compress(speedup=2.0, benchmark=gp.BenchmarkOptions(seconds=0))
-    with pytest.raises(UsageError, match="--speedup must be above 1"):
+    with pytest.raises(UsageError, match="`speedup` must be above 1"):
         compress(speedup=0.5)
 
 

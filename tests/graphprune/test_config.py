@@ -9,21 +9,21 @@ from graphprune.passes.errors import UsageError
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"macs": 0.0}, "--macs must be between 0 and 1, not 0.0"),
-        ({"macs": 2}, "--macs must be between 0 and 1, not 2"),
-        ({"params": 1.0}, "--params must be between 0 and 1, not 1.0"),
-        ({"macs": math.nan}, "--macs must be between 0 and 1, not nan"),
-        ({"macs": (0.5, 1.5), "n_students": 2}, "--macs must be between 0 and 1, not 1.5"),
-        ({"macs": (0.5, 0.4, 0.3), "n_students": 2}, "--macs gives 3 budgets for 2 students"),
-        ({"epochs": -1}, "--epochs must be at least 0, not -1"),
-        ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
-        ({"lr": -0.1}, "--lr must be above 0, not -0.1"),
-        ({"min_channels": 0}, "min_channels must be at least 1, not 0"),
-        ({"precision": "half"}, "--precision must be one of auto, float32, bfloat16, not 'half'"),
+        ({"macs": 0.0}, "`macs` must be between 0 and 1, not 0.0"),
+        ({"macs": 2}, "`macs` must be between 0 and 1, not 2"),
+        ({"params": 1.0}, "`params` must be between 0 and 1, not 1.0"),
+        ({"macs": math.nan}, "`macs` must be between 0 and 1, not nan"),
+        ({"macs": (0.5, 1.5), "n_students": 2}, "`macs` must be between 0 and 1, not 1.5"),
+        ({"macs": (0.5, 0.4, 0.3), "n_students": 2}, "`macs` gives 3 budgets for 2 students"),
+        ({"epochs": -1}, "`epochs` must be at least 0, not -1"),
+        ({"batch_size": 1}, "`batch_size` must be at least 2, not 1"),
+        ({"lr": -0.1}, "`lr` must be above 0, not -0.1"),
+        ({"min_channels": 0}, "`min_channels` must be at least 1, not 0"),
+        ({"precision": "half"}, "`precision` must be one of auto, float32, bfloat16, not 'half'"),
         ({"warmup": 0.5, "sparsify": 0.5}, "warmup and sparsify must leave a part"),
-        ({"sensitivity": "magic"}, "--sensitivity must be one of random, l1, l2, taylor"),
-        ({"lr": "fast"}, "--lr must be a number, not 'fast'"),
-        ({"batch_size": 2.5}, "--batch-size must be a whole number, not 2.5"),
+        ({"sensitivity": "magic"}, "`sensitivity` must be one of random, l1, l2, taylor"),
+        ({"lr": "fast"}, "`lr` must be a number, not 'fast'"),
+        ({"batch_size": 2.5}, "`batch_size` must be a whole number, not 2.5"),
         ({"policy": "threshold", "speedup": 2.0}, "policy threshold counts channels one by one"),
         ({"policy": "threshold", "latency_ms": (1.0, 2.0), "n_students": 2}, "knows nothing of latency"),
         ({"policy": "threshold", "macs": 0.5, "align": "auto"}, "use knapsack"),
@@ -39,7 +39,7 @@ def test_a_bad_value_is_refused_in_one_line(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "no budget given: say what must be reached with --speedup"),
+        ({}, "no budget given: say what must be reached with `speedup`"),
         ({"recipe": "combined"}, "no budget given, and policy ddpg searches an allocation for one: say what"),
         ({"policy": "random", "sigma": 2.0}, "no budget given, and policy random searches"),
         ({"policy": "bee-colony"}, "no budget given, and policy bee-colony searches"),
@@ -76,7 +76,7 @@ def test_plain_values_round_trip():
 
 def test_resuming_with_another_setting_names_it():
     before = CompressConfig(macs=0.5).fingerprint()
-    with pytest.raises(UsageError, match=r"cannot resume: --macs was 0\.5 and is now 0\.4"):
+    with pytest.raises(UsageError, match=r"cannot resume: `macs` was 0\.5 and is now 0\.4"):
         CompressConfig(macs=0.4).refuse_resume_from(before)
 
 

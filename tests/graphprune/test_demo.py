@@ -49,9 +49,9 @@ def test_the_given_model_learns(digits):
 
 def test_an_existing_folder_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="--force"):
+    with pytest.raises(OutputExistsError, match="`force=True`"):
         demo.demonstrate(tmp_path)
-    with pytest.raises(OutputExistsError, match="--force"):
+    with pytest.raises(OutputExistsError, match="`force=True`"):
         demo.demonstrate(tmp_path / "mine.txt")
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 

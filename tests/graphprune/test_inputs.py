@@ -108,7 +108,7 @@ def test_images_that_do_not_fit_are_a_data_error(model, shown):
     with pytest.raises(DataError, match=shown) as caught:
         capture_on(model, source())
     assert "\n" not in str(caught.value)
-    assert "--image-size" in str(caught.value)
+    assert "`image_size`" in str(caught.value)
 
 
 def test_example_inputs_of_another_size_are_refused():

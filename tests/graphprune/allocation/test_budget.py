@@ -195,7 +195,7 @@ def test_a_budget_out_of_reach_is_refused_with_what_can_be_reached():
     cost = chain()
     dense = cost.macs(cost.every)
     least = (3 * 256 + 256 + 64 + 16 + 10) / dense
-    with pytest.raises(BudgetError, match=r"--macs 0\.001 cannot be reached") as caught:
+    with pytest.raises(BudgetError, match=r"`macs=0\.001` cannot be reached") as caught:
         check_reachable(cost, {"macs": 0.001 * dense}, cost.sets, everything(cost))
     assert f"{least:.3g} of the macs remain" in str(caught.value)
     check_reachable(cost, {"macs": 0.01 * dense}, cost.sets, everything(cost))

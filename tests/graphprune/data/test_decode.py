@@ -96,7 +96,7 @@ def test_more_than_a_tenth_unreadable_is_an_error():
 
 def test_different_sizes_without_a_size_are_an_error_that_names_two():
     contents = {"a.png": encode(Image.fromarray(color(4, 4))), "b.png": encode(Image.fromarray(color(4, 5)))}
-    with pytest.raises(DataError, match=r"a\.png is 4x4, b\.png is 4x5.*--image-size"):
+    with pytest.raises(DataError, match=r"a\.png is 4x4, b\.png is 4x5.*`image_size`"):
         decode_files(files_of(contents), list(contents), 3, None)
     assert decode_files(files_of(contents), list(contents), 3, (4, 4)).images.shape == (2, 4, 4, 3)
 

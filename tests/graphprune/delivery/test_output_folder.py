@@ -85,18 +85,18 @@ def test_whoever_stops_a_run_is_told_how_to_go_on_with_it(tmp_path, caplog, begu
     finish(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         stop(OutputFolder(tmp_path, force=True), begun)
-    assert ("the same command with --resume" in caplog.text) == begun
+    assert ("the same again with `resume=True`" in caplog.text) == begun
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"mine\.txt.*--force"):
+    with pytest.raises(OutputExistsError, match=r"mine\.txt.*`force=True`"):
         OutputFolder(tmp_path)
     with pytest.raises(OutputExistsError, match="this is a file"):
         OutputFolder(tmp_path / "mine.txt")
     finish(tmp_path, force=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    with pytest.raises(OutputExistsError, match="--resume"):
+    with pytest.raises(OutputExistsError, match="`resume=True`"):
         OutputFolder(tmp_path)
 
 

@@ -36,7 +36,7 @@ def test_parts_of_an_architecture():
     ],
 )
 def test_malformed_architectures_are_usage_errors_of_one_line(arch):
-    with pytest.raises(UsageError, match="--arch") as caught:
+    with pytest.raises(UsageError, match="`arch=") as caught:
         parse_arch(arch)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2

@@ -78,7 +78,7 @@ def test_two_sets_without_a_reason_for_either_are_refused(caplog):
         ({"state_dict": {**state(1, "student."), **state(2, "teacher.")}}, "state_dict.student, state_dict.teacher"),
         ({"ema": state(1), "swa": state(2)}, "ema, swa"),
     ):
-        with pytest.raises(ModelLoadError, match=rf'several sets of weights.*: {names}; choose with entry="'):
+        with pytest.raises(ModelLoadError, match=rf'several sets of weights.*: {names}; choose with `entry="'):
             taken(held, caplog)
     assert taken({"state_dict": {**state(1, "student."), **state(2, "teacher.")}}, caplog, "state_dict.teacher")[0] == 2
 
@@ -129,14 +129,14 @@ def test_counters_and_strangers_are_named(caplog):
 
 def test_what_fits_nowhere_is_said_of_the_closest(caplog):
     held = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "net": {**state(1), "fc.bias": torch.ones(7)}}
-    with pytest.raises(ModelLoadError, match=r'arch="nets:Net": entry net has other shapes: fc.bias is \(7,\)'):
+    with pytest.raises(ModelLoadError, match=r'`arch="nets:Net"`: entry net has other shapes: fc.bias is \(7,\)'):
         taken(held, caplog)
 
 
 def test_of_whole_networks_the_averaged_one_is_taken(caplog):
     net, ema = Net(1), Net(2)
     assert whole_network(Checkpoint(Path("c.pt"), {"model": net, "ema": ema, "loss": nn.MSELoss()})) is ema
-    assert "took 'ema', the average over the training, and not 'model': entry=\"model\"" in caplog.text
+    assert "took 'ema', the average over the training, and not 'model': `entry=\"model\"`" in caplog.text
     assert whole_network(Checkpoint(Path("c.pt"), {"model": net, "ema": None})) is net
     with pytest.raises(ModelLoadError, match=r"several sets of weights.*: generator, critic"):
         whole_network(Checkpoint(Path("c.pt"), {"generator": net, "critic": ema}))

@@ -271,7 +271,7 @@ def test_nothing_reaches_the_terminal_and_logging_is_as_before(tmp_path, capfd, 
 def test_an_existing_file_needs_force(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_text("mine")
-    with pytest.raises(OutputExistsError, match="--force"):
+    with pytest.raises(OutputExistsError, match="`force=True`"):
         export_onnx(nn.ReLU(), (image(),), path)
     assert path.read_text() == "mine"
     export_onnx(nn.ReLU(), (image(),), path, force=True)

@@ -109,7 +109,7 @@ def test_overwriting_needs_force(tmp_path):
     target = tmp_path / "slim.onnx"
     refuse_overwrite(target)
     target.write_text("x")
-    with pytest.raises(OutputExistsError, match=r"slim\.onnx: this file exists.*--force"):
+    with pytest.raises(OutputExistsError, match=r"slim\.onnx: this file exists.*`force=True`"):
         refuse_overwrite(target)
     with pytest.raises(OutputExistsError, match="this folder exists"):
         refuse_overwrite(tmp_path)

@@ -151,7 +151,7 @@ def test_no_code_of_a_pickle_runs_without_permission(tmp_path, zipped):
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        (None, 'holds weights without a network: .* arch="graphprune'),
+        (None, 'holds weights without a network: .* `arch="graphprune'),
         ("graphprune.models:resnet32", r"it lacks layer1\.3\.conv1\.weight, .* and 57 more"),
         (
             "graphprune.models:resnet20(num_classes=7)",

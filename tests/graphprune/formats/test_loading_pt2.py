@@ -188,7 +188,9 @@ def test_torch_runs_the_code_of_hostile_archives(archive, marker, code, kind):
 @pytest.mark.parametrize("kind", RUNS_IN_TORCH)
 def test_hostile_archives_are_refused(archive, marker, code, kind):
     path = rewritten(archive, RUNS_IN_TORCH[kind](code))
-    with pytest.raises(ModelLoadError, match=r"could run code when it is loaded: .*; pass --trust-pickle") as caught:
+    with pytest.raises(
+        ModelLoadError, match=r"could run code when it is loaded: .*; pass `trust_pickle=True`"
+    ) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
     assert not marker.exists()

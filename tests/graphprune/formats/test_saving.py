@@ -72,7 +72,7 @@ def test_saving_does_not_touch_the_model(tmp_path):
 def test_an_existing_file_stays_unless_force(slim, tmp_path):
     path = tmp_path / "slim.pt2"
     path.write_bytes(b"mine")
-    with pytest.raises(OutputExistsError, match="--force"):
+    with pytest.raises(OutputExistsError, match="`force=True`"):
         gp.save(slim, path)
     assert path.read_bytes() == b"mine"
     gp.save(slim, path, force=True)

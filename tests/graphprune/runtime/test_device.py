@@ -186,6 +186,6 @@ def test_the_cpu_is_taken_where_there_is_nothing_else(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_one_line(name):
-    with pytest.raises(UsageError, match=f"--device {name} cannot be used here") as caught:
+    with pytest.raises(UsageError, match=f"`device={name!r}` cannot be used here") as caught:
         gp.compress(Net(), np.zeros((4, 1, 8, 8), np.float32), config=dataclasses.replace(SETTINGS, device=name))
     assert "\n" not in str(caught.value)

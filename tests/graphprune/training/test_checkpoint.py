@@ -155,7 +155,7 @@ def test_what_an_observer_says_does_not_keep_a_run_from_going_on(tmp_path):
 def test_resuming_something_else_is_refused_and_names_what_differs(tmp_path):
     path = tmp_path / "checkpoint.pt"
     make_engine(path, dataclasses.replace(CONFIG, epochs=2)).run()
-    with pytest.raises(UsageError, match=r"cannot resume: --lr was .* and is now 0\.5"):
+    with pytest.raises(UsageError, match=r"cannot resume: `lr` was .* and is now 0\.5"):
         make_engine(path, dataclasses.replace(CONFIG, epochs=2, lr=0.5)).run(resume=True)
     with pytest.raises(UsageError, match="made from another model"):
         make_engine(path, dataclasses.replace(CONFIG, epochs=2), seed=1).run(resume=True)

@@ -38,15 +38,15 @@ def test_the_kind_of_output_follows_from_its_shape_and_values(outputs, setting, 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), ()])
 def test_classes_are_not_compared_where_there_are_none(shape):
     with pytest.raises(
-        UsageError, match=r"--output-loss kl compares classes, and .* shape \(.*\), not \(batch"
+        UsageError, match=r"`output_loss=.kl.` compares classes, and .* shape \(.*\), not \(batch"
     ) as caught:
         output_kind([torch.randn(4, 10), torch.randn(shape)], "kl")
     assert "\n" not in str(caught.value)
 
 
 def test_a_guess_says_how_to_say_otherwise():
-    assert describe_outputs("logits", "auto") == "class logits; --output-loss mse if they are numbers"
-    assert describe_outputs("values", "auto") == "numbers; --output-loss kl if they are class logits"
+    assert describe_outputs("logits", "auto") == 'class logits; `output_loss="mse"` if they are numbers'
+    assert describe_outputs("values", "auto") == 'numbers; `output_loss="kl"` if they are class logits'
     assert describe_outputs("probabilities", "kl") == "class probabilities"
 
 

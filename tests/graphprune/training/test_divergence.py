@@ -10,7 +10,7 @@ from graphprune.training.divergence import Divergence
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(loss):
-    with pytest.raises(TrainingError, match=r"at step 4; start afresh with a lower --lr \(now 0\.5\)"):
+    with pytest.raises(TrainingError, match=r"at step 4; start afresh with a lower `lr` \(now 0\.5\)"):
         Divergence(ignorance=1.0, lr=0.5).refuse(3, loss, 0.1)
 
 

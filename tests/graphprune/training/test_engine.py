@@ -143,7 +143,7 @@ def test_bfloat16_runs():
 def test_a_diverging_loss_is_an_error_that_names_the_step(tmp_path):
     config = dataclasses.replace(SETTINGS, lr=1e12, grad_clip=0.0, epochs=1, checkpoint_steps=1, lr_warmup=0.0)
     with pytest.raises(
-        TrainingError, match=r"diverged by step \d+|(at|not finite after) step \d+; start afresh with a lower --lr"
+        TrainingError, match=r"diverged by step \d+|(at|not finite after) step \d+; start afresh with a lower `lr`"
     ):
         engine(config, checkpoint=tmp_path / "checkpoint.pt").run()
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -159,7 +159,7 @@ def test_a_loss_that_grows_without_bounds_is_an_error_before_it_is_infinite(tmp_
             head.copy_(-400 * trained()["head.1.weight"][:, : head.shape[1]])
 
     run.progress = spoil
-    with pytest.raises(TrainingError, match=r"the training has diverged by step \d+: .* lower --lr \(now 0.02\)"):
+    with pytest.raises(TrainingError, match=r"the training has diverged by step \d+: .* lower `lr` \(now 0.02\)"):
         run.run()
     assert (tmp_path / "checkpoint.pt").exists()
 
@@ -220,7 +220,7 @@ def test_no_budget_no_run():
 
 
 def test_a_budget_out_of_reach_is_refused_before_any_training():
-    with pytest.raises(BudgetError, match=r"--params 0\.001 cannot be reached"):
+    with pytest.raises(BudgetError, match=r"`params=0\.001` cannot be reached"):
         engine(dataclasses.replace(SETTINGS, params=0.001))
 
 
@@ -243,7 +243,7 @@ def test_classes_are_not_looked_for_in_one_number():
         def forward(self, x):
             return super().forward(x).sum(1)
 
-    with pytest.raises(UsageError, match="--output-loss kl compares classes"):
+    with pytest.raises(UsageError, match=r"`output_loss=.kl.` compares classes"):
         engine(dataclasses.replace(SETTINGS, output_loss="kl"), kind=Number)
 
 

@@ -64,7 +64,7 @@ def test_students_that_take_turns_reach_their_budgets_in_fewer_steps_of_their_ow
     assert [round(result.cost["macs"], 1) for result in results] == [0.6, 0.5, 0.4]
     assert all(result.agreement > 0.7 for result in results)
     assert all("loss_out" in record for result in results for record in result.history)
-    with pytest.raises(UsageError, match="--students-per-step 2 is more than there are"):
+    with pytest.raises(UsageError, match="`students_per_step=2` is more than there are"):
         engine(dataclasses.replace(TURNS, macs=0.5, n_students=1))
 
 

@@ -203,7 +203,7 @@ def test_a_run_without_removal_is_another_run_to_a_checkpoint(tmp_path):
     from graphprune.passes.errors import UsageError
 
     engine(Residual, checkpoint=tmp_path / "checkpoint.pt").run()
-    with pytest.raises(UsageError, match="cannot resume: --shrink was True and is now False"):
+    with pytest.raises(UsageError, match="cannot resume: `shrink` was True and is now False"):
         engine(Residual, dataclasses.replace(CONFIG, shrink=False), checkpoint=tmp_path / "checkpoint.pt").run(
             resume=True
         )

@@ -80,7 +80,7 @@ def test_whatever_the_shares_a_short_run_ends_on_its_budget(course, fade):
 
 
 def test_a_run_too_short_to_compress_anything_is_refused():
-    with pytest.raises(UsageError, match=r"--epochs 0\.1 gives 5 steps of 64 images; at least 10"):
+    with pytest.raises(UsageError, match=r"`epochs=0\.1` gives 5 steps of 64 images; at least 10"):
         Schedule.of(CompressConfig(macs=0.5, epochs=0.1), 50)
 
 
