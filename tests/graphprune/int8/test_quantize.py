@@ -89,7 +89,7 @@ def test_what_is_prepared_of_a_file_computes_the_same(tmp_path, opset, out, text
     report = quantize_onnx(given, tmp_path / "int8.onnx", IMAGES, options=QUICK)
     expected, found = (open_runner(path).run([IMAGES])[0] for path in (given, tmp_path / "int8.onnx"))
     assert report.float_layers == ()
-    assert ((found - expected) ** 2).sum() < 0.01 * ((expected - expected.mean(0)) ** 2).sum()
+    assert ((found - expected) ** 2).sum() < 0.05 * ((expected - expected.mean(0)) ** 2).sum()
 
 
 def test_int8_is_compared_with_the_file_that_was_given(source, tmp_path, monkeypatch):
