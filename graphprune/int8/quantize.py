@@ -43,7 +43,7 @@ class QuantizeReport:
         unable: those of them that cannot be in int8 whatever the agreement, each with the reason.
         agreement: with the float model on the images of the search; None for networks without classes.
         agreement_unit: what it is a share of, "images" or "pixels".
-        distance: squared distance of the outputs there, relative to their spread.
+        distance: squared distance of the outputs there, relative to their spread; that of the worst part.
         reached: whether the agreement asked for is reached.
         calibration_images: number of images that the ranges come from.
         search_images: number of images that were compared.
@@ -53,6 +53,9 @@ class QuantizeReport:
         bytes_after: size of the int8 file.
         trials: what was tried, in its order.
         sensitivity: what the outputs change with this layer alone in int8; empty where no search was needed.
+        worst: the part of the outputs whose distance that is, "" if there is one alone.
+        float_end: why the end of the network stays in float32, if it does: a reason for each output that it leads to.
+        not_compared: what of the outputs could not be compared, in words.
     """
 
     scheme: Scheme
@@ -71,6 +74,9 @@ class QuantizeReport:
     sensitivity: dict[str, float]
     unable: dict[str, str] = field(default_factory=dict)
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    worst: str = ""
+    float_end: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
     @property
     def fidelity(self) -> float:
@@ -83,7 +89,7 @@ class QuantizeReport:
 
     @property
     def _trial(self) -> Trial:
-        return Trial("", 0, self.agreement, self.distance, self.agreement_unit)
+        return Trial("", 0, self.agreement, self.distance, self.agreement_unit, self.worst)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -123,7 +129,8 @@ def quantize_onnx(
         UsageError: `target` is `source`; or both images and arrays are given, or neither.
         DataError: the samples are missing, too few, or not what the model takes.
         UnsupportedModelError: the model is quantized already, or onnxruntime cannot quantize any layer of it.
-        VerificationError: what the quantizer made is no valid model; nothing is written.
+        VerificationError: what the quantizer made is no valid model, or there is nothing to compare on these samples;
+            nothing is written.
     """
     options = options or QuantizeOptions()
     if os.path.realpath(source) == os.path.realpath(target):
@@ -134,7 +141,8 @@ def quantize_onnx(
     work = Work.begin(Path(source), images, inputs, options, data)
     candidates = work.candidates()
     first = next(candidates)  # from here on it is known what cannot be in int8
-    choice = choose_layers(chain([first], candidates), work.judge(), options.min_agreement, work.most_floats)
+    judge = work.judge()
+    choice = choose_layers(chain([first], candidates), judge, options.min_agreement, work.most_floats)
     with atomic_write(target) as temporary:
         temporary.write_bytes(_signed(choice.model, str(target)))
         size = temporary.stat().st_size
@@ -157,6 +165,9 @@ def quantize_onnx(
         sensitivity=choice.sensitivity,
         unable=work.unable,
         input_shapes=work.search.shapes,
+        worst=choice.trial.worst,
+        float_end=choice.float_end,
+        not_compared=judge.not_compared,
     )
 
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from graphprune.int8.ends import FloatEnd, float_end
 from graphprune.int8.inputs import specs_of
 from graphprune.int8.layers import nodes_of_layers, nodes_that_stay
 from graphprune.int8.scheme import Scheme
@@ -57,6 +58,7 @@ class Calibrated:
         layers: names of the nodes with weights, in the order of computation, but for those that are left.
         left: layers that stay as they are in any choice, each with the reason.
         layers_alone: whether the operators between layers stay in float32.
+        end: what stays in float32 behind them in any choice.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class Calibrated:
         left: Mapping[str, str] | None = None,
         *,
         layers_alone: bool = False,
+        end: FloatEnd | None = None,
     ) -> None:
         self.model = model
         self.scheme = scheme
         self.layers_alone = layers_alone
+        self.end = end or FloatEnd()
         self._given = ranges
         self._ranges, endless = _finite(ranges)
         self._nodes = nodes_of_layers(model.graph)
@@ -84,7 +88,15 @@ class Calibrated:
     def leaving(self, left: Mapping[str, str], *, layers_alone: bool = False) -> "Calibrated":
         """The same with further layers that are left, or all operators that are none."""
         alone = layers_alone or self.layers_alone
-        return Calibrated(self.model, self.scheme, self._given, {**self.left, **left}, layers_alone=alone)
+        both = {**self.left, **left}
+        return Calibrated(self.model, self.scheme, self._given, both, layers_alone=alone, end=self.end)
+
+    def with_end(self, mixed: Collection[str]) -> "Calibrated":
+        """The same, its end in float32 where that joins parts of unlike scale; `mixed` are known to hold some."""
+        ranges = self._ranges.data.items()
+        limits = {name: max(float(np.abs(end).max()) for end in found.range_value) for name, found in ranges}
+        end = float_end(self.model.graph, limits, mixed)
+        return Calibrated(self.model, self.scheme, self._given, self.left, layers_alone=self.layers_alone, end=end)
 
     def quantized(self, *, without: Iterable[str] = (), only: Iterable[str] | None = None) -> bytes:
         """The model with int8 in all layers but those `without`; or `only` in some, and nothing else.
@@ -124,7 +136,7 @@ class Calibrated:
                     activation_qType=kinds[self.scheme.activations],
                     tensors_range=self._ranges,
                     nodes_to_quantize=(self._with_fused(chosen) or [""]) if is_some else [],  # none means all
-                    nodes_to_exclude=[*self._with_fused(without), *self._floats],
+                    nodes_to_exclude=[*self._with_fused(without), *self._floats, *self.end.nodes],
                     op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry} - _NEVER),
                     extra_options={
                         "WeightSymmetric": True,

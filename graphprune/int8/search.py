@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from graphprune.data import ImageSource
-from graphprune.data.samples import Arrays, Samples
+from graphprune.data.samples import Samples
 from graphprune.int8.quantizer import Calibrated
 from graphprune.int8.scheme import Scheme
 from graphprune.passes.errors import UnsupportedModelError
-from graphprune.verification.accuracy import Distance, batches_of
+from graphprune.verification.accuracy import batches_of
 from graphprune.verification.closeness import Agreement, are_classes
-from graphprune.verification.model_runner import Runner, open_runner
+from graphprune.verification.model_runner import open_runner
+from graphprune.verification.numbers import Numbers
 
 __all__ = ["Choice", "Judge", "Trial", "choose_layers", "describe_miss"]
 
@@ -42,8 +43,9 @@ class Trial:
         float_layers: number of layers left in float32.
         agreement: share of images on which the int8 model gives the class that the float one does; None for networks
             without classes.
-        distance: squared distance of the outputs, relative to their spread; of several, that of the worst.
+        distance: squared distance of the outputs, relative to their spread; that of the worst part of the worst one.
         unit: what the agreement is a share of, "images" or "pixels".
+        worst: which part that is, in words; "" if there is one alone.
     """
 
     calibration: str
@@ -51,6 +53,7 @@ class Trial:
     agreement: float | None
     distance: float
     unit: str = "images"
+    worst: str = ""
 
     @property
     def fidelity(self) -> float:
@@ -68,7 +71,8 @@ def describe_miss(trial: Trial, target: float) -> str:
 def _says(trial: Trial) -> str:
     """What a trial has shown."""
     if trial.agreement is None:
-        return f"the squared error of the outputs of int8 is {100 * trial.distance:.2f} % of float32's variance"
+        worst = f" (worst: {trial.worst})" if trial.worst else ""
+        return f"the squared error of the outputs of int8 is {100 * trial.distance:.2f} % of float32's variance{worst}"
     return f"int8 gives the answer of float32 on {100 * trial.agreement:.2f} % of the {trial.unit}"
 
 
@@ -84,6 +88,7 @@ class Choice:
         reached: whether it meets the target.
         trials: all choices tried, in their order.
         sensitivity: what the outputs change with this layer alone in int8, by name; empty where it was not needed.
+        float_end: why the end of the network stays in float32 beside these layers, if it does.
     """
 
     model: bytes
@@ -93,6 +98,7 @@ class Choice:
     reached: bool
     trials: tuple[Trial, ...]
     sensitivity: dict[str, float] = field(default_factory=dict)
+    float_end: tuple[str, ...] = ()
 
 
 class Judge:
@@ -105,39 +111,54 @@ class Judge:
         output_loss: what the outputs are: "kl" scores of classes, "mse" numbers, "auto" scores if it is a single one
             of shape (batch, classes).
 
+    Attributes:
+        not_compared: what could not be compared on these images, in words.
+
     Raises:
         UnsupportedModelError: the model has no output of numbers.
+        VerificationError: there is nothing to compare on these images.
     """
 
     def __init__(
         self, reference: Path | bytes, images: ImageSource | Samples, threads: int = 1, *, output_loss: str = "auto"
     ) -> None:
-        runner = open_runner(reference, label="the float model", threads=threads)
-        self._threads = threads
-        self._batches = [(batch, len(positions)) for positions, batch in batches_of(images, runner)]
-        self._expected = [self._run(runner, batch) for batch, _ in self._batches]
-        every = self._expected[0]
-        if not every or not all(np.issubdtype(o.dtype, np.number) or o.dtype == bool for o in every):
+        self._numbers, self._threads = Numbers.of(reference, reference), threads
+        runner = open_runner(reference, label="the float model", threads=threads, watched=self._numbers.watched[0])
+        every = [(batch, len(positions)) for positions, batch in batches_of(images, runner, step=self._numbers.step)]
+        # As arrays for all inputs, how many of the samples count, and how many are run.
+        self._batches = [
+            ([batch] if isinstance(batch, np.ndarray) else batch, rows, runner.fixed_batch or rows)
+            for batch, rows in every
+        ]
+        answers = [runner.answer(arrays) for arrays, _, _ in self._batches]
+        outputs = answers[0][0]
+        if not outputs or not all(np.issubdtype(o.dtype, np.number) or o.dtype == bool for o in outputs):
             raise UnsupportedModelError("an output of the model is no array of numbers, so int8 cannot be compared")
         # All outputs count: agreement alone would pass over a class index beside the scores.
-        self._classes = are_classes([output.shape for output in every], output_loss)
+        self._classes = are_classes([output.shape for output in outputs], output_loss, self._batches[0][2])
+        self._expected = [self._numbers.judged(0, *answer) for answer in answers]
+        seen = self._numbers.distance()
+        for (_, rows, run), expected in zip(self._batches, self._expected, strict=True):
+            seen.see(expected, expected, rows, batch=run)
+        self._numbers.worst(seen)
+        self.not_compared = self._numbers.notes(seen)
 
     def __call__(self, model: bytes, calibration: str = "", float_layers: int = 0, limit: int | None = None) -> Trial:
         """Compare on all images, or on the first `limit`."""
-        runner = open_runner(model, label="the int8 model", threads=self._threads)
-        agreement, distance, seen = Agreement(), Distance(), 0
-        for (batch, rows), expected in zip(self._batches, self._expected, strict=True):
-            found = self._run(runner, batch)
+        numbers = self._numbers.against(model)
+        runner = open_runner(model, label="the int8 model", threads=self._threads, watched=numbers.watched[1])
+        agreement, distance, seen = Agreement(), numbers.distance(), 0
+        for (arrays, rows, run), expected in zip(self._batches, self._expected, strict=True):
+            found = numbers.judged(1, *runner.answer(arrays))
             if self._classes:
-                agreement.see(expected, found, rows=rows)
-            distance.see(expected, found, rows)
+                agreement.see(expected[: len(numbers.names)], found[: len(numbers.names)], rows=rows)
+            distance.see(expected, found, rows, batch=run)
             seen += rows
             if limit is not None and seen >= limit:
                 break
-        return Trial(calibration, float_layers, agreement.share, distance.worst, agreement.unit)
-
-    def _run(self, runner: Runner, batch: np.ndarray | Arrays) -> list[np.ndarray]:
-        return runner.run([batch] if isinstance(batch, np.ndarray) else batch)
+        worst = numbers.worst(distance)
+        where = numbers.describe(worst)
+        return Trial(calibration, float_layers, agreement.share, worst.distance, agreement.unit, where)
 
 
 def choose_layers(candidates: Iterable[Calibrated], judge: Judge, target: float, limit: int) -> Choice:
@@ -215,6 +236,6 @@ class _Search:
             names, model, trial, scheme = min(reached, key=lambda entry: len(entry[0]))
         else:
             names, model, trial, scheme = max(self._tried, key=lambda entry: (entry[2].fidelity, -len(entry[0])))
-        return Choice(
-            model, scheme, names, trial, bool(reached), tuple(t for _, _, t, _ in self._tried), sensitivity or {}
-        )
+        trials = tuple(t for _, _, t, _ in self._tried)
+        reasons = self.calibrated.end.reasons
+        return Choice(model, scheme, names, trial, bool(reached), trials, sensitivity or {}, reasons)

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import onnx
 
 from graphprune.data.samples import Arrays, Samples
 from graphprune.inputs import DataOptions, Images
+from graphprune.int8.ends import mixed_values
 from graphprune.int8.inputs import samples_of, specs_of
 from graphprune.int8.layers import floats_of, layers_of
 from graphprune.int8.options import AUTO, QuantizeOptions
@@ -27,6 +30,7 @@ logger = logging.getLogger("graphprune")
 
 _CALIBRATION_BATCH = 32
 _SOME = 5  # layers that are named
+_LOOKED_AT = 2  # batches that show what scales the outputs have
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Work:
             scheme = scheme_of_machine(calibration, self.options.reduce_range)
             logger.info("int8: %s, on %d samples", scheme, len(self.ranges))
             try:
-                calibrated = calibrate(self.model, self._batches(), scheme, self.unable)
+                calibrated = calibrate(self.model, self._batches(), scheme, self.unable).with_end(self._mixed)
                 calibrated = tried_out(calibrated, next(self._batches()))
             except UnsupportedModelError as error:
                 if number == 0:
@@ -106,7 +110,14 @@ class Work:
                 if not calibrated.layers:
                     raise UnsupportedModelError(self.nothing_to_do)
                 _say_unable(self.source, self.unable)
+                for reason in calibrated.end.reasons:
+                    logger.info("%s: %s; what leads there from the last layers is left", self.source.name, reason)
             yield calibrated
+
+    @cached_property
+    def _mixed(self) -> tuple[str, ...]:
+        """Outputs, and values to select from, that hold parts of unlike scale on some of the samples."""
+        return mixed_values(self.model, islice(self._batches(), _LOOKED_AT))
 
     def _batches(self) -> Iterator[Arrays]:
         first = next(iter(specs_of(self.model)))

@@ -141,8 +141,8 @@ def render_comparison(comparison: Comparison, console: Console | None = None) ->
         notes.append(f"agreement (same largest class): {_percent(comparison.agreement)}")
     if any(output.proven for output in comparison.outputs):
         notes.append(
-            "not compared: nothing is found in these inputs; what enters the selection is equal, and what the "
-            "selection makes of random numbers"
+            "not compared: nothing is found in these inputs; equal are the numbers that enter the selection, and what "
+            "the selection makes of random ones"
         )
     if comparison.turned_over:
         notes.append(
@@ -281,10 +281,13 @@ def describe_int8(fact: Metrics) -> str:
         parts.append(f"gives {fact['of']}'s answer on {_percent(fact['agreement'])} of {seen}{missed}")
     else:
         missed = "" if fact["reached"] else " (MORE THAN ASKED FOR)"
+        worst = f" (worst: {fact['worst']})" if fact.get("worst") else ""
         error = f"{100 * fact['distance']:.2f} % of {fact['of']}'s variance"
-        parts.append(f"the squared error of its outputs is {error} on {images}{missed}")
+        parts.append(f"the squared error of its outputs is {error} on {images}{worst}{missed}")
     if unable := [f"'{name}' {reason}" for name, reason in fact.get("unable", {}).items()]:
         parts.append(f"in float32 whatever the agreement: {some_of(unable)}")
+    parts += [f"the end stays in float32: {reason}" for reason in fact.get("float_end", ())]
+    parts += fact.get("not_compared", ())
     if fact.get("speedup"):
         low, high = fact["speedup_interval"]
         parts.append(f"{times(fact['speedup'])} ({low:.2f} - {high:.2f}) of its speed: {fact['verdict']}")

@@ -25,8 +25,8 @@ from graphprune.search.options import Trial
 from graphprune.training.batchnorm import reestimate_batch_norm
 from graphprune.training.checkpoint import model_digest
 from graphprune.training.removal import Removal
-from graphprune.verification.accuracy import Distance
 from graphprune.verification.closeness import Agreement
+from graphprune.verification.distance import Distance
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph

@@ -20,6 +20,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
+from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.decoding import DISCRETE, Selection, find_selection, selecting_part
 from graphprune.passes.onnx.wire import WireError, outline
 from graphprune.runtime.onnx_session import RUNTIME_ERRORS, OnnxSource, open_session
@@ -66,8 +67,8 @@ class SelectionPair:
         complete: whether all that enters the candidate's selection is known by its role in the reference's.
     """
 
-    def __init__(self, first: _Side, second: _Side) -> None:
-        self._sides = first, second
+    def __init__(self, first: _Side, second: _Side, kinds: frozenset[str]) -> None:
+        self._sides, self._kinds = (first, second), kinds
         self._roles = _roles(first.selection, second.selection)
         fronts = set() if second.selection is None else set(second.selection.fronts)
         self.fronts = tuple((ours, theirs) for theirs, ours in self._roles.items() if theirs in fronts)
@@ -78,6 +79,18 @@ class SelectionPair:
         expected = {self._theirs.get(name) for name in self.outputs}
         self.complete = set(needed) <= self._roles.keys() and set(theirs) == expected
         self._parts: tuple[ort.InferenceSession, ort.InferenceSession] | None = None
+
+    def against(self, candidate: Any) -> "SelectionPair":
+        """The same reference with another candidate, an ONNX file or the content of one."""
+        second = _side(candidate, self._kinds)
+        if second is None:
+            raise UnsupportedModelError("the model to compare with is no readable ONNX model")
+        return SelectionPair(self._sides[0], second, self._kinds)
+
+    @property
+    def models(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """Both models; weights of files are left out."""
+        return self._sides[0].model, self._sides[1].model
 
     @property
     def watched(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -124,7 +137,7 @@ class SelectionPair:
 def pair_selections(first: Any, second: Any, kinds: frozenset[str] = DISCRETE) -> SelectionPair | None:
     """The selections of two models; None unless both are ONNX files, or contents of some, that can be read."""
     sides = [_side(model, kinds) for model in (first, second)]
-    return None if None in sides else SelectionPair(*sides)  # type: ignore[arg-type]
+    return None if sides[0] is None or sides[1] is None else SelectionPair(sides[0], sides[1], kinds)
 
 
 def _side(model: Any, kinds: frozenset[str]) -> _Side | None:

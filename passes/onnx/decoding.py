@@ -32,6 +32,7 @@ _LAYERS = frozenset(
 _KNOWN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _SIZES = frozenset({"Shape", "Size"})
+_COPIES = frozenset({"Identity"})  # one more or less of them changes nothing
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Selection:
     Attributes:
         graph: the graph.
         nodes: its operators, from the outputs backward, so that the order of branches in the file is of no account.
-        enters: for every number of one of `nodes` and place of an input, the value from the rest of the graph that is
-            read there: one that depends on the numbers of the graph's inputs.
+        enters: for every number of one of `nodes` (Identity is not counted) and place of an input, the value from the
+            rest of the graph that is read there: one that depends on the numbers of the graph's inputs.
         sizes: values that it reads which depend on the sizes of the inputs alone.
         outputs: those outputs of the graph that come out of it.
     """
@@ -61,7 +62,7 @@ class Selection:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The operators, in their order: what tells whether two graphs select in the same way."""
-        return tuple(f"{node.domain}.{node.op_type}" for node in self.nodes)
+        return tuple(f"{node.domain}.{node.op_type}" for node in self.nodes if not _is(node, _COPIES))
 
     @cached_property
     def by_kind(self) -> dict[tuple[str, int, int, int], str]:
@@ -75,7 +76,7 @@ class Selection:
 
     def of(self, front: str) -> str:
         """What the operator is called that a value enters: the first one."""
-        return next(self.nodes[at].op_type for (at, _), name in self.enters.items() if name == front)
+        return next(self.kinds[at].split(".")[-1] for (at, _), name in self.enters.items() if name == front)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -172,7 +173,7 @@ def find_selection(graph: onnx.GraphProto, kinds: frozenset[str] = DISCRETE) -> 
     if not nodes:
         return None
     enters, sizes = {}, []
-    for at, node in enumerate(nodes):
+    for at, node in enumerate(node for node in nodes if not _is(node, _COPIES)):
         for place, name in enumerate(dict.fromkeys(reads(node))):
             if name in flow.numbers and name not in inside:
                 enters[at, place] = name

@@ -17,6 +17,7 @@ import graphprune as gp
 from graphprune.delivery.int8_files import quantize_members
 from graphprune.errors import UsageError
 from graphprune.int8 import scheme
+from graphprune.int8.ends import FloatEnd
 from graphprune.int8.quantize import QuantizeOptions, quantize_onnx
 from graphprune.int8.search import Judge, Trial, choose_layers
 from graphprune.report.summary import describe_int8
@@ -29,6 +30,8 @@ def source(tmp_path_factory):
 
 class Fake:
     """A calibrated model whose quality is what a table says: the more sensitive layers in float32, the better."""
+
+    end = FloatEnd()
 
     def __init__(self, harm, calibration="minmax"):
         self.harm = harm

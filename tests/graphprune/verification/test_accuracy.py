@@ -4,7 +4,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.data import ImageSource, Preprocess
-from graphprune.verification.accuracy import Distance, measure_quality
+from graphprune.verification.accuracy import measure_quality
+from graphprune.verification.distance import Distance
 
 CLASSES = 3
 
