@@ -326,7 +326,7 @@ def _numbered(processors: Sequence[int]) -> str:
 
 def _errors(output: OutputComparison) -> tuple[str, str, str]:
     if not output.compared:
-        return "-", "-", "holds nothing" if output.proven else output.problem
+        return "-", "-", output.problem.partition(" on the ")[0]
     if output.problem:
         return "-", "-", output.problem
     return f"{output.max_difference:.2e}", f"{output.scale:.3g}", f"{output.error:.1e}"

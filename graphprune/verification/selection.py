@@ -20,7 +20,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from graphprune.passes.errors import UnsupportedModelError
+from graphprune.passes.errors import ModelLoadError, UnsupportedModelError
 from graphprune.passes.onnx.decoding import DISCRETE, Selection, find_selection, selecting_part
 from graphprune.passes.onnx.wire import WireError, outline
 from graphprune.runtime.onnx_session import RUNTIME_ERRORS, OnnxSource, open_session
@@ -28,8 +28,9 @@ from graphprune.runtime.onnx_session import RUNTIME_ERRORS, OnnxSource, open_ses
 __all__ = ["SelectionPair", "pair_selections", "random_values"]
 
 Values = Mapping[str, np.ndarray]
+Types = Mapping[str, np.dtype]
 _LOOSE = 0.4  # of the spread of coordinates: such boxes overlap by a third to nearly all of their area
-_FAILURES: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, KeyError)
+_FAILURES: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, KeyError, ModelLoadError)
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,17 @@ class SelectionPair:
         selection = self._sides[0].selection
         return "" if selection is None else selection.nodes[0].op_type
 
-    def select(self, values: Values) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    def select(self, values: Values, types: Types) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
         """What both selections make of the same values of the reference; None where they cannot be run alone.
 
         Args:
             values: by the reference's names.
+            types: what the candidate computes in, by its names; the values are rounded to that for both.
         """
         try:
-            ours = {name: values[name] for name in self._entering}
-            theirs = {name: values[self._roles[name]] for name in self._roles}
+            theirs = {name: values[ours].astype(types[name], copy=False) for name, ours in self._roles.items()}
+            rounded = {ours: theirs[name] for name, ours in self._roles.items()}
+            ours = {name: rounded.get(name, values[name]).astype(values[name].dtype) for name in self._entering}
             if self._parts is None:
                 self._parts = self._sides[0].part(ours), self._sides[1].part(theirs)
             first, second = self._parts
@@ -126,6 +129,10 @@ class SelectionPair:
         except _FAILURES:
             return None
         return tuple(dict(zip(self.outputs, map(np.asarray, one), strict=True)) for one in found)  # type: ignore[return-value]
+
+    def has_same(self, values: Values, types: Types) -> bool:
+        """Do both select from numbers of the same types?"""
+        return all(values[ours].dtype == types[theirs] for theirs, ours in self._roles.items())
 
     @property
     def _entering(self) -> tuple[str, ...]:
@@ -208,10 +215,10 @@ def random_values(values: Values, names: Sequence[str], seed: int = 0) -> Iterat
             array = values[name]
             if not np.issubdtype(array.dtype, np.floating) or not array.size:
                 continue
-            array = np.nan_to_num(array, posinf=0, neginf=0)
+            array = np.nan_to_num(array.astype(np.float64), posinf=0, neginf=0)
             is_scores = 0 <= array.min() < array.max() <= 1
             drawn = rng.uniform(0, 1, array.shape) ** power if is_scores else change(array, rng)
-            found[name] = drawn.astype(array.dtype)
+            found[name] = drawn.astype(values[name].dtype)
         yield found
 
 

@@ -61,13 +61,14 @@ class SideBySide:
             kernels: whose rounding that is.
 
         Raises:
-            VerificationError: the models have different numbers of outputs.
+            VerificationError: the models have different numbers of outputs, or none.
         """
         judges: Judges | None = None
         agreement = Agreement()
         step, samples = self._step, _samples(self.arrays)
         for index, batch in enumerate(batches_of_both(self.arrays, step, self.first, self.second)):
             ours, theirs = Answer(*self.first.answer(batch)), self._answer_of_second(self.second, batch)
+            self._require_as_many(len(ours.outputs), len(theirs.outputs))
             if judges is None:
                 names = self.first.output_names or self.second.output_names
                 judges = Judges(names or [f"output_{i}" for i in range(len(ours.outputs))], rtol, atol, self.pair)
@@ -96,13 +97,15 @@ class SideBySide:
         """What the candidate gives, its outputs in the reference's order."""
         outputs, values = runner.answer(batch)
         names, others = self.first.output_names, runner.output_names
-        if names is not None and len(outputs) != len(names):
-            raise VerificationError(
-                f"{runner.label} has {len(outputs)} outputs where {self.first.label} has {len(names)}"
-            )
         if names and others and set(names) == set(others):
             outputs = [outputs[others.index(name)] for name in names]
         return Answer(outputs, values)
+
+    def _require_as_many(self, ours: int, theirs: int) -> None:
+        if ours != theirs:
+            raise VerificationError(f"{self.second.label} has {theirs} outputs where {self.first.label} has {ours}")
+        if not ours:
+            raise VerificationError(f"{self.first.label} gives no tensor, so nothing can be compared")
 
     def _numbers(
         self, judges: Judges, runner: Runner, of_second: bool
