@@ -22,8 +22,11 @@ __all__ = ["DISCRETE", "ROWS", "Selection", "decoding_nodes", "find_selection", 
 ROWS = frozenset({"NonMaxSuppression", "TopK", "NonZero", "Unique", "Compress"})
 #: Operators whose result jumps, or is one of many numbers.
 DISCRETE = ROWS | frozenset(
-    "ArgMax ArgMin Greater GreaterOrEqual Less LessOrEqual Equal Round Floor Ceil Sign Hardmax".split()
-    + ["ReduceMax", "ReduceMin"]
+    [
+        *"ArgMax ArgMin Greater GreaterOrEqual Less LessOrEqual Equal Round Floor Ceil Sign Hardmax".split(),
+        "ReduceMax",
+        "ReduceMin",
+    ]
 )
 _LAYERS = frozenset(
     "Conv ConvTranspose Gemm MatMul ConvInteger MatMulInteger QLinearConv QLinearMatMul DeformConv LSTM GRU RNN Einsum "
