@@ -27,8 +27,8 @@ from graphprune.reconstruction.nodes import deaths
 from graphprune.reconstruction.report import LayerReport, ReconstructionReport, described
 from graphprune.reconstruction.student import Student
 from graphprune.reconstruction.teacher import Seen, Teacher
-from graphprune.verification.accuracy import Distance
 from graphprune.verification.closeness import Agreement, are_classes
+from graphprune.verification.distance import Distance
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
