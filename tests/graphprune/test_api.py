@@ -125,7 +125,7 @@ def test_random_plans_follow_their_seed(graph):
         ({"ratio": 0.5, "min_channels": -3}, "min_channels must be at least 0"),
         ({"ratio": 0.5, "min_channels": "4"}, "min_channels must be a whole number"),
         ({"ratio": 0.5, "seed": -1}, "seed must be at least 0"),
-        ({"ratio": 0.5, "output_loss": "klx"}, "output_loss must be one of auto, kl, mse"),
+        ({"ratio": 0.5, "output_loss": "klx"}, "`output_loss` must be one of auto, kl, mse"),
         ({"ratio": 0.5, "importance": "taylor"}, "needs images"),
         ({"ratio": 0.5, "importance": "best"}, "must be one of"),
     ],

@@ -191,7 +191,8 @@ def test_the_provider_is_that_of_every_measurement(monkeypatch):
         asked.append((tuple(files), given["threads"], given["batch"], given["provider"]))
         raise BudgetError("enough")
 
-    made = SimpleNamespace(files={"slim": "a", "slim-int8": "b"}, engine=SimpleNamespace(config=SETTINGS))
+    engine = SimpleNamespace(config=SETTINGS)
+    made = SimpleNamespace(files={"slim": "a", "slim-int8": "b"}, engine=engine, shapes=None)
     monkeypatch.setattr(results, "benchmark", benchmark)
     monkeypatch.setattr(int8_delivery, "benchmark", benchmark)
     with pytest.raises(BudgetError):

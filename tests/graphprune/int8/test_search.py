@@ -137,7 +137,7 @@ def test_images_that_fill_up_a_fixed_batch_do_not_count(tmp_path):
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 16
     judge = Judge(model.SerializeToString(), pictures(20))
-    assert [rows for _, rows in judge._batches] == [16, 4]
+    assert [batch[1] for batch in judge._batches] == [16, 4]
 
 
 def test_numbers_are_compared_by_their_distance(tmp_path):
@@ -149,7 +149,7 @@ def test_numbers_are_compared_by_their_distance(tmp_path):
     )
     assert report.agreement is None
     assert report.distance > 0
-    with pytest.raises(UsageError, match="output_loss must be one of auto, kl, mse"):
+    with pytest.raises(UsageError, match="`output_loss` must be one of auto, kl, mse"):
         QuantizeOptions(output_loss="l1")
 
 
