@@ -80,7 +80,7 @@ def infer_results(
 def is_known(node: "ir.Node | onnx.NodeProto") -> bool:
     """Is an operator one of the standard, or of onnxruntime's?"""
     if node.domain in ("", "ai.onnx"):
-        return bool(onnx.defs.has(node.op_type))
+        return isinstance(node.op_type, str) and bool(onnx.defs.has(node.op_type))  # bytes in a damaged file
     return node.domain.startswith(("ai.onnx", "com.microsoft", "com.ms."))
 
 

@@ -252,7 +252,7 @@ def test_what_the_outputs_are_taken_for_is_said(caplog):
         assert engine().loss.kind == "logits"
         assert engine(dataclasses.replace(SETTINGS, output_loss="mse")).loss.kind == "values"
     said = [record.message for record in caplog.records if record.message.startswith("outputs: ")]
-    assert said == ["outputs: class logits; --output-loss mse if they are numbers", "outputs: numbers"]
+    assert said == ['outputs: class logits; `output_loss="mse"` if they are numbers', "outputs: numbers"]
 
 
 def test_nothing_to_learn_from():

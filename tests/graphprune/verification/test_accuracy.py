@@ -60,7 +60,7 @@ def test_the_same_file_is_at_no_distance(tmp_path):
 def test_the_distance_is_relative_to_the_spread(tmp_path):
     a, b = write(tmp_path / "a.onnx", RIGHT), write(tmp_path / "b.onnx", 0.9 * RIGHT)
     outputs = RIGHT[source().labels]
-    expected = (0.1**2 * (outputs**2).sum()) / ((outputs - outputs.mean()) ** 2).sum()
+    expected = (0.1**2 * (outputs**2).sum()) / ((outputs - outputs.mean(axis=0)) ** 2).sum()  # each class by its own
     assert measure_quality(a, b, source()).distance == pytest.approx(expected, rel=1e-5)
 
 

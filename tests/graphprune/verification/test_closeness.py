@@ -13,11 +13,15 @@ def judged(*pairs, rtol=1e-4, atol=0.0):
     return judge.result()
 
 
-def test_the_error_is_relative_to_the_scale_of_the_whole_output():
+def test_the_error_is_relative_to_the_scale_of_its_own_place():
     result = judged(([[1.0, -200.0]], [[1.01, -200.0]]), ([[0.0, 5.0]], [[0.0, 5.0]]))
-    assert result.scale == 200
-    assert result.error == pytest.approx(0.01 / 200)
-    assert result.equal
+    assert result.scale == 1
+    assert result.error == pytest.approx(0.01)
+    assert not result.equal
+    assert result.place == "index 0 of dimension 1"
+    beside = judged(([[1.0, -200.0]], [[1.0, -200.01]]), ([[0.0, 5.0]], [[0.0, 5.0]]))
+    assert beside.error == pytest.approx(0.01 / 200)
+    assert beside.equal
 
 
 @pytest.mark.parametrize(("factor", "equal"), [(1 + 0.9e-4, True), (1 + 1.1e-4, False), (2.0, False), (-1.0, False)])

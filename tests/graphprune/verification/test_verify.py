@@ -43,7 +43,7 @@ def samples(count=7, seed=3):
 def test_a_model_equals_itself():
     result = require_equal(net(), net(), samples())
     assert [output.name for output in result.outputs] == ["scores", "hidden"]
-    assert (result.worst.error, result.agreement, result.samples) == (0.0, 1.0, 7)
+    assert (result.worst.error, result.agreement, result.samples) == (0.0, None, 7)  # two outputs are no classes
 
 
 @pytest.mark.parametrize(("factor", "equal"), [(1 + 1e-5, True), (1 + 1e-2, False), (-1.0, False)])
@@ -116,7 +116,7 @@ def test_a_slim_graph_is_aligned_on_the_channels_that_are_left():
 def test_a_fixed_batch_is_served_and_the_padding_is_not_counted(batch):
     result = compare(net(), net(batch=batch), samples(7))
     assert result.equal
-    assert (result.samples, result.agreement) == (7, 1.0)
+    assert result.samples == 7
     values = weights()
     values["b"] = np.roll(values["b"], 1) * 9
     fixed = compare(net(), net(values, batch=batch), samples(7))
@@ -189,7 +189,7 @@ def test_torch_and_onnx_are_compared_in_evaluation_mode():
     module = Torch().train()
     module.drop.eval()
     module.drop.train()
-    assert require_equal(module, net(), torch.from_numpy(samples())).agreement == 1.0
+    assert require_equal(module, net(), torch.from_numpy(samples())).equal
     assert module.training
     assert module.drop.training
 
