@@ -103,7 +103,8 @@ def _formula(kind: str, domain: str) -> Formula | None:
 def _may_compute(kind: str, domain: str) -> bool:
     """May an operator that has no formula do something that counts?"""
     if domain in _ONNX:
-        return kind in _NO_FORMULA or not onnx.defs.has(kind)  # of a later version, perhaps
+        is_text = isinstance(kind, str)  # in a damaged file it may be none
+        return kind in _NO_FORMULA or not (is_text and onnx.defs.has(kind))  # of a later version, perhaps
     return domain not in _RUNTIME or kind not in _NOTHING_TO_COUNT
 
 
