@@ -29,7 +29,6 @@ FLOORS = (
     "verification",
     "formats",
     "inputs",
-    "reconstruction",
     "latency",
     "report",
     "allocation",
