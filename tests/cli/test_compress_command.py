@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import os
@@ -18,8 +17,6 @@ from safetensors.torch import save_file
 import graphprune as gp
 from graphprune import demo
 from graphprune.cli import main
-from graphprune.cli.compress import command as compress_command
-from graphprune.config import CompressConfig, _flag
 from graphprune.errors import UnsupportedModelError
 
 ARCH = "graphprune.demo:DigitNet(width=8)"
@@ -324,10 +321,3 @@ def test_a_search_says_how_far_it_is_and_leaves_its_course(work, tmp_path):
     assert {path.name for path in out.iterdir()} == {*RESULTS, *KEPT, "search.json", "search.svg"}
     settings = json.loads((out / "metrics.json").read_text())["config"]
     assert (settings["recipe"], settings["policy"], settings["sigma"]) == ("combined", "random", 1)
-
-
-def test_settings_are_called_options_where_they_are():
-    options = {option for parameter in compress_command.params for option in parameter.opts}
-    for field in dataclasses.fields(CompressConfig):
-        name = _flag(field.name)
-        assert (name in options) == name.startswith("--"), name

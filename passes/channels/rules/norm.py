@@ -265,10 +265,6 @@ def _read_neighbors(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
     return {"dims": [1], "sums": False}
 
 
-def _read_mean_variance(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    return {"dims": attrs.get("axes", [0, 2, 3]), "sums": False}
-
-
 _NORM_INPUTS = ("input", "weight", "bias", "running_mean", "running_var")
 
 
@@ -320,6 +316,7 @@ RULES = (
         aten={"group_norm": Binding()},
         onnx={"GroupNormalization": Binding(inputs=_NORM_INPUTS[:3])},
     ),
+    # Not MeanVarianceNormalization: of a channel that is zero throughout onnxruntime (1.32) makes NaN.
     Rule(
         "statistics along dimensions",
         normalize_dims,
@@ -328,7 +325,6 @@ RULES = (
             for name, read in (
                 ("LpNormalization", _read_lp),
                 ("LRN", _read_neighbors),
-                ("MeanVarianceNormalization", _read_mean_variance),
             )
         },
     ),

@@ -23,7 +23,8 @@ def test_what_follows_a_norm_that_onnx_says_nothing_of_is_analyzed(kind):
     model = b.model(ir_version=10)
     kill(model, "second", [1, 5])
     check(model, {"second.weight": (6, 8, 3, 3), "third.weight": (4, 6, 3, 3)})
-    assert not trace_onnx(ir.from_proto(model)).unknown
+    # Of a channel of zeros onnxruntime's MeanVarianceNormalization makes NaN, so there is no rule that lets one go.
+    assert set(trace_onnx(ir.from_proto(model)).unknown) == {kind} - {"GroupNormalization"}
 
 
 @pytest.mark.parametrize("kind", ["MaxPool", "AveragePool", "LpPool"])
