@@ -7,7 +7,7 @@ or gives slice by slice has one dimension less inside.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +35,6 @@ class Walk(Protocol):
     numbers: dict[ir.Value, NDArray[Any]]
     unshaped: set[ir.Value]
     unknown: Counter[str]
-    uncounted: list[str]
     steps: list[Step]
     nodes: list[ir.Node]
     opsets: dict[str, int]
@@ -151,16 +150,6 @@ def _freeze_bodies(walk: Walk, node: ir.Node) -> None:
 # -- Loop and Scan ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """How far a walk had come."""
-
-    steps: int
-    terms: int
-    uncounted: int
-    unknown: Counter[str]
-
-
 class _Iteration:
     """One Loop or Scan.
 
@@ -198,7 +187,7 @@ class _Iteration:
         known = [walk.env[value] for value in read]
         for value in self.control:
             walk.env[value] = Value(tuple(value.shape.numpy()) if value.shape is not None else ())
-        mark = _Mark(len(walk.steps), len(walk.analysis.terms), len(walk.uncounted), walk.unknown.copy())
+        steps, unknown = len(walk.steps), walk.unknown.copy()
         start = [self._started(before) for before, *_ in self.states]
         while True:
             self._enter(known, start)
@@ -209,10 +198,9 @@ class _Iteration:
             if all(a is b for a, b in zip(start, left, strict=True)):
                 break
             start = left  # less is zero than was assumed: once more
-            del walk.steps[mark.steps :], walk.nodes[mark.steps :], walk.analysis.terms[mark.terms :]
-            del walk.uncounted[mark.uncounted :]
+            del walk.steps[steps:], walk.nodes[steps:]
             walk.unknown.clear()
-            walk.unknown.update(mark.unknown)
+            walk.unknown.update(unknown)
         whole = [self._stack(*item) for item in self.stacked]
         if any(value is None for value in whole):
             return False

@@ -204,3 +204,12 @@ def test_a_dead_branch_inside_a_body_is_folded():
     result = check(sandwich(b, switched), {"first.weight": (8, 3, 3, 3)})
     assert inside(result) == []
     assert {n.op_type for graph in result.graph.subgraphs() for n in graph} == {"Tanh", "Abs"}
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
+def test_what_bodies_do_counts_for_nothing_and_is_said(kind):
+    """How often they run is not known."""
+    graph = trace_onnx(ir.from_proto(sandwich(b := Builder(), lambda x: elementwise(b, x, kind))))
+    outside = 8 * 3 * 9 * 64 + 4 * 8 * 9 * 64
+    assert graph.cost.macs(graph.all_kept()) == outside
+    assert [kind in said for said in graph.uncounted] == [True]
