@@ -144,7 +144,7 @@ def quantize_onnx(
     judge = work.judge()
     choice = choose_layers(chain([first], candidates), judge, options.min_agreement, work.most_floats)
     with atomic_write(target) as temporary:
-        temporary.write_bytes(_signed(choice.model, str(target)))
+        temporary.write_bytes(_signed(choice.model, str(target), Path(source)))
         size = temporary.stat().st_size
     if not choice.reached:
         _say_missed(target, choice, options)
@@ -189,19 +189,33 @@ def rehearse_int8(
     calibrated = next(work.candidates())
     content = calibrated.quantized()
     work.judge()(content)
-    _signed(content, f"the int8 version of {Path(source).name}")
+    _signed(content, f"the int8 version of {Path(source).name}", Path(source))
     return work.unable
 
 
-def _signed(content: bytes, name: str) -> bytes:
-    """The file's content; whatever the quantizer did, only valid ONNX is written."""
+def _signed(content: bytes, name: str, source: Path) -> bytes:
+    """The file's content; whatever the quantizer did, only valid ONNX is written, or what comes of a file that is none.
+
+    Raises:
+        VerificationError: it is no valid ONNX, and `source` is.
+    """
+    problem = _invalidity(content)
+    if problem and not _invalidity(source):
+        raise VerificationError(f"{name}: the quantized model is no valid ONNX: {problem}")
+    if problem:
+        logger.warning("%s is not valid ONNX, and so is what is made of it: %s", source, problem)
     model = onnx.load_model_from_string(content)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f"{name}: the quantized model is no valid ONNX: {one_line(error)}") from error
     model.producer_name, model.producer_version = "graphprune", __version__
     return model.SerializeToString()
+
+
+def _invalidity(model: bytes | Path) -> str:
+    """What onnx finds wrong with a file or its content."""
+    try:
+        onnx.checker.check_model(model if isinstance(model, bytes) else os.fspath(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        return one_line(error)
+    return ""
 
 
 def _say_missed(target: str | os.PathLike[str], choice: Choice, options: QuantizeOptions) -> None:

@@ -216,6 +216,13 @@ def test_the_size_before_is_that_of_all_files(source, tmp_path):
     )
 
 
+def test_a_file_that_states_wrong_sizes_is_no_reason_to_refuse_it(tmp_path, caplog):
+    text = "net (float[n,3,8,8] x) => (float[n,4] y) <float[4,3,3,3] w> { y = Conv(x, w) }"
+    report = quantize_onnx(parsed(tmp_path, text), tmp_path / "int8.onnx", IMAGES, options=QUICK)
+    assert (report.layers, report.float_layers) == (1, ())
+    assert "is not valid ONNX, and so is what is made of it" in caplog.text
+
+
 def test_nothing_is_printed(source, tmp_path, capfd):
     quantize_onnx(source, tmp_path / "out.onnx", pictures(), options=QUICK)
     assert capfd.readouterr() == ("", "")
