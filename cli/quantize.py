@@ -17,7 +17,7 @@ from graphprune.cli.options import (
     together,
 )
 from graphprune.cli.output import print_json, print_text
-from graphprune.passes.errors import ArraysNeededError, BudgetError, DataError, ModelLoadError, UsageError
+from graphprune.passes.errors import BudgetError, ModelLoadError, UsageError
 
 if TYPE_CHECKING:
     from graphprune.int8.quantize import QuantizeOptions, QuantizeReport
@@ -85,10 +85,7 @@ def command(
     options = QuantizeOptions(threads=threads, **settings)
     needed = options.calibration_images + options.search_images
     images = DataOptions(image_size=image_size, mean=mean, std=std, limit=limit or needed)
-    try:
-        report = quantize_onnx(source, target, data, inputs=arrays, options=options, data=images, force=force)
-    except ArraysNeededError as error:
-        raise DataError(f"{source}: {error} (--inputs arrays.npz)") from error
+    report = quantize_onnx(source, target, data, inputs=arrays, options=options, data=images, force=force)
     metrics = _metrics(source, target, report, options, benchmark_seconds, arrays)
     if as_json:
         print_json({"output": str(target), **metrics})

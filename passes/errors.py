@@ -35,10 +35,6 @@ class DataError(GraphPruneError):
     """The images are missing, unreadable, or not what the model takes."""
 
 
-class ArraysNeededError(DataError):
-    """Images are not what the model takes; arrays for its inputs would be."""
-
-
 class PlanError(GraphPruneError):
     """The plan does not fit the model."""
 

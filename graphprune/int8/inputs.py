@@ -17,7 +17,7 @@ from graphprune.data import ImageSource, Preprocess, load_images
 from graphprune.data.arrays import is_array_file, load_arrays
 from graphprune.data.samples import Samples, samples_of_arrays
 from graphprune.inputs import DataOptions, Images
-from graphprune.passes.errors import ArraysNeededError, DataError, UnsupportedModelError, UsageError
+from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
 from graphprune.runtime.onnx_inputs import InputSpec, input_specs
 from graphprune.runtime.onnx_session import one_line, open_session
 
@@ -64,7 +64,7 @@ def samples_of(
     """
     specs, given = specs_of(model), data or DataOptions()
     if (images is None) == (inputs is None):
-        raise UsageError("int8 needs images, or arrays for all inputs: give one of the two")
+        raise UsageError("int8 needs `images`, or arrays for all `inputs`: give one of the two")
     if isinstance(images, np.ndarray | torch.Tensor):
         inputs = {_only(specs).name: images}
     name = "the arrays given"
@@ -74,7 +74,7 @@ def samples_of(
         inputs = {_only(specs).name: arrays[""]} if "" in arrays else arrays
     if inputs is not None:
         if given.mean or given.std or given.image_size:
-            raise UsageError("arrays are taken as they are: a mean, a std and a size are for images")
+            raise UsageError("arrays are taken as they are: `mean`, `std` and `image_size` are for images")
         samples = _of_arrays(specs, inputs, name)
         return samples if given.limit is None else samples.sample(given.limit, 0)
     assert images is not None
@@ -96,9 +96,9 @@ def example_of(source: Path, inputs: Mapping[str, Any]) -> dict[str, NDArray]:
 
 def _only(specs: Sequence[InputSpec]) -> InputSpec:
     if len(specs) != 1:
-        raise ArraysNeededError(
+        raise DataError(
             f"the model has {len(specs)} inputs ({_named(specs)}), and images are for a single one: give arrays for "
-            "all of its inputs, by name"
+            "all of its inputs by name, as `inputs`"
         )
     return specs[0]
 
@@ -222,9 +222,9 @@ def _image_input(spec: InputSpec) -> _ImageInput | None:
 def _image(spec: InputSpec) -> _ImageInput:
     found = _image_input(spec)
     if found is None:
-        raise ArraysNeededError(
+        raise DataError(
             f"the model takes {_dims(spec.dims)} numbers in {np.dtype(spec.dtype)}, which are no images of 1 or 3 "
-            "channels: give an array for its input"
+            "channels: give an array for its input, as `inputs`"
         )
     return found
 
@@ -233,7 +233,7 @@ def _of_images(taken: _ImageInput, images: Any, given: DataOptions, noted: Prepr
     """Samples of an input of images."""
     channels, height, width = taken.sizes
     if taken.takes_bytes and (given.mean or given.std):
-        raise UsageError("the model takes the bytes of images as they are: leave out mean and std")
+        raise UsageError("the model takes the bytes of images as they are: leave out `mean` and `std`")
     if isinstance(images, ImageSource):
         source = images
     else:
@@ -272,7 +272,7 @@ def _noted(model: onnx.ModelProto) -> Preprocess | None:
     except (ValueError, UsageError) as error:
         raise UnsupportedModelError(
             f"its metadata graphprune_preprocessing cannot be read ({one_line(error)}): take that entry out, and give "
-            "mean and std"
+            "`mean` and `std`"
         ) from error
 
 

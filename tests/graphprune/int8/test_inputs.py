@@ -121,7 +121,7 @@ def test_bytes_go_in_as_they_are(tmp_path, folder, text, caplog):
     assert batch.max(axis=(0, 2, 3) if text is BYTES else (0, 1, 2)).tolist() == [255, 127, 63]
     assert "preprocessing: none, the pixels are taken as they are" in caplog.text
     assert range_of_the_input(tmp_path / "a.onnx") == pytest.approx((0, 255), abs=3)
-    with pytest.raises(UsageError, match="leave out mean and std"):
+    with pytest.raises(UsageError, match="leave out `mean` and `std`"):
         samples_of(onnx.load(source), folder, data=DataOptions(mean=(0.5,)))
     floats = ImageSource(np.zeros((4, 8, 8, 3), np.float32), Preprocess.of((8, 8)))
     with pytest.raises(DataError, match="floating-point numbers where the model takes bytes"):
