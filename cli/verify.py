@@ -7,9 +7,17 @@ from typing import Any
 import click
 import numpy as np
 
-from graphprune.cli.options import arch_options, data_options, json_option, seed_option, shape_option, together
+from graphprune.cli.options import (
+    arch_options,
+    data_options,
+    inputs_option,
+    json_option,
+    seed_option,
+    shape_option,
+    together,
+)
 from graphprune.cli.output import print_json, print_text
-from graphprune.passes.errors import UsageError, VerificationError
+from graphprune.passes.errors import DataError, UsageError, VerificationError
 
 __all__ = ["command"]
 
@@ -28,12 +36,15 @@ RANDOM_SAMPLES = 16
 @click.option(
     "--rtol",
     type=click.FloatRange(min=0),
-    help="Largest difference of an output that passes, relative to the output's largest value. Default: 1e-4, and 1e-2 "
-    "where a file computes in float16.",
+    help="Largest difference that passes, relative to the largest value of its place in an output: of its channel, or "
+    "a smaller part. Default: 1e-4, and 1e-2 where a file computes in float16.",
 )
 @click.option(
-    "--atol", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Absolute difference that passes."
+    "--atol",
+    type=click.FloatRange(min=0),
+    help="Absolute difference that passes. Default: a two-hundredth of --rtol.",
 )
+@inputs_option
 @click.option("--unoptimized", is_flag=True, help="Compare with onnxruntime's graph optimization switched off as well.")
 @seed_option
 @together(*arch_options)
@@ -48,7 +59,8 @@ def command(
     limit: int,
     shapes: Mapping[str, tuple[int, ...]] | None,
     rtol: float | None,
-    atol: float,
+    atol: float | None,
+    inputs: Path | None,
     unoptimized: bool,
     seed: int,
     arch: str | None,
@@ -56,27 +68,33 @@ def command(
     trust_pickle: bool,
     as_json: bool,
 ) -> None:
-    """Check that the models A and B give the same outputs: on the images of --data, else on random inputs.
+    """Check that the models A and B give the same outputs: on images, on the arrays of --inputs, else on random inputs.
 
-    A and B are .onnx, .pt2, .safetensors, .pt or .ckpt files. Exit code 4 says that they differ.
+    A and B are .onnx, .pt2, .safetensors, .pt or .ckpt files. Every place of an output is held to its own scale. Of
+    ONNX files that select at their end, as detectors do, what enters the selection is compared as well. Exit code 4
+    says that they differ, or that there was nothing to compare.
     """
     from graphprune.report.summary import render_comparison
     from graphprune.verification.verify import compare, explain
 
     first, second = models = [_load(path, arch, entry, trust_pickle) for path in (reference, candidate)]
-    inputs: Any
-    if data is None:
-        inputs = _random_inputs(models, shapes, seed)
+    samples: Any
+    if data is not None and inputs is not None:
+        raise UsageError("give the images with --data, or the arrays for the inputs with --inputs, and not both")
+    if inputs is not None:
+        samples = _arrays(inputs, models)
+    elif data is None:
+        samples = _random_inputs(models, shapes, seed)
     else:
-        inputs = _images(models, data, limit, {"mean": mean, "std": std, "image_size": image_size})
+        samples = _images(models, data, limit, {"mean": mean, "std": std, "image_size": image_size})
     labels = str(reference), str(candidate)
-    comparison = compare(first, second, inputs, rtol=rtol, atol=atol, unoptimized=unoptimized, labels=labels)
+    comparison = compare(first, second, samples, rtol=rtol, atol=atol, unoptimized=unoptimized, labels=labels)
     if as_json:
         print_json({"schema": SCHEMA, **comparison.to_dict()})
     else:
         print_text(render_comparison, comparison)
     if not comparison.equal:
-        raise VerificationError(explain(comparison, first, second, inputs, labels=labels))
+        raise VerificationError(explain(comparison, first, second, samples, labels=labels))
 
 
 def _load(path: Path, arch: str | None, entry: str | None, trust_pickle: bool) -> Any:
@@ -121,6 +139,22 @@ def _images(models: list[Any], data: Path, limit: int, options: dict[str, Any]) 
         options["image_size"] = tuple(size)
     source = load_images(data, limit=limit, channels=3 if channels is None else channels, **options)
     return source.batch(slice(None))
+
+
+def _arrays(path: Path, models: list[Any]) -> tuple[np.ndarray, ...]:
+    """Return the arrays of a file in the order of the inputs, which a model states that is an ONNX file."""
+    from graphprune.formats.input_arrays import read_inputs
+    from graphprune.runtime.onnx_inputs import input_specs
+    from graphprune.runtime.onnx_session import open_session
+
+    source = next((model for model in models if isinstance(model, Path)), None)
+    if source is None:
+        raise UsageError("--inputs names the inputs of an .onnx file, and neither model is one: give --data or --shape")
+    arrays = read_inputs(path, source)
+    names = [spec.name for spec in input_specs(open_session(source, optimize=False, mapped=True), str(source))]
+    if missing := next((name for name in names if name not in arrays), None):
+        raise DataError(f"{path}: no array is given for the input '{missing}'")
+    return tuple(arrays[name] for name in names)
 
 
 def _specs(models: list[Any]) -> Any:

@@ -213,10 +213,9 @@ class Judge:
         if self.problem:
             return failed
         if not self.elements:
-            what = "is NaN or infinite in both" if self.faults else "holds nothing"
-            return replace(
-                failed, problem=f"{what} on all {self.samples} samples: nothing was compared", compared=False
-            )
+            what = "is NaN or infinite throughout" if self.faults else "holds nothing"
+            said = f"{what} on the {self.samples} sample{'s' if self.samples != 1 else ''}, so nothing was compared"
+            return replace(failed, problem=said, compared=False)
         return self._result_of_labels() if self._labels else self._result_of_numbers()
 
     def _result_of_labels(self) -> OutputComparison:

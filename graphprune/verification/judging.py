@@ -140,6 +140,8 @@ class Judges:
         """The verdicts, with what both selections make of random values taken in."""
         if self._pair is None or not self._values:
             return outputs
+        if self._pair.are_the_same:
+            return [replace(found, proven=True) if not found.compared else found for found in outputs]
         # Numbers of another type are not quite the same, and a threshold may lie between them.
         is_exact = self._pair.has_same(self._values, self._types)
         for values in random_values(self._values, [ours for ours, _ in self._pair.fronts]):

@@ -130,6 +130,15 @@ class SelectionPair:
             return None
         return tuple(dict(zip(self.outputs, map(np.asarray, one), strict=True)) for one in found)  # type: ignore[return-value]
 
+    @cached_property
+    def are_the_same(self) -> bool:
+        """Are both selections the same operators with the same literals, so that equal values give equal outputs?"""
+        first, second = (side.selection for side in self._sides)
+        if first is None or second is None or not self.complete:
+            return False
+        ours = first.described({name: name for name in self._entering})
+        return ours is not None and ours == second.described(self._roles)
+
     def has_same(self, values: Values, types: Types) -> bool:
         """Do both select from numbers of the same types?"""
         return all(values[ours].dtype == types[theirs] for theirs, ours in self._roles.items())

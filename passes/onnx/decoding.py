@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,6 +76,37 @@ class Selection:
         for at, kind in enumerate(self.kinds):
             found.update({(kind, total[kind], seen[kind], p): name for (n, p), name in self.enters.items() if n == at})
             seen[kind] += 1
+        return found
+
+    def described(self, entering: Mapping[str, str]) -> list[tuple[Any, ...]] | None:
+        """Operators, their settings, what they read and the outputs: two that are the same compute the same.
+
+        Args:
+            entering: what to call the values that enter.
+
+        Returns:
+            None where a literal is computed, or is not in the message.
+        """
+        literals = {tensor.name: tensor for tensor in self.graph.initializer}
+        literals |= {node.output[0]: node.attribute[0].t for node in self.graph.node if node.op_type == "Constant"}
+        places = {name: (at, out) for at, node in enumerate(self.nodes) for out, name in enumerate(node.output) if name}
+        found: list[tuple[Any, ...]] = []
+        for node in self.nodes:
+            read: list[Any] = []
+            for name in node.input:
+                tensor = literals.get(name)
+                if name in places or name in entering or not name:
+                    read.append(places.get(name, entering.get(name, "")))
+                elif tensor is None or not tensor.data_type or tensor.data_location == TensorProto.EXTERNAL:
+                    return None
+                else:
+                    array = onnx.numpy_helper.to_array(tensor)
+                    read.append((str(array.dtype), array.shape, array.tobytes()))
+            settings = sorted(attribute.SerializeToString() for attribute in node.attribute)
+            if list(_bodies(node)):
+                return None
+            found.append((node.domain, node.op_type, tuple(settings), tuple(read)))
+        found.append(tuple(places[value.name] for value in self.graph.output if value.name in places))
         return found
 
     def of(self, front: str) -> str:

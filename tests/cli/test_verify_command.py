@@ -167,3 +167,39 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys, arguments, code, message):
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_arrays_are_compared_on_and_not_beside_images(tmp_path, capsys, images):
+    files = [write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx")]
+    arrays = tmp_path / "arrays.npz"
+    np.savez(arrays, image=np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32))
+    assert main(["verify", *files, "--inputs", str(arrays), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 5
+    assert main(["verify", *files, "--inputs", str(arrays), "--data", images]) == 2
+    assert "and not both" in capsys.readouterr().err
+    np.savez(arrays, picture=np.zeros((5, 3, 8, 8), np.float32))
+    assert main(["verify", *files, "--inputs", str(arrays)]) == 1
+    assert "no array is given for the input 'image'" in capsys.readouterr().err
+
+
+def test_nothing_to_compare_is_exit_code_4(tmp_path, capsys):
+    model = onnx.load(write(tmp_path / "a.onnx"))
+    limit = numpy_helper.from_array(np.array([1e9], np.float32), "limit")
+    model.graph.initializer.append(limit)
+    nodes = [
+        helper.make_node("Greater", ["scores", "limit"], ["above"]),
+        helper.make_node("Compress", ["scores", "mask"], ["found"]),
+        helper.make_node("Reshape", ["above", "flat"], ["mask"]),
+    ]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    model.graph.node.extend([nodes[0], nodes[2], nodes[1]])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("found", TensorProto.FLOAT, ["k"]))
+    onnx.save(model, tmp_path / "silent.onnx")
+    silent = str(tmp_path / "silent.onnx")
+    other = onnx.load(silent)
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(2 * weight(), "w"))
+    onnx.save(other, tmp_path / "other.onnx")
+    assert main(["verify", silent, silent]) == 0
+    assert "not compared" in capsys.readouterr().out
+    assert main(["verify", silent, str(tmp_path / "other.onnx")]) == 4
+    assert "scores (enters Greater)" in capsys.readouterr().err

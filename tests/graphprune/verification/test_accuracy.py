@@ -5,7 +5,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.data import ImageSource, Preprocess
 from graphprune.verification.accuracy import measure_quality
-from graphprune.verification.distance import Distance
 
 CLASSES = 3
 
@@ -89,19 +88,10 @@ def test_one_output_is_no_classifier(tmp_path):
     assert found.to_dict()["distance"] > 0
 
 
-def test_a_distance_of_labels_is_the_share_that_differs_and_faults_on_one_side_are_no_agreement():
-    distance = Distance()
-    numbers = np.array([[1.0], [2.0], [3.0], [4.0]], dtype=np.float32)
-    broken = np.array([[1.0], [2.0], [np.inf], [4.0]], dtype=np.float32)
-    distance.see([np.arange(4), numbers, broken], [np.array([0, 1, 2, 9]), numbers, broken], rows=4)
-    assert distance.worst == 0.25
-    assert distance.value == pytest.approx(0.25 / 3)
-    one_sided = Distance()
-    one_sided.see([numbers], [broken], rows=4)
-    assert 1 <= one_sided.worst < np.inf
-
-
-def test_the_distance_of_a_number_that_never_varies_is_relative_to_its_size():
-    distance = Distance()
-    distance.see([np.full((8, 1), 5.0)], [np.full((8, 1), 5.05)], rows=8)
-    assert distance.value == pytest.approx(1e-4, rel=1e-3)
+def test_the_worst_part_is_named_and_what_could_not_be_compared_is_said(tmp_path):
+    sizes = np.diag([640.0, 640, 1, 1])
+    dense, slim = write(tmp_path / "a.onnx", sizes), write(tmp_path / "b.onnx", sizes * [1, 1, 0, 1])
+    found = measure_quality(dense, slim, source(labels=False), output_loss="mse")
+    assert found.worst == "'y': 2 of dimension 1"
+    assert found.distance > 0.3
+    assert found.not_compared == ()
