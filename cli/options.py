@@ -128,7 +128,15 @@ class _LowerCaseLevel(_Message):
 
 def run_options() -> list[click.Option]:
     """Return new options on how to run, which the group and every command take."""
-    return [
+    rules = click.Option(
+        ["--rules"],
+        multiple=True,
+        metavar="MODULE",
+        expose_value=False,
+        callback=_import_rules,
+        help="Rules for operators of your own: package.module, which is imported.",
+    )
+    switches = [
         click.Option(
             [f"-{name[0]}", f"--{name}"] if name != "debug" else ["--debug"],
             is_flag=True,
@@ -142,6 +150,14 @@ def run_options() -> list[click.Option]:
             ("debug", "Show the traceback of an error."),
         )
     ]
+    return [rules, *switches]
+
+
+def _import_rules(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
+    for name in value:
+        from graphprune.formats.user_code import import_rules
+
+        import_rules(name)
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ModelLoadError,
         OutputExistsError,
         PlanError,
+        RuleError,
         TrainingError,
         UnfinishedError,
         UnsupportedModelError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from graphprune.latency.target import LatencyTarget
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.channels.plan import PruningPlan
+    from graphprune.passes.channels.register import register_rule
     from graphprune.passes.fx.slim import mask, slim
     from graphprune.reconstruction.reconstruct import Reconstructed, reconstruct
     from graphprune.report.profile import profile
@@ -78,6 +80,7 @@ __all__ = [
     "QuantizeOptions",
     "QuantizeReport",
     "Reconstructed",
+    "RuleError",
     "SlimReport",
     "SparseTrainer",
     "TrainingError",
@@ -98,6 +101,7 @@ __all__ = [
     "profile",
     "quantize_onnx",
     "reconstruct",
+    "register_rule",
     "save",
     "slim",
     "slim_onnx",
@@ -130,6 +134,7 @@ _HOMES = {
     "quantize_onnx": "int8.quantize",
     "Reconstructed": "reconstruction.reconstruct",
     "reconstruct": "reconstruction.reconstruct",
+    "register_rule": "passes.channels.register",
     "save": "formats.saving",
     "slim": "passes.fx.slim",
     "slim_onnx": "slimming",

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.data import ImageSource, Preprocess, load_images
-from graphprune.formats.architecture import one_line
+from graphprune.formats.user_code import one_line
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.capture import at_sizes, capture, module_of
 from graphprune.passes.fx.captured import CapturedModule

@@ -43,6 +43,10 @@ class OutputExistsError(GraphPruneError):
     """A file or folder would be overwritten."""
 
 
+class RuleError(GraphPruneError):
+    """A rule for an operator of one's own cannot be registered, fails, or does not hold."""
+
+
 class TrainingError(GraphPruneError):
     """The training diverged or was given nothing to learn from."""
 

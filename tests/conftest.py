@@ -1,4 +1,4 @@
-"""Makes `zoo` importable from every test, and keeps measured latencies out of the user's cache."""
+"""Makes `zoo` and `small` importable from every test, and keeps measured latencies out of the user's cache."""
 
 import sys
 from pathlib import Path

@@ -29,6 +29,7 @@ def test_an_unknown_name_is_an_attribute_error():
     [
         "import graphprune",
         "from graphprune import slim_onnx, PruningPlan, benchmark, CompressConfig, load_images, errors",
+        "from graphprune import register_rule, testing; from graphprune.passes.channels import patterns",
         "import graphprune.passes.onnx, graphprune.cli.compress, graphprune.cli.slim, graphprune.cli.inspect",
     ],
 )

@@ -25,6 +25,7 @@ FLOORS = (
     "widths",
     "freezing",
     "runtime",
+    "testing",
     "data",
     "verification",
     "formats",

@@ -5,16 +5,13 @@ called to build the network, and literal keyword arguments for it.
 """
 
 import ast
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from graphprune.formats.user_code import current_folder_importable, import_named, one_line
 from graphprune.passes.errors import ModelLoadError, UsageError
 
 ARCH_FORM = "package.module:factory or package.module:factory(num_classes=10, width=0.5)"
@@ -76,14 +73,7 @@ def resolve_arch(arch: str) -> nn.Module:
 
 
 def _find_factory(wanted: Architecture) -> Callable[..., Any]:
-    try:
-        module = importlib.import_module(wanted.module)
-    except (Exception, SystemExit) as error:  # the user's own code: it may raise anything
-        if isinstance(error, ModuleNotFoundError) and f"{wanted.module}.".startswith(f"{error.name}."):
-            raise ModelLoadError(
-                f"`arch`: there is no module {wanted.module}, neither installed nor in the current folder"
-            ) from error
-        raise ModelLoadError(f"`arch`: importing {wanted.module} failed: {one_line(error)}") from error
+    module = import_named(wanted.module, "`arch`", ModelLoadError)
     factory = getattr(module, wanted.factory, None)
     if not callable(factory):
         names = [name for name in getattr(module, "__all__", dir(module)) if not name.startswith("_")]
@@ -98,23 +88,3 @@ def _literal(node: ast.expr, arch: str) -> Any:
         return ast.literal_eval(node)
     except ValueError as error:
         raise UsageError(f"`arch={arch!r}`: {ast.unparse(node)} is no literal such as 10, 0.5 or 'cifar'") from error
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Let the user's own modules be imported, as `python script.py` does and console scripts do not."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    # torch follows the reason with advice that does not fit here.
-    return f"{type(error).__name__}: {lines[0].split('. This is an internal')[0]}" if lines else type(error).__name__

@@ -30,6 +30,7 @@ from graphprune.passes.fx.arguments import arguments_of
 from graphprune.passes.fx.capture import capture, module_of
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.device import CPU, device_of
+from graphprune.passes.fx.operators import translations
 from graphprune.passes.fx.plain import copy_on_cpu
 from graphprune.passes.fx.quiet import kept_quiet
 from graphprune.passes.fx.sizes import free_sizes, inputs_of_other_sizes
@@ -223,14 +224,27 @@ def _free(
 
 def _to_onnx(program: ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
     try:
-        exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset, optimize=True)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            optimize=True,
+            custom_translation_table=translations(),
+        )
     except torch.onnx.OnnxExporterError as error:
         missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
-        what = f"operator {missing[1]} has no ONNX counterpart" if missing else _at_the_bottom(error)
+        what = _without_counterpart(missing[1]) if missing else _at_the_bottom(error)
         raise UnsupportedModelError(f"the model cannot be written as ONNX: {what}") from error
     if exported is None:
         raise UnsupportedModelError("the model cannot be written as ONNX: the exporter returned nothing")
     return exported
+
+
+def _without_counterpart(operator: str) -> str:
+    what = f"operator {operator} has no ONNX counterpart"
+    is_torchs = operator.startswith(("aten.", "prims."))
+    return what if is_torchs else f"{what}; register_rule(..., to_onnx=...) says how it is written"
 
 
 def _at_the_bottom(error: BaseException) -> str:

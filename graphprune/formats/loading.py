@@ -25,11 +25,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import is_pt2_package
 
-from graphprune.formats.architecture import ARCH_FORM, one_line, resolve_arch
+from graphprune.formats.architecture import ARCH_FORM, resolve_arch
 from graphprune.formats.choice import any_weights, fitting_weights, whole_network
 from graphprune.formats.entries import OF_TRAINING, Checkpoint, StateDict
 from graphprune.formats.pickles import needs_trust, read_pickle
 from graphprune.formats.pt2 import load_archive
+from graphprune.formats.user_code import one_line
 from graphprune.passes.errors import ModelLoadError, UsageError
 
 __all__ = ["load_model", "load_weights", "resolve_arch"]

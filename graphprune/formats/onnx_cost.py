@@ -26,6 +26,7 @@ from graphprune.passes.onnx.functions import inlined
 from graphprune.passes.onnx.layout import SELECTS
 from graphprune.passes.onnx.macs import Sized, UncountedError, has_formula, macs_of
 from graphprune.passes.onnx.model import free_negative_sizes
+from graphprune.passes.onnx.own import is_own, macs_by_rule
 from graphprune.passes.onnx.sizes import operator_name
 from graphprune.passes.onnx.weights import is_weight
 from graphprune.passes.onnx.wire import LARGE, outline
@@ -183,8 +184,12 @@ def _form(node: onnx.NodeProto, same: Mapping[str, str]) -> bytes:
 
 def _missing(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape]) -> list[str]:
     """Values whose shape a formula needs and that inference did not find."""
-    needed = (name for node in nodes if has_formula(node.op_type, node.domain) for name in (*node.input, *node.output))
+    needed = (name for node in nodes if _needs_sizes(node) for name in (*node.input, *node.output))
     return [name for name in dict.fromkeys(needed) if name and name not in known]
+
+
+def _needs_sizes(node: onnx.NodeProto) -> bool:
+    return has_formula(node.op_type, node.domain) or is_own(node)
 
 
 def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], reason: str) -> tuple[int, list[str]]:
@@ -193,9 +198,10 @@ def _count_macs(nodes: Iterable[onnx.NodeProto], known: Mapping[str, Shape], rea
     for node in nodes:
         attrs = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         try:
-            total += macs_of(Sized(node.op_type, node.domain, attrs, node.input, node.output, known))
+            sized = Sized(node.op_type, node.domain, attrs, node.input, node.output, known)
+            total += macs_by_rule(node, sized) if is_own(node) else macs_of(sized)
         except UncountedError as error:
-            why = f"{error} ({reason})" if reason and has_formula(node.op_type, node.domain) else f"{error}"
+            why = f"{error} ({reason})" if reason and _needs_sizes(node) else f"{error}"
             uncounted.append(f"{operator_name(node)} '{node.name or node.output[0]}': {why}")
     return total, uncounted
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from graphprune.formats.architecture import current_folder_importable, one_line
 from graphprune.formats.pt2 import BROKEN_FILE
+from graphprune.formats.user_code import current_folder_importable, one_line
 from graphprune.passes.errors import ModelLoadError
 
 __all__ = ["Foreign", "needs_trust", "read_pickle"]

@@ -9,9 +9,9 @@
 5. when a compiled model (AOTInductor) is loaded: it is a shared library.
 
 So the archive is read here first and refused unless it holds what the export of a network holds: known
-records, names of harmless characters, known operators, arithmetic on sizes. Whatever is not known to be
-harmless is refused, and unpickling is restricted to tensors and containers. The check and the loader see
-the same bytes through the same reader.
+records, names of harmless characters, known operators and those that a rule was registered for, arithmetic
+on sizes. Whatever is not known to be harmless is refused, and unpickling is restricted to tensors and
+containers. The check and the loader see the same bytes through the same reader.
 """
 
 import ast
@@ -34,6 +34,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 # torch.export.load falls back to an older format, read with another reader, when this fails.
 from torch.export.pt2_archive._package import load_pt2
 
+from graphprune.passes.channels.rules import TABLE
 from graphprune.passes.errors import ModelLoadError
 from graphprune.passes.fx.quiet import kept_quiet
 
@@ -69,6 +70,7 @@ _OPERATOR = re.compile(
     r"|math\.(ceil|floor|trunc)|torch\.(_sym_\w+|sym_\w+)",
     re.ASCII,
 )
+_OTHER_OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.((?!__)\w+)", re.ASCII)
 _EXPRESSION = re.compile(r"[\w\s\[\]().,'<>=!+\-*/%&|~]*", re.ASCII)
 _EXPRESSION_NODES = (
     *(ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Attribute, ast.Subscript),
@@ -162,7 +164,7 @@ def _check_keys(value: Any) -> None:
 
 def _check_string(text: str, key: str) -> None:
     if key in ("target", "as_operator"):
-        _require(_OPERATOR, text, "an operator")
+        _check_operator(text)
     elif key in ("expr_str", "guards_code"):
         _check_expression(text)
     elif key in ("in_spec", "out_spec"):
@@ -171,6 +173,15 @@ def _check_string(text: str, key: str) -> None:
         _require(_STRING_ARGUMENT, text, "a string argument")
     elif key != "torch_version":
         _require(_NAME, text, key)
+
+
+def _check_operator(text: str) -> None:
+    """Raise _Suspect unless this is an operator that networks are made of, or one that a rule was registered for."""
+    if _OPERATOR.fullmatch(text):
+        return
+    other = _OTHER_OPERATOR.fullmatch(text)
+    if other is None or TABLE.torch_rule(f"{other[1]}::{other[2]}.{other[3]}", f"{other[1]}::{other[2]}") is None:
+        raise _Suspect(f"an operator is {text[:80]!r}")
 
 
 def _require(pattern: re.Pattern[str], text: str, what: str) -> None:

@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from graphprune.passes.errors import ModelLoadError, UsageError
+from graphprune.passes.channels.rules import TABLE
+from graphprune.passes.errors import ModelLoadError, RuleError, UsageError
 from graphprune.passes.onnx.model import free_negative_sizes
 from graphprune.passes.onnx.wire import outline
 from graphprune.runtime.pinning import worker_affinities
@@ -95,20 +97,34 @@ def open_session(
         with suppress(*RUNTIME_ERRORS, OSError):  # what cannot be mapped is read as usual, or reported below
             return _mapped_session(Path(payload), _options(*settings), providers)
     try:
-        # without its fallback, which prints to stdout and tries the same again
-        options = _options(*settings)
-        if folder is not None:
-            options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(folder))
-        if mapped:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        return ort.InferenceSession(payload, options, providers=providers, enable_fallback=0)
+        return _session(payload, _settled(settings, folder, mapped), providers)
     except RUNTIME_ERRORS as error:
-        if not saturates and isinstance(payload, str):
-            # Seen in 1.32: it fails to make weights exact that share a zero point ("Attempt to replace ...").
-            with suppress(*RUNTIME_ERRORS, ModelLoadError):
-                content = with_own_literals(load_proto(payload))
-                return ort.InferenceSession(content, _options(*settings), providers=providers, enable_fallback=0)
-        raise ModelLoadError(f"{label}: onnxruntime cannot load it: {one_line(error)}") from error
+        problem: Exception = error
+    if not saturates and isinstance(payload, str):
+        # Seen in 1.32: it fails to make weights exact that share a zero point ("Attempt to replace ...").
+        with suppress(*RUNTIME_ERRORS, ModelLoadError):
+            return _session(with_own_literals(load_proto(payload)), _options(*settings), providers)
+    if TABLE.load_installed() and TABLE.kernels():  # those of installed packages, which may be what was missing
+        with suppress(*RUNTIME_ERRORS):
+            return _session(payload, _settled(settings, folder, mapped), providers)
+    missing = "is not a registered function/op" in str(problem)
+    hint = "; register_rule(..., kernels=...) names the library that has it" if missing else ""
+    raise ModelLoadError(f"{label}: onnxruntime cannot load it: {one_line(problem)}{hint}") from problem
+
+
+def _settled(settings: tuple[Any, ...], folder: Path | None, mapped: bool) -> ort.SessionOptions:
+    """Options with the folder that weights lie in, and without packed copies of them where they are mapped."""
+    options = _options(*settings)
+    if folder is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(folder))
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _session(source: str | bytes, options: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
+    """A session without onnxruntime's fallback, which prints to stdout and tries the same again."""
+    return ort.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
 
 
 def require_provider(provider: str) -> None:
@@ -146,7 +162,17 @@ def _options(
         options.profile_file_prefix = profile
     if optimized is not None:
         options.optimized_model_filepath = optimized
+    for library in TABLE.kernels():
+        _load_kernels(options, library)
     return options
+
+
+def _load_kernels(options: ort.SessionOptions, library: str) -> None:
+    """Raises: RuleError: the library that a rule names is no library of operators."""
+    try:
+        options.register_custom_ops_library(library)
+    except RUNTIME_ERRORS as error:
+        raise RuleError(f"{library}: onnxruntime finds no operators in it: {one_line(error)}") from error
 
 
 def _mapped_session(path: Path, options: ort.SessionOptions, providers: Sequence[str]) -> ort.InferenceSession:
@@ -155,7 +181,7 @@ def _mapped_session(path: Path, options: ort.SessionOptions, providers: Sequence
     # Packing pays in the long run, and holds a second copy of every matrix.
     options.add_session_config_entry("session.disable_prepacking", "1")
     content = outline(path, location=path.name)
-    return ort.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+    return _session(content, options, providers)
 
 
 def _exposing(payload: str | bytes, names: Sequence[str], label: str) -> tuple[bytes, Path | None]:

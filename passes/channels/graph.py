@@ -259,6 +259,11 @@ class ChannelGraph:
         """Group id of each of a facet's labels, -1 where they cannot be removed; shape of the labels."""
         return self._ids(facet.labels)
 
+    def why_frozen(self, facet: Facet) -> set[str]:
+        """Why some of a facet's channels cannot be removed; "" stands for those of which nothing says it."""
+        codes = np.unique(self._analysis.space.frozen(facet.labels)).tolist()
+        return {self._analysis.space.reasons[code] if code > PINNED else "" for code in codes if code >= 0}
+
     def why_inexact(self, group: int) -> str | None:
         """Why removing a group changes the others, or None when it does not."""
         return None if self.exact[group] else self._reasons[self._why[group]]

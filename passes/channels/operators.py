@@ -126,6 +126,7 @@ class Recount:
 
 Couple = Callable[["Analysis", Op], "list[Value]"]
 Resize = Callable[[Op, Cut], dict[str, Any]]
+Shapes = Callable[[Op], Sequence[tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,19 @@ class Binding:
     """How one vocabulary spells the arguments of a rule.
 
     Attributes:
-        names: rule's argument name -> the vocabulary's own name (ATen) where they differ.
-        inputs: names of positional inputs (ONNX), in order; a name that ends in `...` takes all the rest.
-        fixed: arguments that the operator's name itself implies.
+        names: rule's argument name -> the vocabulary's own name where they differ: of an argument (torch), of an
+            attribute (ONNX).
+        inputs: the rule's names of the inputs in order; a name that ends in `...` takes all the rest. Inputs of a torch
+            operator are its tensors, which without this go by the names of its schema.
+        fixed: arguments that the operator's name itself implies, or that have this value where they are left out.
         needs: inputs whose numbers the rule reads (ONNX); where they are computed, the operator is unknown.
-        covers: does the rule hold for this form of the operator (ONNX)? Where not, the operator is unknown.
+        covers: does the rule hold for this form of the operator? Where not, the operator is unknown.
         read: turns the vocabulary's attributes into the rule's, given the operator's input values.
         write: turns what `resize` returned back into the vocabulary's attributes (given the old ones).
         like: of an operator that is not the standard's (ONNX): one of it whose results have the same sizes.
+        to_onnx: of a torch operator, what writes it in an ONNX file: a function of its arguments, as
+            `torch.onnx.export` takes it in `custom_translation_table`. None where the exporter knows the operator.
+        kernels: of an ONNX operator, the shared library that onnxruntime finds its kernel in. None where it has one.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -170,6 +176,8 @@ class Binding:
     read: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
     write: "Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None" = None
     like: Like | None = None
+    to_onnx: "Callable[..., Any] | None" = None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,14 +188,16 @@ class Rule:
         name: the family's name.
         couple: labels in, labels out.
         resize: new values of the arguments that mirror sizes; None when there are none.
-        aten: ATen operator (`conv2d`, or `max.other` for one overload) -> binding.
-        onnx: ONNX operator type -> binding.
+        aten: torch operator (`conv2d`, or `max.other` for one overload; of another library `mylib::name`) -> binding.
+        onnx: ONNX operator type (of another domain `com.example.Name`) -> binding.
         sums: for an operator that sums over the channels of its input, the dimension of the result along which
             the bias lies; over no channels, the bias is the result.
         pointwise: treats every position alone (a constant map stays one); may depend on the operator's arguments.
         moves: gives elements of its input as they are, so that the zero point of a quantized tensor stays what it was.
         measures: inputs of which it reads the sizes or the type alone, so that it computes nothing from their numbers.
         quantized: reads and sets zero points itself.
+        shapes: sizes of the results, for ONNX operators that onnx cannot infer them of and in files that do not say
+            them; the operator that it is given has none yet.
     """
 
     name: str
@@ -200,6 +210,7 @@ class Rule:
     moves: bool = False
     measures: tuple[str, ...] = ()
     quantized: bool = False
+    shapes: "Shapes | None" = None
 
     def is_pointwise(self, op: Op) -> bool:
         """Does this operator treat every position alone?"""

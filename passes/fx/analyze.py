@@ -20,7 +20,7 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.captured import CapturedModule
-from graphprune.passes.fx.operators import find_rule
+from graphprune.passes.fx.operators import find_rule, spelling
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 #: Integer tensors up to this size are read: they may be indices of channels.
@@ -191,16 +191,21 @@ class _Walk:
             return held[node.args[1]]
         arguments = [self._resolve(a) for a in node.all_input_nodes]
         meta = node.meta.get("val")
-        if not _has_tensor(meta):
+        written = _written(node)
+        if not _has_tensor(meta) and not written:
             return self._number(node, meta)
-        found = find_rule(node.target)
+        found = None if written else find_rule(node.target)
         op = self._op(node, found, arguments)
+        if found is not None and found[1].covers is not None and not found[1].covers(op):
+            found = None
+            op = replace(self._op(node, None, arguments), kind=f"{op.kind} of this form")
         if found is None:
             self.unknown[op.kind] += 1
         else:
             self.ops[node.name] = (*found, op)
         results = self.analysis.run(found[0] if found else None, op)
-        self.steps.append(Step(op, found[0] if found else None, tuple(results)))
+        changed = [value for source in written for value in self._forget(self.storage.get(source, source))]
+        self.steps.append(Step(op, found[0] if found else None, (*results, *changed)))
         self._note_storage(node, results)
         return results if isinstance(meta, tuple | list) else results[0]
 
@@ -215,17 +220,31 @@ class _Walk:
             return
         zero = all(facet.zero.all() for value in results for facet in value.facets)
         constant = all(value.constant for value in results)
-        for other in (base, *(view for view, root in self.storage.items() if root is base)):
-            held = self.env.get(other)
+        for other, held in self._names_of(base):
             for value in held if isinstance(held, list) else [held]:
                 if isinstance(value, Value):
                     self.analysis.repeats.forget(value)
             if isinstance(held, list):
-                self.env[other] = [self._written(value, zero, constant) for value in held]
+                self.env[other] = [self._restated(value, zero, constant) for value in held]
             elif isinstance(held, Value):
-                self.env[other] = self._written(held, zero, constant)
+                self.env[other] = self._restated(held, zero, constant)
 
-    def _written(self, value: Value, zero: bool, constant: bool) -> Value:
+    def _names_of(self, base: fx.Node) -> list[tuple[fx.Node, Any]]:
+        """A tensor and all views of it, with what is known of each."""
+        nodes = (base, *(view for view, root in self.storage.items() if root is base))
+        return [(node, self.env.get(node)) for node in nodes]
+
+    def _forget(self, base: fx.Node) -> list[Value]:
+        """What a tensor and all views of it are after something was written to them that no rule speaks of."""
+        fresh: list[Value] = []
+        for node, held in self._names_of(base):
+            if isinstance(held, Value):
+                self.analysis.repeats.forget(held)
+                self.env[node] = Value(held.shape)
+                fresh.append(self.env[node])
+        return fresh
+
+    def _restated(self, value: Value, zero: bool, constant: bool) -> Value:
         """The same value after a change in place: known to be zero or constant only if what was written is.
 
         Its numbers are known no longer. It stays the same to who follows the flow of values.
@@ -251,15 +270,15 @@ class _Walk:
         raw = bind_arguments(node)
         resolved = {name: fx.node.map_arg(value, self._resolve) for name, value in raw.items()}
         binding = found[1] if found else Binding()
-        back = {theirs: ours for ours, theirs in binding.names.items()}
+        back = spelling(node.target, binding)
         inputs: dict[str, Any] = {}
         attrs: dict[str, Any] = {}
         for name, value in resolved.items():
             ours = back.get(name, "input" if name == "self" and found and found[0].name != "choice" else name)
             if isinstance(value, Value):
-                inputs[ours] = value
+                _give(inputs, ours, [value])
             elif isinstance(value, list | tuple) and any(isinstance(v, Value) for v in value):
-                inputs[ours] = list(value)
+                _give(inputs, ours, list(value), several=True)
             elif isinstance(value, np.ndarray):
                 attrs[ours] = value
             else:
@@ -277,6 +296,14 @@ class _Walk:
                     self.outputs.append(value)
                     for facet in value.facets:
                         self.analysis.freeze(facet, "the output of the model", "is an output")
+
+
+def _give(inputs: dict[str, Any], name: str, values: list[Any], several: bool = False) -> None:
+    """Enter values under a rule's name; one that ends in `...` takes those of several arguments."""
+    if name.endswith("..."):
+        inputs.setdefault(name.removesuffix("..."), []).extend(values)
+    else:
+        inputs[name] = values if several else values[0]
 
 
 def _has_tensor(meta: Any) -> bool:
@@ -309,6 +336,18 @@ def _signature(target: Any) -> list[tuple[str, bool, Any]] | None:
     if schema is None:
         return None
     return [(a.name, a.has_default_value(), a.default_value) for a in schema.arguments]
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """What an operator changes besides its first argument, or instead of giving a result: no rule speaks of that."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    first = 1 if schema.returns else 0
+    names = {a.name for a in schema.arguments[first:] if a.alias_info is not None and a.alias_info.is_write}
+    given = [value for name, value in bind_arguments(node).items() if name in names]
+    flat = [item for value in given for item in (value if isinstance(value, list | tuple) else [value])]
+    return [item for item in flat if isinstance(item, fx.Node)]
 
 
 @cache

@@ -17,7 +17,7 @@ from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.cost import samples_in
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.operators import is_random
-from graphprune.passes.channels.rules import ONNX
+from graphprune.passes.channels.rules import TABLE
 from graphprune.passes.channels.value import Value
 from graphprune.passes.channels.zeros import zero_slices
 from graphprune.passes.errors import UnsupportedModelError
@@ -34,9 +34,12 @@ from graphprune.passes.onnx.model import (
     evaluate,
     free_name,
     is_quantized_bias,
+    is_standard,
     load_model,
     shape_types,
 )
+from graphprune.passes.onnx.operators import bind
+from graphprune.passes.onnx.own import result_types
 from graphprune.passes.onnx.pages import Forget, put_aside
 from graphprune.passes.onnx.shared import is_copy, split_shared
 from graphprune.passes.onnx.sizes import INFERENCE_ERRORS, infer_results, layout_operators, operator_name, sizes_of
@@ -233,13 +236,13 @@ class _Walk:
             self._visit(node)
 
     def _visit(self, node: ir.Node) -> None:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Constant" and is_standard(node.domain):
             self._constant_node(node)
             return
         if is_known_body(node, self.opsets) and self._through_bodies(node):
             return
         op_name = operator_name(node)
-        found = ONNX.get(op_name)
+        found = TABLE.onnx_rule(op_name)
         data = self._evaluated(node)
         shapes = self._shapes(node, data)
         if shapes is None or any(value in self.unshaped for value in node.inputs if value is not None):
@@ -335,6 +338,8 @@ class _Walk:
         return ir.DataType.from_numpy(known.data.dtype) == self.kinds.get(item)
 
     def _note_step(self, node: ir.Node, op: Op, rule: Rule | None, results: Sequence[Value]) -> None:
+        if rule is not None and not is_standard(node.domain):  # folding a branch evaluates operators, and onnx cannot
+            rule = replace(rule, pointwise=False)
         self.steps.append(Step(op, rule, tuple(results)))
         self.nodes.append(node)
 
@@ -360,7 +365,7 @@ class _Walk:
 
     def _evaluated(self, node: ir.Node) -> list[NDArray[Any]] | None:
         """The numbers of a node's results where they follow from known small integers."""
-        if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx"):
+        if node.op_type in ("Shape", "Size") and is_standard(node.domain):
             source = self.env.get(node.inputs[0]) if node.inputs[0] is not None else None
             if source is None or node.inputs[0] in self.unshaped:
                 return None
@@ -394,7 +399,7 @@ class _Walk:
                     )
             inferred = infer_results(proto, types, numbers, self.opsets, self.model.ir_version)
         except INFERENCE_ERRORS:
-            return self._declared(node)
+            return self._declared(node) or self._told(node)
         shapes = []
         for value in node.outputs:
             kind = inferred.get(value.name or "")
@@ -415,6 +420,17 @@ class _Walk:
             return None
         self.kinds[node.outputs[0]] = self.kinds.get(source, source.dtype or ir.DataType.FLOAT)
         return (known.shape,)
+
+    def _told(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
+        """Sizes of what an operator gives that onnx does not know: by its rule, or the body of a function."""
+        given = [value for value in node.inputs if value is not None]
+        if not all(value in self.env for value in given):
+            return None
+        types = [shape_types(self.env[value].shape, self.kinds.get(value, value.dtype)) for value in given]
+        results = result_types(self.model, node, given, types, lambda found: self._op(node, "", found, ()))
+        if results is not None:
+            self.kinds.update({value: kind for value, (kind, _) in zip(node.outputs, results, strict=True)})
+        return None if results is None else tuple(shape for _, shape in results)
 
     def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
         """Sizes written in the file, with free dimensions at what they stand for; None where they are not."""
@@ -455,20 +471,8 @@ class _Walk:
     def _op(
         self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]
     ) -> Op:
-        binding = found[1] if found else Binding(inputs=("input...",))
         values = [None if value is None else self.env.get(value) for value in node.inputs]
-        inputs: dict[str, Any] = {}
-        for position, value in enumerate(values):
-            name = binding.inputs[min(position, len(binding.inputs) - 1)] if binding.inputs else "input..."
-            if name.endswith("..."):
-                inputs.setdefault(name.removesuffix("..."), []).append(value)
-            else:
-                inputs[name] = value
-        inputs = {k: [v for v in x if v is not None] if isinstance(x, list) else x for k, x in inputs.items()}
-        attrs = {**binding.fixed, "opset": self.opsets.get("", 1), **attributes(node)}
-        if binding.read is not None:
-            attrs = binding.read(attrs, {k: v for k, v in inputs.items() if v is not None})
-        return Op(op_name, node.name or "", node.name or op_name, inputs, attrs, shapes)
+        return bind(node, values, found[1] if found else None, shapes, self.opsets, op_name)
 
 
 def _counts(value: ir.Value) -> bool:

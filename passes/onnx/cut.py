@@ -67,9 +67,11 @@ _SIZES = frozenset(
 )
 
 
-def _attribute(name: str, value: Any) -> ir.Attr:
+def _attribute(name: str, value: Any, old: ir.Attr | None) -> ir.Attr:
+    """None inside a list keeps the old entry."""
     if isinstance(value, list):
-        return ir.AttrInt64s(name, value)
+        was = list(old.value) if old is not None and None in value else value
+        return ir.AttrInt64s(name, [int(w if new is None else new) for w, new in zip(was, value, strict=True)])
     return ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, int(value))
 
 
@@ -109,11 +111,12 @@ class _Cutter:
         if changes and binding.write is not None:
             changes = binding.write(changes, op.inputs)
         for key, new in changes.items():
-            if key in binding.inputs and not self._is_attribute(node, key):
+            name = binding.names.get(key, key)
+            if key in binding.inputs and not self._is_attribute(node, name):
                 self._set_input(node, binding.inputs.index(key), new, is_shape=key == "shape")
                 node.attributes.pop("num_outputs", None)  # Split: either a number of parts or their sizes
             else:
-                node.attributes[key] = _attribute(key, new)
+                node.attributes[name] = _attribute(name, new, node.attributes.get(name))
 
     def _keep_numbers(self, node: ir.Node) -> None:
         """Sizes that are computed with, as in 1 / sqrt(channels of a head), stay what they were."""
@@ -131,7 +134,10 @@ class _Cutter:
 
     def _is_attribute(self, node: ir.Node, key: str) -> bool:
         version = self.opsets.get(node.domain) or self.opsets.get("", 1)
-        return key in onnx.defs.get_schema(node.op_type, version, node.domain).attributes
+        try:
+            return key in onnx.defs.get_schema(node.op_type, version, node.domain).attributes
+        except onnx.defs.SchemaError:  # of another domain
+            return key in node.attributes
 
     def _set_input(self, node: ir.Node, position: int, new: Any, is_shape: bool) -> None:
         """Give an input other numbers. None inside a list keeps the old entry, and so does a size of -1 in a shape.

@@ -5,6 +5,7 @@ import onnx_ir as ir
 from onnx import inliner
 from onnx_ir.passes.common import InlinePass
 
+from graphprune.passes.channels.rules import TABLE
 from graphprune.passes.errors import UnsupportedModelError
 
 #: What the conversion of a function to another opset raises.
@@ -15,8 +16,15 @@ _MOVED = frozenset({"Resize", "Upsample", "Hardmax"})
 
 
 def inline_functions(model: ir.Model) -> None:
-    """Put the bodies of local functions where they are called, in place; they are in the model's opsets already."""
-    InlinePass()(model)
+    """Put the bodies of local functions where they are called, in place; they are in the model's opsets already.
+
+    Functions with a rule of their own stay as they are.
+    """
+    InlinePass(lambda function: not _has_rule(function))(model)
+
+
+def _has_rule(function: ir.Function) -> bool:
+    return TABLE.onnx_rule(f"{function.domain}.{function.name}") is not None
 
 
 def in_one_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -44,7 +44,7 @@ _QUANTIZED_BIAS = {("QLinearConv", 8), ("QGemm", 6), ("DequantizeLinear", 0), ("
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX file; weights stay on disk until they are needed, model-local functions are inlined.
+    """Read an ONNX file; weights stay on disk until they are needed, model-local functions without a rule are inlined.
 
     Raises:
         ModelLoadError: the file is missing, is no ONNX model, or refers to data that is not there.
@@ -144,6 +144,11 @@ def _find_lost_data(model: ir.Model) -> str | None:
         elif isinstance(tensor, ir.TensorProtoTensor) and len(tensor.tobytes()) != tensor.nbytes:
             return f"'{value.name}' has no numbers"
     return None
+
+
+def is_standard(domain: str) -> bool:
+    """Is a domain that of ONNX's own operators?"""
+    return domain in ("", "ai.onnx")
 
 
 def is_quantized_bias(value: ir.Value) -> bool:

@@ -212,5 +212,5 @@ def test_the_help_of_compress_is_in_sections_of_which_the_first_is_what_everybod
     assert all(option in first_screen for option in ("--speedup", "--latency-ms", "--macs", "--params", "--data"))
     other = text.split("Other options:")[1]
     assert sorted(line.split()[0].rstrip(",") for line in other.splitlines() if line.strip().startswith("-")) == [
-        *("--debug", "-h", "-q", "-v")
+        *("--debug", "--rules", "-h", "-q", "-v")
     ]

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import math
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.captured import CapturedModule
+from graphprune.testing import randomize
 
 ZOO: dict[str, type["Net"]] = {}
 
@@ -32,30 +32,12 @@ class Net(nn.Module):
         return (torch.randn((batch, *self.shape[1:]), generator=generator, dtype=torch.float64).to(dtype),)
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill parameters and floating buffers with numbers that make every term count; in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            owned = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for name, tensor in owned:
-                if not tensor.is_floating_point():
-                    continue
-                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                if "var" in name or (tensor.dim() == 1 and name == "weight"):
-                    noise = 0.5 + noise.abs()
-                elif tensor.dim() > 1:
-                    noise = noise / math.sqrt(max(1, tensor[0].numel()))
-                tensor.copy_(noise)
-    return model
-
-
 def build(name: str, dtype: torch.dtype = torch.float64) -> Net:
     """The network of that name, random, in inference mode."""
     torch.manual_seed(0)
     model = ZOO[name]()
     randomize(model)
-    return model.to(dtype).eval()
+    return model.to(dtype)
 
 
 @functools.cache

@@ -3,9 +3,8 @@
 Collected from an explicit tuple, so that reading this file tells what is covered.
 """
 
-from collections.abc import Mapping
-
-from graphprune.passes.channels.analysis import Binding, Rule
+from graphprune.passes.channels.analysis import Rule
+from graphprune.passes.channels.registry import GROUP, RuleTable
 from graphprune.passes.channels.rules import (
     attention,
     conv,
@@ -33,19 +32,11 @@ FAMILIES = (
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 
 
-def _table(vocabulary: str) -> dict[str, tuple[Rule, Binding]]:
-    table: dict[str, tuple[Rule, Binding]] = {}
-    for rule in RULES:
-        bindings: Mapping[str, Binding] = getattr(rule, vocabulary)
-        for kind, binding in bindings.items():
-            if kind in table:
-                raise ValueError(f"two rules for {kind}: {table[kind][0].name} and {rule.name}")
-            table[kind] = (rule, binding)
-    return table
-
+#: Our own rules, and those that were registered.
+TABLE = RuleTable(RULES, GROUP)
 
 #: ATen operator (`conv2d`, or `max.other` for one overload) -> rule and how it spells the arguments.
-ATEN = _table("aten")
+ATEN = TABLE.aten
 
 #: ONNX operator type -> rule and how it spells the arguments.
-ONNX = _table("onnx")
+ONNX = TABLE.onnx

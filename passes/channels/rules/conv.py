@@ -50,7 +50,7 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
     """Couple a convolution; see the module's text for cases 1 and 2."""
     x, weight, bias = op.value("input"), op.value("weight"), op.optional("bias")
     groups, transposed = op.attrs["groups"], op.attrs["transposed"]
-    channel = _channel_dim(op)
+    channel = channel_dim(op)
     x_axis = analysis.axis(x, channel)
     passing, still = [], set() if op.optional("offset") is not None else _still_dims(op, channel)
     for facet in x.facets:
@@ -91,7 +91,7 @@ def _still_dims(op: Op, channel: int) -> set[int]:
     }
 
 
-def _channel_dim(op: Op) -> int:
+def channel_dim(op: Op) -> int:
     """1, or 0 for an input without a batch dimension."""
     return op.value("input").rank - (op.value("weight").rank - 1)
 
@@ -225,7 +225,7 @@ RULES = (
             "Conv": Binding(inputs=_ONNX_INPUTS, fixed=_CONV, read=read_group, write=write_group),
             "ConvTranspose": Binding(inputs=_ONNX_INPUTS, fixed=_TRANSPOSED, read=read_group, write=write_group),
         },
-        sums=_channel_dim,
+        sums=channel_dim,
     ),
     Rule(
         "deformable convolution",

@@ -13,20 +13,27 @@ import numpy as np
 
 from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.coupling import Combine, all_zero, any_zero, broadcast, first_zero, never_zero
+from graphprune.passes.channels.operators import Couple
 from graphprune.passes.channels.value import Value
 
 #: Chooses the statement on zeros from the operator's scalar arguments.
 Choose = Callable[[Op], Combine]
 
 
-def _rule(name: str, choose: Choose, aten: tuple[str, ...], onnx: tuple[str, ...] = (), inputs: Any = None) -> Rule:
+def elementwise(choose: Choose) -> Couple:
+    """The coupling of operators on all their inputs, position by position; `choose` says where the result is zero."""
+
     def couple(analysis: Analysis, op: Op) -> list[Value]:
         result = broadcast(analysis, op, op.values(), choose(op))
         masks = [shape == op.shape for shape in op.out_shapes[1:]]  # of a dropout
         return [result, *(replace(result, facets=tuple(f.with_zero(False) for f in result.facets)) for m in masks if m)]
 
+    return couple
+
+
+def _rule(name: str, choose: Choose, aten: tuple[str, ...], onnx: tuple[str, ...] = (), inputs: Any = None) -> Rule:
     binding = Binding(inputs=inputs or ("input", "other", "third"))
-    return Rule(name, couple, aten={key: Binding() for key in aten}, onnx=dict.fromkeys(onnx, binding))
+    return Rule(name, elementwise(choose), aten={key: Binding() for key in aten}, onnx=dict.fromkeys(onnx, binding))
 
 
 def _identity(analysis: Analysis, op: Op) -> list[Value]:

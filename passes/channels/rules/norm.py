@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from graphprune.passes.channels.analysis import Analysis, Axis, Binding, Cut, Op, Rule
-from graphprune.passes.channels.coupling import never_zero
+from graphprune.passes.channels.coupling import Combine, Zero, first_zero, never_zero
 from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.operators import Couple
 from graphprune.passes.channels.value import Facet, Value
 
 
@@ -20,10 +21,11 @@ def _scaled(analysis: Analysis, op: Op, x: Axis, names: tuple[str, ...]) -> list
     found = []
     for name in names:
         value = op.optional(name)
-        axis = analysis.axis(value, 0)
+        dims = [] if value is None else [dim for dim, size in enumerate(value.shape) if size > 1]
+        axis = analysis.axis(value, dims[0]) if len(dims) == 1 else None
         if axis is not None:
             analysis.unite(x.labels, axis.labels)
-        elif value is not None and value.shape != () and value.shape[0] > 1:
+        elif dims:
             analysis.freeze(x.labels, op, f"its {name} cannot be cut")
         found.append(axis)
     return found
@@ -213,15 +215,32 @@ def resize_group_norm(op: Op, cut: Cut) -> dict[str, Any]:
     return {"num_groups": int(kept.reshape(op.attrs["num_groups"], -1).any(axis=1).sum())}
 
 
-def prelu(analysis: Analysis, op: Op) -> list[Value]:
-    """max(0, x) + weight * min(0, x), with one weight for all channels or one for each."""
-    x = op.value("input")
-    axis = analysis.axis(x, 1) if x.rank > 1 else None
-    if axis is None:
-        _pin_parameters(analysis, op, ("weight",))
-    else:
-        _scaled(analysis, op, axis, ("weight",))
-    return [Value(op.shape, x.facets)]
+def per_channel(parameters: tuple[str, ...], dim: int, combine: Combine) -> Couple:
+    """The coupling of operators on each channel along `dim` by itself, with parameters of one number a channel.
+
+    Parameters may have one number for all channels, or be absent.
+
+    Args:
+        parameters: the rule's names of them.
+        dim: the dimension that they go along.
+        combine: where the result is zero, given that of the input and of each parameter, in this order.
+    """
+
+    def couple(analysis: Analysis, op: Op) -> list[Value]:
+        x = op.value("input")
+        rest = [f for f in x.facets if x.rank <= dim or dim not in f.dims]
+        others: list[Zero] = [None] * len(parameters)
+        facets = [f.with_zero(combine([f.zero, *others])) for f in rest]
+        axis = analysis.axis(x, dim) if x.rank > dim else None
+        if axis is None:
+            _pin_parameters(analysis, op, parameters)
+        else:
+            own = _scaled(analysis, op, axis, parameters)
+            zero = combine([axis.zero, *(None if a is None else a.zero for a in own)])
+            facets.append(Axis(axis.labels, np.broadcast_to(zero, axis.labels.shape)).facet(x.rank, dim))
+        return [Value(op.shape, tuple(facets), constant=all(value.constant for value in op.values()))]
+
+    return couple
 
 
 def softmax(analysis: Analysis, op: Op) -> list[Value]:
@@ -328,7 +347,11 @@ RULES = (
             )
         },
     ),
-    Rule("parametric relu", prelu, aten={"prelu": Binding(names={"input": "self"}), "_prelu_kernel": Binding()}),
+    Rule(
+        "parametric relu",
+        per_channel(("weight",), 1, first_zero),
+        aten={"prelu": Binding(names={"input": "self"}), "_prelu_kernel": Binding()},
+    ),
     Rule(
         "softmax",
         softmax,

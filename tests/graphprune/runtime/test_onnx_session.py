@@ -3,7 +3,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from graphprune.errors import ModelLoadError, UsageError
+from graphprune import register_rule
+from graphprune.errors import ModelLoadError, RuleError, UsageError
+from graphprune.passes.channels import patterns
 from graphprune.runtime import onnx_session
 from graphprune.runtime.onnx_inputs import batch_of, input_shapes, input_specs, random_inputs
 from graphprune.runtime.onnx_session import load_proto, one_line, open_session, with_outputs, with_own_literals
@@ -41,8 +43,20 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path, read):
 def test_an_operator_onnxruntime_does_not_have_is_named():
     text = """<ir_version: 8, opset_import: ["" : 17, "made.up" : 1]>
     net (float[2] x) => (float[2] y) { y = made.up.Frobnicate(x) }"""
-    with pytest.raises(ModelLoadError, match="Frobnicate"):
+    with pytest.raises(
+        ModelLoadError, match=r"Frobnicate.*; register_rule\(\.\.\., kernels=\.\.\.\) names the library"
+    ):
         open_session(model(text))
+
+
+def test_a_library_of_kernels_that_is_none_is_named(tmp_path):
+    library = tmp_path / "kernels.so"
+    library.write_text("no library")
+    with register_rule("frobnicate", patterns.elementwise(), onnx="made.up::Frobnicate", kernels=library):
+        for mapped in (False, True):
+            with pytest.raises(RuleError, match=rf"{library}: onnxruntime finds no operators in it: .*"):
+                open_session(model(), mapped=mapped)
+    open_session(model())
 
 
 def test_threads_and_provider_are_checked():

@@ -10,6 +10,7 @@ from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.rules import ATEN, ONNX
 from graphprune.passes.channels.value import Value
+from graphprune.testing import written_out
 
 
 class Sketch:
@@ -98,11 +99,4 @@ def sketch() -> Sketch:
 @pytest.fixture
 def groups_of():
     """Every group written out: "name/dim[indices] ..." with parameters in order."""
-
-    def write(graph: ChannelGraph) -> list[str]:
-        return [
-            " ".join(f"{m.parameter}/{m.dim}{list(m.indices)}".replace(" ", "") for m in group.members)
-            for group in graph.groups
-        ]
-
-    return write
+    return written_out
