@@ -56,7 +56,7 @@ def infer_shapes(
 
 
 def _fix_sizes(model: onnx.ModelProto, feeds: set[str], sizes: Mapping[str, Sequence[int]]) -> None:
-    """Write numbers where the inputs have free sizes, in place."""
+    """Write numbers where the inputs, and what is said of values inside, have free sizes, in place."""
     symbols: dict[str, int] = {}
     for value in model.graph.input:
         if value.name not in feeds:
@@ -67,7 +67,7 @@ def _fix_sizes(model: onnx.ModelProto, feeds: set[str], sizes: Mapping[str, Sequ
             if not dim.HasField("dim_value") and (asked or at == 0):
                 symbols[dim.dim_param] = size
                 dim.dim_value = size
-    for value in model.graph.input:  # the same size under the same name
+    for value in (*model.graph.input, *model.graph.value_info):  # the same size under the same name
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in symbols and dim.dim_param:
                 dim.dim_value = symbols[dim.dim_param]

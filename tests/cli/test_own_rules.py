@@ -18,16 +18,15 @@ FILE = """
 <ir_version: 9, opset_import: ["": 18, "com.example": 1]>
 net (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] out) {
   a = Conv(x, first)
-  b = com.example.Leak<by=0.25>(a)
+  b = com.example.Leak(a)
   out = Conv(b, last)
 }
 <domain: "com.example", opset_import: ["": 18]>
-Leak <by> (x) => (y) {
-  always = Constant<value=bool {1}>()
-  y = If(always) <
-    then_branch = one () => (float[n, c, h, w] a) { a = LeakyRelu<alpha=0.1>(x) },
-    else_branch = two () => (float[n, c, h, w] b) { b = Relu(x) }
-  >
+Leak (x) => (y) {
+  first = Constant<value_int=0>()
+  leaky = LeakyRelu<alpha=0.25>(x)
+  all = SequenceConstruct(leaky)
+  y = SequenceAt(all, first)
 }
 """
 ONNX_RULES = """

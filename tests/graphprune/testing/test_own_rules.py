@@ -269,5 +269,29 @@ def test_quantized_weights_and_values():
         assert check_rule(rule, example).compared["cut equals mask"]
 
 
+def test_what_onnxruntime_writes_when_it_optimizes():
+    """A convolution with its activation in one, and an activation on bytes between two scales."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "first": rng.standard_normal((4, 3, 1, 1)).astype(np.float32),
+        "last": rng.standard_normal((2, 4, 1, 1)).astype(np.float32),
+        "scale": np.float32(0.02),
+        "point": np.uint8(128),
+    }
+    nodes = [
+        ("com.microsoft::FusedConv", "x first", "a", {"activation": "Relu", "kernel_shape": [1, 1]}),
+        ("QuantizeLinear", "a scale point", "q", {}),
+        ("com.microsoft::QLinearLeakyRelu", "q scale point scale point", "r", {"alpha": 0.1}),
+        ("DequantizeLinear", "r scale point", "b", {}),
+        ("Conv", "b last", "out", {}),
+    ]
+    groups = each(4, "first/0", "last/1")
+    for rule in ("convolution with sum and activation", "activation, zero at zero, on integers"):
+        example = Example(onnx=onnx_of(weights, X, *nodes), feeds={"x": X[0].numpy()}, groups=groups)
+        assert check_rule(rule, example).compared["cut equals mask"]
+
+
 def test_every_family_has_been_tried_out():
-    assert {*PAIRS, *ZOO, "quantize"} == {family.__name__.rpartition(".")[2] for family in FAMILIES}
+    assert {*PAIRS, *ZOO, "quantize", "fused", "integers"} == {
+        family.__name__.rpartition(".")[2] for family in FAMILIES
+    }
