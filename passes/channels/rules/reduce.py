@@ -107,7 +107,7 @@ def unpool(analysis: Analysis, op: Op) -> list[Value]:
     """The inverse of a maximum pooling, whose indices go with the channels."""
     x, indices = op.value("input"), op.value("indices")
     met = broadcast(analysis, replace(op, out_shapes=(x.shape,)), [x, indices], first_zero)
-    rest = replace(op, inputs={"input": met}, attrs={"spatial": x.rank - 2})
+    rest = replace(op, inputs={"input": met}, attrs={"spatial": op.attrs.get("spatial", x.rank - 2)})
     return spatial(analysis, rest)
 
 
@@ -209,5 +209,10 @@ RULES = (
             "MaxRoiPool": Binding(inputs=("input", "rois")),
         },
     ),
-    Rule("unpooling", unpool, onnx={"MaxUnpool": Binding(inputs=("input", "indices", "output_shape"))}),
+    Rule(
+        "unpooling",
+        unpool,
+        aten={f"max_unpool{n}d": Binding(fixed={"spatial": n}) for n in (2, 3)},
+        onnx={"MaxUnpool": Binding(inputs=("input", "indices", "output_shape"))},
+    ),
 )

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
+import torch
+from small import Net, each, image
+from torch import nn
 
 from graphprune.passes.channels.value import Value
+from graphprune.testing import Example, check_rule
 
 
 def conv(sketch, channels: int = 4):
@@ -92,3 +96,22 @@ def test_sizes_of_an_onnx_resize_follow_where_they_are_named(sketch, axes, befor
     y = sketch.onnx("Resize", (1, 4, 8, 8), input=conv(sketch), sizes=sizes, axes=axes)
     graph = sketch.graph(sketch.conv(y, "head", 2))
     assert sketch.resized(graph, 1, [1]) == {"sizes": after}
+
+
+def test_maxima_put_back_where_they_were():
+    def forward(net, x):
+        y, places = torch.nn.functional.max_pool2d(net.first(x), 2, return_indices=True)
+        return net.last(torch.nn.functional.max_unpool2d(y, places, 2))
+
+    net = Net(forward, first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1))
+    groups = each(4, "first.weight/0", "first.bias/0", "last.weight/1")
+    check_rule("unpooling", Example(net, image(2, 3, 4, 4), groups=groups))
+
+
+def test_places_that_cannot_be_cut_hold_channels_along_positions():
+    def forward(net, x):
+        y, places = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+        return torch.nn.functional.max_unpool2d(net.mix(y), places, 2)
+
+    net = Net(forward, mix=nn.Linear(2, 2))
+    check_rule("unpooling", Example(net, image(2, 3, 4, 4), refused="meets a tensor that cannot be cut"))
