@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import library, nn
 
 from graphprune.errors import CaptureError, OutputExistsError, UnsupportedModelError, VerificationError
 from graphprune.formats import export, onnx_files
@@ -293,6 +293,21 @@ class Eigenvalues(nn.Module):
         return torch.linalg.eigvals(x).real
 
 
+@library.custom_op("of_export::half", mutates_args=())
+def half(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+@half.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Own(nn.Module):
+    def forward(self, x):
+        return torch.ops.of_export.half(x)
+
+
 class Random(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(x, 0.5, training=True)
@@ -303,7 +318,12 @@ class Random(nn.Module):
     [
         (Broken(), CaptureError, "does not run on the example inputs: .*own"),
         (DataDependent(), CaptureError, r"torch\.export cannot capture the model: .*test_export\.py:\d+\)"),
-        (Eigenvalues(), UnsupportedModelError, r"operator aten\.linalg_eig has no ONNX counterpart"),
+        (Eigenvalues(), UnsupportedModelError, r"operator aten\.linalg_eig has no ONNX counterpart$"),
+        (
+            Own(),
+            UnsupportedModelError,
+            r"of_export\.half has no ONNX counterpart; register_rule\(\.\.\., to_onnx=\.\.\.\)",
+        ),
         (Random(), VerificationError, r"m\.onnx does not compute what the torch model does: output 'output'"),
     ],
 )
