@@ -50,10 +50,10 @@ def command(
     trace = _trace_onnx if model.suffix.lower() == ".onnx" else _trace_torch
     if svg is not None:
         refuse_overwrite(svg, force)
-    graph = trace(model, size, shapes or {}, loading)
+    graph, more = trace(model, size, shapes or {}, loading)
     if svg is not None:
         atomic_write_text(svg, draw_svg(graph, f"Coupled channels of {model.name}"))
-    found = describe_graph(graph)
+    found = {**describe_graph(graph, more.pop("counted", None)), **more}
     if as_json:
         print_json({"schema": SCHEMA, "model": str(model), **found})
     else:
@@ -62,7 +62,7 @@ def command(
 
 def _trace_torch(
     model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], loading: Mapping[str, Any]
-) -> "ChannelGraph":
+) -> "tuple[ChannelGraph, dict[str, Any]]":
     import torch
 
     from graphprune.formats.loading import load_model
@@ -71,18 +71,18 @@ def _trace_torch(
 
     loaded = load_model(model, **loading)
     if isinstance(loaded, torch.export.ExportedProgram) and loaded.example_inputs is not None:
-        return trace(loaded, _examples(model, loaded, size, _in_order(loaded, shapes)) if size or shapes else None)
+        return trace(loaded, _examples(model, loaded, size, _in_order(loaded, shapes)) if size or shapes else None), {}
     if shapes:
         inputs = _in_order(loaded, shapes)
         require_batch(loaded, inputs)
-        return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in inputs))
+        return trace(loaded, tuple(torch.randn(shape[0] or 2, *shape[1:]) for shape in inputs)), {}
     channels, own_size = expected_images(loaded)
     size = size or own_size
     if size is None:
         raise UsageError(
             f"{model} does not say what size of images it takes: give --image-size 224 or --shape 1x3x224x224"
         )
-    return trace(loaded, (torch.randn(2, channels or _CHANNELS, *size),))
+    return trace(loaded, (torch.randn(2, channels or _CHANNELS, *size),)), {}
 
 
 def _in_order(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
@@ -136,15 +136,17 @@ def _text(shape: Sequence[int]) -> str:
 
 def _trace_onnx(
     model: Path, size: tuple[int, int] | None, shapes: Mapping[str, tuple[int, ...]], loading: Mapping[str, Any]
-) -> "ChannelGraph":
+) -> "tuple[ChannelGraph, dict[str, Any]]":
+    """The channels of a file, its cost, and the sizes at which that was counted; nothing need be able to run it."""
+    from graphprune.formats.onnx_cost import onnx_cost
     from graphprune.passes.onnx.analyze import trace_onnx
     from graphprune.passes.onnx.model import free_sizes, load_model
-    from graphprune.runtime.onnx_inputs import refuse_other_shapes
-    from graphprune.verification.model_runner import describe_inputs
+    from graphprune.runtime.onnx_inputs import refuse_other_shapes, specs_of
 
     if given := next((name for name in ("arch", "entry") if loading[name] is not None), None):
         raise UsageError(f"{model} holds a whole model, not only its weights: leave --{given} out")
-    specs = describe_inputs(model) or ()
+    loaded = load_model(model)
+    specs = specs_of(loaded)
     asked: dict[str, tuple[Any, ...]] = {}
     if size is not None:
         asked = {spec.name: (0, spec.dims[1], *size) for spec in specs if len(spec.dims) == 4}
@@ -152,13 +154,20 @@ def _trace_onnx(
     asked |= {name or only: shape for name, shape in shapes.items()}
     refuse_other_shapes(specs, asked, str(model))
     stated = {name: [n if isinstance(n, int) else 0 for n in shape] for name, shape in asked.items()}
-    loaded = load_model(model)
-    return trace_onnx(loaded, sizes=free_sizes(loaded, stated))
+    graph = trace_onnx(loaded, sizes=free_sizes(loaded, stated))
+    sizes = {entry["name"]: entry["shape"][1:] for entry in graph.inputs if entry["shape"]}
+    counted = onnx_cost(model, shapes={name: (0, *rest) for name, rest in sizes.items()})
+    is_open = (spec.name for spec in specs if not all(isinstance(dim, int) for dim in spec.dims[1:]))
+    return graph, {
+        "counted": counted,
+        "inputs": {name: [1, *rest] for name, rest in sizes.items()},
+        "sizes_guessed_of": [name for name in is_open if name not in stated],
+    }
 
 
 def _render(found: Mapping[str, Any], console: Any = None) -> str:
     from graphprune.report.inspection import summarize
-    from graphprune.report.summary import count
+    from graphprune.report.summary import count, some_of
     from graphprune.report.tables import new_table, rendered
 
     sets = new_table(("coupled channels", "number", "MACs", "parameters", "removable", "outputs of"), left=(0, 4, 5))
@@ -185,6 +194,11 @@ def _render(found: Mapping[str, Any], console: Any = None) -> str:
             for name, times in found["unknown_operators"].items()
         ),
     ]
+    if found["uncounted"]:
+        notes.append(f"not in the MACs: {some_of(found['uncounted'])}")
+    if guessed := found.get("sizes_guessed_of"):
+        sizes = ", ".join(f"{name}:{_text(found['inputs'][name])}" for name in guessed)
+        notes.append(f"The file leaves sizes of its inputs open, and this is for {sizes}; --shape gives others")
     if not found["sets"]:
         notes.insert(0, "nothing can be removed")
     tables = [table for table in (sets, frozen) if table.row_count] or [sets]

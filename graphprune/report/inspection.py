@@ -5,32 +5,48 @@ from typing import Any
 
 import numpy as np
 
+from graphprune.formats.onnx_cost import OnnxCost
 from graphprune.passes.channels.graph import ChannelGraph, GroupSet
+from graphprune.passes.channels.labels import Mask
 
 __all__ = ["describe_graph"]
 
 
-def describe_graph(graph: ChannelGraph) -> dict[str, Any]:
+def describe_graph(graph: ChannelGraph, counted: OnnxCost | None = None) -> dict[str, Any]:
     """Return what can be removed from a model, what it would save, and what cannot be removed and why.
 
     `macs_share` and `params_share` of a set are what the model would lose without all of its channels; the sets share
     layers (one's outputs are another's inputs), so the shares of all sets add up to more than 1.
+
+    Args:
+        graph: the channels of the model.
+        counted: the cost of its file, where there is one: that of parts that the analysis does not see is in it.
     """
     every = graph.all_kept()
     macs, params = graph.cost.macs(every), graph.cost.params(every)
+    if counted is not None:
+        macs, params = max(macs, counted.macs), max(params, counted.params)
     least = _smallest(graph)
+    left = {unit: _left(graph, least, unit, total) for unit, total in (("macs", macs), ("params", params))}
     return {
         "macs": round(macs),
         "params": params,
         "groups": graph.n_groups,
-        "least_macs_share": graph.cost.macs(least) / macs if macs else 1.0,
-        "least_params_share": graph.cost.params(least) / params if params else 1.0,
+        "least_macs_share": left["macs"],
+        "least_params_share": left["params"],
         "sets": [_describe_set(graph, group_set, macs, params) for group_set in graph.sets],
         "frozen": [
             {"reason": f.reason, "channels": f.channels, "parameters": list(f.parameters)} for f in graph.frozen
         ],
         "unknown_operators": dict(graph.unknown),
+        "uncounted": list(graph.uncounted if counted is None else counted.uncounted),
     }
+
+
+def _left(graph: ChannelGraph, kept: Mask, unit: str, total: float) -> float:
+    """The share of a cost that is left when some groups stay, of the total."""
+    count = graph.cost.macs if unit == "macs" else graph.cost.params
+    return 1 - (count(graph.all_kept()) - count(kept)) / total if total else 1.0
 
 
 def _describe_set(graph: ChannelGraph, group_set: GroupSet, macs: float, params: int) -> dict[str, Any]:
@@ -45,8 +61,8 @@ def _describe_set(graph: ChannelGraph, group_set: GroupSet, macs: float, params:
         "indices_per_channel": max((each for _, _, each in group_set.outputs), default=1),
         "members": [{"parameter": name, "dim": dim, "indices": each} for name, dim, each in group_set.members],
         "layers": layers or list(group_set.layers),
-        "macs_share": 1 - graph.cost.macs(kept) / macs if macs else 0.0,
-        "params_share": 1 - graph.cost.params(kept) / params if params else 0.0,
+        "macs_share": 1 - _left(graph, kept, "macs", macs),
+        "params_share": 1 - _left(graph, kept, "params", params),
         "exact": bool(graph.exact[one]),
         "why_inexact": graph.why_inexact(one),
         "bypassed": group_set.bypassed,

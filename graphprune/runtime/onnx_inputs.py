@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from graphprune.passes.errors import ModelLoadError, UsageError
@@ -17,6 +18,7 @@ __all__ = [
     "input_specs",
     "random_inputs",
     "refuse_other_shapes",
+    "specs_of",
 ]
 
 
@@ -40,6 +42,20 @@ def input_specs(session: ort.InferenceSession, name: str = "model") -> tuple[Inp
         if item.type not in _DTYPES:
             raise ModelLoadError(f"{name}: input '{item.name}' is a {item.type}; only dense tensors of numbers work")
         specs.append(InputSpec(item.name, _DTYPES[item.type], tuple(item.shape or ())))
+    return tuple(specs)
+
+
+def specs_of(model: ir.Model) -> tuple[InputSpec, ...]:
+    """Describe the inputs that a caller has to feed, as the file states them: nothing need be able to run it.
+
+    Inputs that are no tensors of a known rank are left out.
+    """
+    specs = []
+    for value in model.graph.inputs:
+        if value.is_initializer() or value.shape is None or value.dtype in (None, ir.DataType.STRING):
+            continue
+        dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        specs.append(InputSpec(value.name or "", value.dtype.numpy().type, dims))
     return tuple(specs)
 
 

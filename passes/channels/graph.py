@@ -243,6 +243,11 @@ class ChannelGraph:
 
     # -- for users -----------------------------------------------------------------------------------
 
+    @property
+    def inputs(self) -> tuple[Mapping[str, Any], ...]:
+        """Shape and type of each input that the graph was analyzed with; of files the name as well."""
+        return self._inputs
+
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """Every group with its members written out."""
