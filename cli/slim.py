@@ -53,6 +53,9 @@ _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     "--align", type=Align(), help="Keep multiples of so many channels; auto: widths that are quick on this machine."
 )
 @click.option("--allow-inexact", is_flag=True, help="Also remove channels that statistics over channels depend on.")
+@click.option(
+    "--freeze", multiple=True, metavar="GLOB", help="Layers that keep all their channels: layer1.*. Can be repeated."
+)
 @inputs_option
 @shape_option
 @seed_option
@@ -139,7 +142,7 @@ def _without_unset(choice: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: one of them says how to choose channels, and nothing is to be chosen.
     """
-    given = {name: value for name, value in choice.items() if value is not None and value is not False}
+    given = {name: value for name, value in choice.items() if value not in (None, False, ())}
     how = next((name for name in _HOW if name in given), None)
     if how is not None and not given.keys() & {*_GOALS}:
         goals = ", ".join(f"--{name.replace('_', '-')}" for name in _GOALS)
@@ -163,9 +166,11 @@ def _render(report: "SlimReport", console: Any = None) -> str:
         f"output channels of layers removed: {report.removed_channels}, in groups: {report.removed_groups}; the "
         f"largest difference of an output is {report.max_error:.1e} of its scale"
         if report.removed_groups
-        else "there is nothing to remove: no channel is dead",
+        else report.nothing,
         *(f"no rule for {name} ({times} times): its channels stay" for name, times in report.unknown_operators.items()),
     ]
+    if any(name.startswith("com.microsoft.") for name in report.unknown_operators):
+        notes.append("operators of com.microsoft are onnxruntime's own: of a file that it optimized, slim the original")
     if report.replaceable:
         notes.append(
             f"{report.replaceable} weights are inputs of the graph as well, so whoever runs it may replace them, and "

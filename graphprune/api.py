@@ -28,9 +28,9 @@ from graphprune.allocation import (
     require_policy,
     select_ratio,
 )
-from graphprune.config import patterns_of, require_choice
+from graphprune.config import require_choice
 from graphprune.formats.loading import load_model
-from graphprune.freezing import frozen_groups
+from graphprune.freezing import frozen_groups, patterns_of
 from graphprune.importance.scoring import score_groups
 from graphprune.inputs import Images
 from graphprune.latency import LatencyTarget

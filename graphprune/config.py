@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from graphprune.freezing import patterns_of
 from graphprune.passes.errors import UsageError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -22,11 +23,6 @@ BUDGETS = ("macs", "params", "speedup", "latency_ms")
 
 # Settings that may differ between a run and its continuation: they do not change what is computed.
 _FREE_ON_RESUME = frozenset({"device", "threads", "checkpoint_seconds", "checkpoint_steps", "eval_every"})
-
-
-def patterns_of(freeze: str | Sequence[str]) -> tuple[str, ...]:
-    """The patterns of the setting, of which a single one may come without a list around it."""
-    return (freeze,) if isinstance(freeze, str) else tuple(freeze)
 
 
 def require_choice(name: str, value: Any) -> None:

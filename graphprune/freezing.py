@@ -6,16 +6,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphprune.passes.channels.names import paths_to
 from graphprune.passes.errors import PlanError
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
 
-__all__ = ["frozen_groups", "named"]
+__all__ = ["frozen_groups", "named", "patterns_of"]
+
+
+def patterns_of(freeze: str | Sequence[str]) -> tuple[str, ...]:
+    """The patterns of the setting, of which a single one may come without a list around it."""
+    return (freeze,) if isinstance(freeze, str) else tuple(freeze)
 
 
 def frozen_groups(graph: "ChannelGraph", patterns: Sequence[str]) -> np.ndarray:
-    """(n_groups,) mask of the groups that are output channels of a module or parameter so named.
+    """(n_groups,) mask of the groups that are output channels of a module, parameter or node so named.
 
     Args:
         graph: the channel groups.
@@ -36,21 +42,22 @@ def frozen_groups(graph: "ChannelGraph", patterns: Sequence[str]) -> np.ndarray:
 
 
 def named(graph: "ChannelGraph", pattern: str) -> list[str]:
-    """The parameters whose name, or that of a module around them, fits a pattern.
+    """The parameters whose name, or that of a module around them, fits a pattern; in files, those of nodes so named.
 
     Raises:
         PlanError: there are none.
     """
-    names = [name for name in graph.shapes if any(fnmatchcase(path, pattern) for path in _paths(name))]
+    names = [name for name in graph.shapes if _fits(name, pattern)]
+    for node, (_, _, op) in graph.front_end.ops.items():
+        if not isinstance(node, str) and node.name and _fits(node.name, pattern):
+            names += [value.parameter for value in op.values() if value.parameter is not None]
     if not names:
         raise PlanError(f"freeze: nothing is named {pattern!r}; see `graphprune inspect` for the names of layers")
-    return names
+    return list(dict.fromkeys(names))
 
 
-def _paths(name: str) -> list[str]:
-    """A parameter's name and those of all modules around it."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+def _fits(name: str, pattern: str) -> bool:
+    return any(fnmatchcase(path, pattern) for path in paths_to(name))
 
 
 def _output_groups(graph: "ChannelGraph") -> dict[str, list[np.ndarray]]:

@@ -3,23 +3,27 @@
 import contextlib
 import logging
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from graphprune.formats.files import refuse_overwrite
-from graphprune.formats.onnx_cost import onnx_cost
-from graphprune.formats.onnx_files import folder_beside, write, written
+from graphprune.formats.onnx_cost import onnx_cost, size_of
+from graphprune.formats.onnx_files import copied, folder_beside, write, written
 from graphprune.formats.runnable import runnable
 from graphprune.formats.sparse_storage import store_sparse_like
+from graphprune.formats.validity import invalidity
+from graphprune.freezing import frozen_groups, patterns_of
 from graphprune.latency.target import LatencyTarget
+from graphprune.passes.channels.graph import ChannelGraph
+from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import ModelLoadError, UsageError, VerificationError
+from graphprune.passes.errors import ModelLoadError, PlanError, UsageError, VerificationError
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.contract import is_overridable
@@ -31,10 +35,9 @@ from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.memory import give_back_memory
-from graphprune.runtime.onnx_session import external_files, one_line, open_session
+from graphprune.runtime.onnx_session import external_files, open_session
 from graphprune.verification.proof import run_reference
 from graphprune.verification.verify import tolerance_of
-from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]
 
@@ -62,6 +65,7 @@ class SlimReport:
         uncounted: nodes of the slim file that compute but are missing from `macs_after`, each with the reason.
         not_compared: what of the file could not be run, or of its outputs not be compared, and what was compared in
             its place.
+        nothing: why nothing was removed, if so.
     """
 
     removed_groups: int
@@ -78,6 +82,7 @@ class SlimReport:
     replaceable: int = 0
     uncounted: tuple[str, ...] = ()
     not_compared: tuple[str, ...] = ()
+    nothing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -98,6 +103,7 @@ def slim_onnx(
     importance: str = "l2",
     align: int | str | None = None,
     allow_inexact: bool = False,
+    freeze: str | Sequence[str] = (),
     seed: int = 0,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -124,6 +130,8 @@ def slim_onnx(
         align: kept channels of every set are a multiple of this; "auto": widths that are quick on this machine. With
             `ratio` these are multiples of onnxruntime's block; budgets are met on the staircase that is measured.
         allow_inexact: also choose channels whose removal changes a statistic (LayerNorm, GroupNorm).
+        freeze: patterns (`layer1.*`) of names of weights, of nodes, or of modules around them, that keep all their
+            output channels.
         seed: of the criterion "random".
         inputs: arrays by input name to check with, besides random ones at several batch sizes.
         shapes: sizes of inputs that the file leaves free (beyond the batch).
@@ -142,14 +150,19 @@ def slim_onnx(
     refuse_overwrite(target, force)
     asked = {"ratio": ratio, "macs": macs, "params": params, "speedup": speedup, "latency_ms": latency_ms}
     goals = {name: value for name, value in asked.items() if value is not None}
-    if plan is not None and goals:
-        raise UsageError(f"a plan says what goes: leave out {next(iter(goals))}")
+    freeze = patterns_of(freeze)
+    if plan is not None and (goals or freeze):
+        raise UsageError(f"a plan says what goes: leave out {next(iter(goals), 'freeze')}")
     if plan is not None and not isinstance(plan, PruningPlan):
         plan = PruningPlan.load(plan)
+    nothing = (
+        "there is nothing to remove: no channel is dead" if plan is None else "the plan removes nothing of this file"
+    )
     if goals:
         channels = _channels_of(align) if ratio is not None else align
-        options = {"importance": importance, "align": channels, "allow_inexact": allow_inexact, "seed": seed}
-        plan = _one_shot(source, goals, shapes, options, latency_target or LatencyTarget())
+        options: dict[str, Any] = {"importance": importance, "align": channels, "allow_inexact": allow_inexact}
+        options |= {"seed": seed, "freeze": freeze}
+        plan, nothing = _one_shot(source, goals, shapes, options, latency_target or LatencyTarget())
     name = Path(source).name
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(folder_beside(Path(target)))
@@ -163,19 +176,20 @@ def slim_onnx(
         give_back_memory()
         model = load_model(source)
         tolerance = tolerance_of(load_model(proof.path) if not_run else model) if tolerance is None else tolerance
-        done = slim_model(model, plan, free_sizes(model, shapes))
+        sizes = free_sizes(model, shapes)
+        done = slim_model(model, plan, sizes, _keeping(model, freeze, sizes) if plan is None and freeze else None)
         changed = ZeroDenormalsPass()(model).modified or done.changed
         if done.removal.groups:  # a branch that went leaves an addition behind
             changed = ShiftPass()(model).modified or changed
-        model.producer_name, model.producer_version = "graphprune", __version__
-        with written(model, Path(target), force) as draft:
+        replaceable = sum(is_overridable(model, value) for value in model.graph.initializers.values())
+        with _draft(model, Path(source), Path(target), force, folder, bool(done.removal.groups)) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
             give_back_memory()
-            store_sparse_like(source, draft)
             _check(draft, Path(source), Path(target).name)
             ours = runnable(draft, "the slim file", folder).path if not_run else draft
             verdict = (proof if changed else proof.shortened()).verdict_on(ours, tolerance)
-            before, after = onnx_cost(source, shapes=shapes), onnx_cost(draft, shapes=shapes)
+            given = proof.cases[0][0] if not not_run else None
+            before, after = (onnx_cost(path, shapes=shapes, inputs=given) for path in (source, draft))
     return SlimReport(
         removed_groups=done.removal.groups,
         removed_channels=done.removal.channels,
@@ -188,10 +202,49 @@ def slim_onnx(
         max_error=verdict.error,
         unknown_operators=done.unknown,
         missing_tensors=done.removal.missing,
-        replaceable=sum(is_overridable(model, value) for value in model.graph.initializers.values()),
+        replaceable=replaceable,
         uncounted=after.uncounted,
         not_compared=(*not_run, *verdict.notes),
+        nothing="" if done.removal.groups else nothing,
     )
+
+
+@contextlib.contextmanager
+def _draft(model: ir.Model, source: Path, target: Path, force: bool, folder: Path, is_cut: bool) -> Iterator[Path]:
+    """The model as a file that becomes `target`, in the form that the source has: weights sparse, or in another file.
+
+    Where nothing was cut and the file would have grown (local functions written out, say), it is the source as it came.
+    """
+    outside = bool(external_files(onnx.load_model_from_string(outline(source))))
+    if not is_cut:
+        trial = folder / f"trial-{target.name}"
+        with written(model, trial, outside=outside) as path:
+            store_sparse_like(source, path)
+        if size_of(trial) > size_of(source):
+            with copied(source, target, force) as draft:
+                yield draft
+            return
+    with written(model, target, force, outside=outside) as draft:
+        store_sparse_like(source, draft)
+        yield draft
+
+
+def _keeping(model: ir.Model, freeze: Sequence[str], sizes: Mapping[str, int]) -> Callable[[ChannelGraph], Mask]:
+    """Says which groups of a graph of the model must stay, (G,) bool.
+
+    Raises:
+        PlanError: nothing has a name that fits one of the patterns.
+    """
+    frozen_groups(trace_onnx(model, sizes=sizes), freeze)  # which raises
+
+    def keep(graph: ChannelGraph) -> Mask:
+        mask = np.zeros(graph.n_groups, dtype=np.bool_)
+        for pattern in freeze:
+            with contextlib.suppress(PlanError):  # it has gone by now
+                mask |= frozen_groups(graph, (pattern,))
+        return mask
+
+    return keep
 
 
 def _channels_of(align: int | str | None) -> int | None:
@@ -208,13 +261,19 @@ def _one_shot(
     shapes: Mapping[str, tuple[int, ...]] | None,
     options: Mapping[str, Any],
     target: LatencyTarget,
-) -> PruningPlan:
-    """The plan that removes what the weights alone say is least important."""
+) -> tuple[PruningPlan, str]:
+    """The plan that removes what the weights alone say is least important, and what to say if that is nothing."""
     from graphprune.api import plan as make_plan  # needs torch, which nothing else here does
 
     model = load_model(source)
     graph = trace_onnx(model, sizes=free_sizes(model, shapes))
-    return make_plan(graph, **goals, **options, target=target, shapes=shapes)
+    if not graph.n_groups:
+        nothing = "nothing can be removed: `graphprune inspect` says why of each layer"
+    elif not graph.exact.any() and not options["allow_inexact"]:
+        nothing = "nothing can be removed exactly; allow_inexact=True takes channels that statistics depend on"
+    else:
+        nothing = "nothing is removed: what was asked for is less than a channel of any layer that may lose some"
+    return make_plan(graph, **goals, **options, target=target, shapes=shapes), nothing
 
 
 def _masked(
@@ -222,7 +281,7 @@ def _masked(
 ) -> Path:
     """The file with the planned channels set to zero, which the slim one must equal."""
     model = load_model(source)
-    if _invalidity(Path(source)):  # onnxruntime runs some such files, and refuses others
+    if invalidity(Path(source)):  # onnxruntime runs some such files, and refuses others
         open_session(source, optimize=False)
     heads = plan.options.get("whole_heads", False)
     graph = trace_onnx(model, whole_heads=heads, sizes=free_sizes(model, shapes))
@@ -234,48 +293,8 @@ def _masked(
 
 def _check(draft: Path, source: Path, name: str) -> None:
     """Raise VerificationError unless the file is valid ONNX, or the one that it comes from is not either."""
-    problem = _invalidity(draft)
-    if problem and not _invalidity(source):
+    problem = invalidity(draft)
+    if problem and not invalidity(source):
         raise VerificationError(f"{name}: the slim file would be no valid ONNX: {problem}")
     if problem:
         logger.warning("%s is not valid ONNX, and so is what is made of it: %s", source, problem)
-
-
-def _invalidity(path: Path) -> str:
-    """What onnx finds wrong with a file; looked at without its weights in memory, by an outline that refers to them.
-
-    The folder of the file may be one that cannot be written to. So the outline lies elsewhere, with empty files of the
-    same size in place of those that hold weights.
-    """
-    text = outline(path, location=path.name)
-    model = onnx.load_model_from_string(text)
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as name:
-        folder = Path(name)
-        for holder in {path.name, *external_files(model)}:
-            if (path.parent / holder).is_file() and ".." not in Path(holder).parts and not Path(holder).is_absolute():
-                (folder / holder).parent.mkdir(parents=True, exist_ok=True)
-                with (folder / holder).open("wb") as stand_in:
-                    stand_in.truncate((path.parent / holder).stat().st_size)
-        sketch = folder / f"{path.name}.outline"
-        sketch.write_bytes(text)
-        try:
-            if model.graph.sparse_initializer:
-                onnx.checker.check_model(str(sketch))
-                sketch.write_bytes(_with_dense_types(model).SerializeToString())
-            onnx.checker.check_model(str(sketch), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
-            return one_line(error)
-    return ""
-
-
-def _with_dense_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with inputs in place of its sparse literals: onnx's inference takes the latter for another type.
-
-    By the letter of the specification it is right. But onnxruntime writes them out as it loads them, and reads them as
-    any other weight.
-    """
-    for sparse in model.graph.sparse_initializer:
-        value = onnx.helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
-        model.graph.input.append(value)
-    model.graph.ClearField("sparse_initializer")
-    return model

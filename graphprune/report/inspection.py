@@ -8,6 +8,7 @@ import numpy as np
 from graphprune.formats.onnx_cost import OnnxCost
 from graphprune.passes.channels.graph import ChannelGraph, GroupSet
 from graphprune.passes.channels.labels import Mask
+from graphprune.passes.channels.names import layer_of
 
 __all__ = ["describe_graph"]
 
@@ -53,7 +54,7 @@ def _describe_set(graph: ChannelGraph, group_set: GroupSet, macs: float, params:
     kept = graph.all_kept()
     kept[group_set.groups] = False
     weights = [name for name, _, _ in group_set.outputs if len(graph.shapes[name]) > 1]
-    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in weights))
+    layers = list(dict.fromkeys(map(layer_of, weights)))
     one = int(group_set.groups[0])
     return {
         "name": group_set.name,

@@ -218,7 +218,11 @@ def run_reference(
             if feed is given:
                 raise DataError(f"{name}: onnxruntime cannot run it on the arrays given: {problem}") from error
     if not cases:
-        raise ModelLoadError(f"{name}: onnxruntime cannot run it: {problem}")
+        taken = ", ".join(f"'{spec.name}'" for spec in specs)
+        raise ModelLoadError(
+            f"{name}: onnxruntime cannot run it on random numbers: {problem}; give arrays that it takes for {taken}: "
+            "inputs="
+        )
     return Proof(Path(reference), names, watched, tuple(cases))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from graphprune.passes.channels.labels import Labels, LabelSpace, Mask
+from graphprune.passes.channels.names import layer_of
 from graphprune.passes.channels.segments import Segments
 from graphprune.passes.channels.value import Facet
 
@@ -42,7 +43,7 @@ class GroupSet:
     @property
     def layers(self) -> tuple[str, ...]:
         """Layers of which output channels belong to the set, in order."""
-        names = [p.rpartition(".")[0] or p for p, _, _ in self.outputs]
+        names = [layer_of(p) for p, _, _ in self.outputs]
         return tuple(dict.fromkeys(names))
 
 

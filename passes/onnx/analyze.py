@@ -28,6 +28,7 @@ from graphprune.passes.onnx.macs import Sized, UncountedError, macs_of
 from graphprune.passes.onnx.model import (
     FEW,
     SMALL,
+    SOURCE,
     WEIGHT_TYPES,
     attributes,
     captured_values,
@@ -107,8 +108,8 @@ def trace_onnx(
     model = source if isinstance(source, ir.Model) else load_model(source)
     if blocked := layout_operators(model):
         raise UnsupportedModelError(
-            f"has operators of an optimized file ({', '.join(blocked)}), whose weights lie in blocks of one kind of "
-            "processor: slim the original"
+            f"{model.meta.get(SOURCE, 'the model')} has operators of an optimized file ({', '.join(blocked)}), whose "
+            "weights lie in blocks of one kind of processor: slim the original"
         )
     name_apart(model)
     split_shared(model)

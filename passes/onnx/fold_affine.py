@@ -7,6 +7,7 @@ Computed in double precision. Source: Jacob et al. 2018, "Quantization and train
 integer-arithmetic-only inference", section 3.2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ _CHUNK = 1 << 20
 class FoldBatchNormPass(NodePass):
     """Fold batch norms of inference into the Conv, ConvTranspose or Gemm before them.
 
-    Folded are those whose layer is read by nobody else and has weights that are literals of its own.
+    Folded are those whose layer is read by nobody else and has weights that are literals of its own, and where the
+    file does not grow by it: layers may share their vectors of ones and zeros.
     """
 
     kinds = frozenset({"BatchNormalization"})
@@ -116,6 +118,18 @@ def _layer(model: ir.Model, value: ir.Value | None, *, changes_weight: bool) -> 
     return _Layer(node, weight.numpy(), None if bias is None else bias.numpy().reshape(-1), channels)
 
 
+def _grows(model: ir.Model, node: ir.Node, layer: _Layer, read: Sequence[ir.Value | None]) -> bool:
+    """Would the file grow if a bias took the place of a node and of the literals that it alone reads?"""
+    old = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+    added = layer.channels * layer.weight.itemsize
+    freed = ir.serde.serialize_node(node).ByteSize()
+    for value in (old, *read):
+        tensor = literal(model, value)
+        if value is not None and tensor is not None and len(value.uses()) == 1:
+            freed += tensor.nbytes
+    return added > freed
+
+
 def _is_row(shape: tuple[int, ...], channels: int) -> bool:
     """One number a channel, or one for all: not the column of a Gemm, with one number a sample."""
     return set(shape[:-1]) <= {1} and set(shape[-1:]) <= {1, channels}
@@ -127,6 +141,8 @@ def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
     training = node.attributes.get("training_mode")
     used = [output for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
     if layer is None or used or (training is not None and training.as_int()):
+        return False
+    if _grows(model, node, layer, node.inputs[1:5]):
         return False
     vectors = [None if tensor is None else tensor.numpy().astype(np.float64) for tensor in found]
     if any(vector is None or vector.shape != (layer.channels,) for vector in vectors):
@@ -156,7 +172,7 @@ def _fold_addition(model: ir.Model, node: ir.Node) -> bool:
         dim = lead if layer.node.op_type == "Gemm" else 1
         if len(sizes) > lead + 1 or any(n != 1 for d, n in enumerate(shape) if d != dim):
             continue
-        if shape[dim] not in (1, layer.channels):
+        if shape[dim] not in (1, layer.channels) or _grows(model, node, layer, [node.inputs[1 - at]]):
             continue
         old = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
         bias = np.broadcast_to(old + constant.numpy().astype(np.float64).reshape(-1), (layer.channels,))

@@ -19,6 +19,9 @@ from graphprune.passes.onnx.functions import in_one_opset, inline_functions
 from graphprune.passes.onnx.opset import raise_opset
 from graphprune.passes.onnx.wire import outline
 
+#: Key of a model's own notes, which no file holds: the path that it was read from.
+SOURCE = "graphprune.source"
+
 #: What reading a broken file raises.
 _BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RuntimeError, AssertionError)
 
@@ -58,6 +61,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         free_negative_sizes(message)
         _fill_sparse(message.graph)
         model = ir.from_proto(message)
+        model.meta[SOURCE] = os.fspath(source)
         _set_base(model, source.resolve())
     except (DecodeError, *_BROKEN) as error:
         raise ModelLoadError(f"{source}: is not an ONNX model ({_first_line(error)})") from error

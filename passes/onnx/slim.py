@@ -1,7 +1,7 @@
 """Removing channels from ONNX graphs: those that a plan names, or those that are dead already."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,10 @@ _LAYERS = frozenset(
     "Conv ConvTranspose ConvInteger DeformConv FusedConv QLinearConv Gemm FusedGemm QGemm MatMul FusedMatMul "
     "MatMulInteger QLinearMatMul DynamicQuantizeMatMul MatMulIntegerToFloat RNN GRU LSTM".split()
 )
+
+
+#: Says which groups of a graph must stay; (G,) bool.
+Keep = Callable[[ChannelGraph], Mask]
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,19 @@ class ChannelRemovalPass(GraphPass):
     `removal` tells what the last run did, `unknown` which operators it has no rule for.
     """
 
-    def __init__(self, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None) -> None:
-        """`sizes`: what free sizes of the inputs stand for during the analysis, by name."""
+    def __init__(
+        self, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None, keep: Keep | None = None
+    ) -> None:
+        """Remove channels of a plan, or dead ones.
+
+        Args:
+            plan: the plan; without one, dead channels go.
+            sizes: what free sizes of the inputs stand for during the analysis, by name.
+            keep: says which groups of a graph stay though they are dead.
+        """
         super().__init__()
         self.sizes = sizes
+        self.keep = keep
         self.plan = plan
         self.removal = Removal()
         self.unknown: dict[str, int] = {}
@@ -113,11 +126,15 @@ class ChannelRemovalPass(GraphPass):
         for _ in range(_ROUNDS):
             graph = trace_onnx(model, dead=True, sizes=self.sizes)
             self.unknown = graph.unknown
-            if not (eliminate_zero_adds(graph) or self._remove(graph, dead_groups(graph))):
+            if not (eliminate_zero_adds(graph) or self._remove(graph, self._dead_in(graph))):
                 break
             modified = True
             EliminateDeadCodePass()(model)
         return modified
+
+    def _dead_in(self, graph: ChannelGraph) -> Mask:
+        dead = dead_groups(graph)
+        return dead if self.keep is None else dead & ~self.keep(graph)
 
     def _remove(self, graph: ChannelGraph, removed: Mask) -> bool:
         if self.plan is not None:
@@ -130,13 +147,18 @@ class ChannelRemovalPass(GraphPass):
         return True
 
 
-def slim_model(model: ir.Model, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None) -> Slimmed:
-    """Remove channels and what became superfluous from a model, in place.
+def slim_model(
+    model: ir.Model,
+    plan: PruningPlan | None = None,
+    sizes: Mapping[str, int] | None = None,
+    keep: Keep | None = None,
+) -> Slimmed:
+    """Remove channels and what became superfluous from a model, in place; for the rest see `ChannelRemovalPass`.
 
     A plan is applied as it stands, before anything else. Then the passes run until none of them finds anything: in
     which order they do makes no difference to the result.
     """
-    removal = ChannelRemovalPass(plan, sizes)
+    removal = ChannelRemovalPass(plan, sizes, keep)
     changed = plan is not None and removal(model).modified
     total = removal.removal
     passes: list[ir.passes.PassBase] = [EliminateIdentityPass(), FoldBatchNormPass(), FoldBiasPass()]

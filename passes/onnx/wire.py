@@ -123,9 +123,25 @@ def _prefix(number: int, size: int) -> bytes:
     return _encoded(number << 3 | _BYTES) + _encoded(size)
 
 
+def note_types(model: ir.Model) -> None:
+    """Leave no value with sizes and without a type of numbers, in place: no file can hold that, onnx_ir warns of it.
+
+    What a Constant gives has the type of its tensor; of other values the sizes are dropped.
+    """
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.type is None and value.shape is not None:
+                held = node.attributes.get("value") if node.op_type == "Constant" else None
+                if held is not None and held.type == ir.AttributeType.TENSOR:
+                    value.type = ir.TensorType(held.as_tensor().dtype)
+                else:
+                    value.shape = None
+
+
 def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write a model as one file, all weights inside, of which no more than one at a time is in memory."""
     graph = model.graph
+    note_types(model)
     stored = dict(graph.initializers)
     graph.initializers.clear()
     try:
