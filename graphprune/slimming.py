@@ -35,9 +35,10 @@ from graphprune.passes.onnx.slim import planned_groups, slim_model
 from graphprune.passes.onnx.wire import outline
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.memory import give_back_memory
-from graphprune.runtime.onnx_session import external_files, open_session
+from graphprune.runtime.onnx_session import external_files
 from graphprune.verification.proof import run_reference
 from graphprune.verification.verify import tolerance_of
+from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]
 
@@ -181,6 +182,7 @@ def slim_onnx(
         changed = ZeroDenormalsPass()(model).modified or done.changed
         if done.removal.groups:  # a branch that went leaves an addition behind
             changed = ShiftPass()(model).modified or changed
+        model.producer_name, model.producer_version = "graphprune", __version__
         replaceable = sum(is_overridable(model, value) for value in model.graph.initializers.values())
         with _draft(model, Path(source), Path(target), force, folder, bool(done.removal.groups)) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
@@ -215,7 +217,8 @@ def _draft(model: ir.Model, source: Path, target: Path, force: bool, folder: Pat
 
     Where nothing was cut and the file would have grown (local functions written out, say), it is the source as it came.
     """
-    outside = bool(external_files(onnx.load_model_from_string(outline(source))))
+    holders = external_files(onnx.load_model_from_string(outline(source))) - {os.path.realpath(source)}
+    outside = bool(holders)  # of the weights; an outline refers to those inside as to the file itself
     if not is_cut:
         trial = folder / f"trial-{target.name}"
         with written(model, trial, outside=outside) as path:
@@ -282,7 +285,7 @@ def _masked(
     """The file with the planned channels set to zero, which the slim one must equal."""
     model = load_model(source)
     if invalidity(Path(source)):  # onnxruntime runs some such files, and refuses others
-        open_session(source, optimize=False)
+        runnable(Path(source), Path(source).name, folder)
     heads = plan.options.get("whole_heads", False)
     graph = trace_onnx(model, whole_heads=heads, sizes=free_sizes(model, shapes))
     mask_groups(graph, planned_groups(graph, plan))

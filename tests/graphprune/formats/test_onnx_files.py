@@ -88,6 +88,8 @@ def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch, writer
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if writer == "write":
+        onnx.save(network(16), source)
+        (source.parent / "m.onnx.data").unlink()
         monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_BYTES", 1 << 30)
         monkeypatch.setattr(onnx_files.wire, "write", full)
     else:
