@@ -18,6 +18,9 @@ SAYS = {
     "train_with_labels.py": "the slim model is right on",
 }
 
+#: What they show, other tests do.
+TRAINS_LONGER = {"compress_from_python.py", "train_with_accelerate.py"}
+
 
 @pytest.fixture
 def _own_table():
@@ -28,7 +31,9 @@ def _own_table():
             TABLE.remove(rule)
 
 
-@pytest.mark.parametrize("name", sorted(SAYS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in TRAINS_LONGER)) for name in sorted(SAYS)]
+)
 @pytest.mark.usefixtures("_own_table")
 def test_the_example_runs(name, tmp_path, capsys, monkeypatch):
     if "accelerate" in name:

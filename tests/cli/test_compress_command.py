@@ -136,6 +136,7 @@ def test_an_int8_version_is_a_further_row(work, tmp_path):
     assert any(line.startswith(str(out / "slim-int8.onnx")) for line in stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_an_int8_version_that_is_missing_says_how_it_is_made(work, tmp_path, monkeypatch):
     from graphprune.delivery import int8_files
 
@@ -251,6 +252,7 @@ def test_a_budget_is_needed(work, tmp_path):
     assert "no budget given" in stderr
 
 
+@pytest.mark.slow
 def test_a_family_is_made_by_one_command(work, tmp_path):
     arguments = [*command(work, tmp_path / "out", "--freeze", "conv1", "--course", "static"), "--macs", "0.7,0.5"]
     code, stdout, stderr = run(arguments)
@@ -273,6 +275,7 @@ def start(arguments, folder):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_plan(finished, work, tmp_path):
     out = tmp_path / "out"
     arguments = command(work, out, "--seed", "3", "--checkpoint-steps", "1")
@@ -311,6 +314,7 @@ def test_how_to_search_is_refused_where_nothing_is(work, tmp_path, option):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_search_says_how_far_it_is_and_leaves_its_course(work, tmp_path):
     out = tmp_path / "out"
     options = ["--recipe", "combined", "--policy", "random", "--search-evaluations", "4", "--search-images", "32"]

@@ -255,6 +255,7 @@ def test_the_threads_of_the_caller_are_left_as_they_were(model):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_an_observer_adds_to_the_history(model):
     seen = []
 
@@ -269,6 +270,7 @@ def test_an_observer_adds_to_the_history(model):
     assert result.metrics["steps"]["number"] == result.metrics["history"][-1]["step"]
 
 
+@pytest.mark.slow
 def test_numbers_are_told_by_their_distance_and_searched_by_it(model):
     log = Log()
     settings = dataclasses.replace(
@@ -297,8 +299,10 @@ class Segmenter(nn.Module):
         return nn.functional.interpolate(scores, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("output_loss", ["auto", "kl"])
+@pytest.mark.parametrize(
+    ("channels", "output_loss"),
+    [(1, "auto"), (3, "kl"), *(pytest.param(*some, marks=pytest.mark.slow) for some in ((3, "auto"), (1, "kl")))],
+)
 def test_a_dense_prediction_from_images_of_all_kinds_at_an_odd_size(tmp_path, channels, output_loss):
     random = np.random.default_rng(0)
     for at, mode in enumerate(["L", "RGB", "RGBA", "LA", "P"] * 5):

@@ -97,6 +97,7 @@ def test_the_journal_of_a_search_serves_the_next_run(combined, model, tmp_path):
     assert json.loads((again / "search.json").read_text()) == json.loads((out / "search.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_policy_that_searches_alone_leaves_linear_weights_alone(model):
     result = gp.compress(model, digits(), config=dataclasses.replace(SETTINGS, policy="random"), benchmark=QUICK)
     assert "sparse_weights" not in result.metrics
@@ -104,6 +105,7 @@ def test_a_policy_that_searches_alone_leaves_linear_weights_alone(model):
     assert result.metrics["reached"]["macs"] <= 0.5
 
 
+@pytest.mark.slow
 def test_the_linear_layers_alone_can_be_thinned(model):
     config = dataclasses.replace(SETTINGS, macs=None, sigma=1.5)
     metrics = gp.compress(model, digits(), config=config, benchmark=QUICK).metrics
@@ -126,6 +128,7 @@ def test_a_budget_of_parameters_counts_what_is_left_of_linear_layers(model):
     assert widths["3"][1] > 12  # and so the convolutions have to give little
 
 
+@pytest.mark.slow
 def test_weights_that_the_file_holds_after_all_are_told_as_a_missed_budget(model, monkeypatch):
     monkeypatch.setattr(
         "graphprune.delivery.deliver.store_sparse", lambda path, inputs: StoredSparse((), 1, 1, "not loaded")
@@ -137,6 +140,7 @@ def test_weights_that_the_file_holds_after_all_are_told_as_a_missed_budget(model
     assert caught.value.result.metrics["reached"]["params"] == slim["params"] / dense["params"] > 0.25
 
 
+@pytest.mark.slow
 def test_every_budget_of_a_family_has_its_own_search(model, tmp_path):
     config = dataclasses.replace(SETTINGS, macs=(0.7, 0.5), n_students=2, policy="random")
     gp.compress(model, digits(), config=config, output=tmp_path / "out", benchmark=QUICK)

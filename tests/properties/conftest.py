@@ -9,5 +9,5 @@ from hypothesis import HealthCheck, settings
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "passes" / "onnx")]
 torch.set_num_threads(1)
 settings.register_profile(
-    "networks", derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck)
+    "networks", derandomize=True, deadline=None, max_examples=30, suppress_health_check=list(HealthCheck)
 )

@@ -58,7 +58,7 @@ def test_every_network_costs_what_its_file_does(tmp_path, name):
     check(name, tmp_path / "net.onnx")
 
 
-@settings(settings.get_profile("networks"), max_examples=30)
+@settings(settings.get_profile("networks"), max_examples=20)
 @given(RECIPES, st.integers(0, 99), st.sampled_from(OPSETS), st.booleans())
 def test_any_file_costs_what_its_analysis_says(tmp_path_factory, recipe, seed, opset, spatial):
     model = random_model(recipe, seed, opset, spatial)

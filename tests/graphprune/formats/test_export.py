@@ -156,6 +156,7 @@ def test_normalization_that_cannot_be_folded_stays_and_is_right(tmp_path, caplog
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 def test_captured_modules_and_exported_programs_give_the_same_file(tmp_path, residual):
     from graphprune.passes.fx.capture import capture
 
@@ -404,6 +405,7 @@ def test_height_and_width_stay_free_where_a_program_leaves_them_so(tmp_path, cap
     assert "height" not in caplog.text
 
 
+@pytest.mark.slow
 def test_two_images_of_free_sizes_have_names_of_their_own(tmp_path):
     class Two(nn.Module):
         def __init__(self):

@@ -76,14 +76,14 @@ def test_a_run_is_resumed_there(at_home, tmp_path, start):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sensitivity": "bn_scale"},
-        {"sensitivity": "fpgm"},
+        pytest.param({"sensitivity": "bn_scale"}, marks=pytest.mark.slow),
+        pytest.param({"sensitivity": "fpgm"}, marks=pytest.mark.slow),
         {"sensitivity": "entropy"},
-        {"sensitivity": "hrank"},
+        pytest.param({"sensitivity": "hrank"}, marks=pytest.mark.slow),
         {"sensitivity": "l1", "course": "one-shot"},
         {"n_students": 2, "macs": (0.6, 0.4)},
         {"shrink": False, "precision": "auto"},
-        {"sigma": 1.0},
+        pytest.param({"sigma": 1.0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
