@@ -19,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 
-from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.passes.errors import DataError
 from graphprune.report.tables import milliseconds, new_table, rendered, three_digits, times
 from graphprune.runtime.benchmark import BUSY, BenchmarkReport
@@ -67,6 +66,8 @@ def collect_metrics(
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of ONNX models, the dense one first; cost is counted here, the rest is handed in by name."""
+    from graphprune.formats.onnx_cost import onnx_cost  # the analysis, which tables need not
+
     entries = []
     for name, source in models.items():
         entry: dict[str, Any] = {"name": name, **onnx_cost(source, shapes=shapes).to_dict(), "latency_ms": None}

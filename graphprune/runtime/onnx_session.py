@@ -16,7 +16,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from graphprune.passes.channels.rules import TABLE
+from graphprune.passes.channels.registry import kernel_libraries
 from graphprune.passes.errors import ModelLoadError, RuleError, UsageError
 from graphprune.passes.onnx.model import free_negative_sizes
 from graphprune.passes.onnx.wire import outline
@@ -104,7 +104,7 @@ def open_session(
         # Seen in 1.32: it fails to make weights exact that share a zero point ("Attempt to replace ...").
         with suppress(*RUNTIME_ERRORS, ModelLoadError):
             return _session(with_own_literals(load_proto(payload)), _options(*settings), providers)
-    if TABLE.load_installed() and TABLE.kernels():  # those of installed packages, which may be what was missing
+    if _are_brought_by_packages():  # those of installed packages, which may be what was missing
         with suppress(*RUNTIME_ERRORS):
             return _session(payload, _settled(settings, folder, mapped), providers)
     missing = "is not a registered function/op" in str(problem)
@@ -162,9 +162,16 @@ def _options(
         options.profile_file_prefix = profile
     if optimized is not None:
         options.optimized_model_filepath = optimized
-    for library in TABLE.kernels():
+    for library in kernel_libraries():
         _load_kernels(options, library)
     return options
+
+
+def _are_brought_by_packages() -> bool:
+    """Are there kernels since the rules of installed packages were imported, here and now?"""
+    from graphprune.passes.channels.rules import TABLE  # the rules, which a file that runs need not have
+
+    return TABLE.load_installed() and bool(kernel_libraries())
 
 
 def _load_kernels(options: ort.SessionOptions, library: str) -> None:

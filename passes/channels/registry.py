@@ -19,6 +19,14 @@ GROUP = "graphprune.rules"
 
 Found = tuple[Rule, Binding]
 
+#: Libraries of onnxruntime's kernels that rules in a table name, once a binding.
+_LIBRARIES: list[str] = []
+
+
+def kernel_libraries() -> list[str]:
+    """Libraries of onnxruntime's kernels for operators of other domains, each once; needs no rule to be imported."""
+    return list(dict.fromkeys(_LIBRARIES))
+
 
 class RuleTable:
     """Rules by the operators that they are for.
@@ -53,12 +61,15 @@ class RuleTable:
                     raise RuleError(f"two rules for {key}: '{held[0].name}' and '{rule.name}'")
         self.aten.update({key: (rule, binding) for key, binding in rule.aten.items()})
         self.onnx.update({key: (rule, binding) for key, binding in rule.onnx.items()})
+        _LIBRARIES.extend(binding.kernels for binding in rule.onnx.values() if binding.kernels)
 
     def remove(self, rule: Rule) -> None:
         """Take a rule out again; nothing happens where it is not in."""
         for table in (self.aten, self.onnx):
             for key in [key for key, (held, _) in table.items() if held is rule]:
-                del table[key]
+                _, binding = table.pop(key)
+                if binding.kernels:
+                    _LIBRARIES.remove(binding.kernels)
 
     def torch_rule(self, *keys: str) -> Found | None:
         """The rule of a torch operator, by the first of its keys that has one."""
@@ -67,10 +78,6 @@ class RuleTable:
     def onnx_rule(self, *keys: str) -> Found | None:
         """The rule of an ONNX operator, by the first of its keys that has one."""
         return self._find(self.onnx, keys)
-
-    def kernels(self) -> list[str]:
-        """Libraries of onnxruntime's kernels for operators of other domains, each once."""
-        return list(dict.fromkeys(binding.kernels for _, binding in self.onnx.values() if binding.kernels))
 
     def load_installed(self) -> bool:
         """Import the rules of installed packages, once in a process; whether that brought any.

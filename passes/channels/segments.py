@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from graphprune.passes.channels.labels import Labels
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 class Segments:
@@ -39,8 +42,10 @@ class Segments:
         """The maximum over each array."""
         return np.maximum.reduceat(values, self.starts) if len(self) else values[:0]
 
-    def counts(self, values: Labels, number: int) -> csr_matrix:
+    def counts(self, values: Labels, number: int) -> "csr_matrix":
         """How often each of 0, 1, ..., number - 1 occurs in each array; negative values do not count."""
+        from scipy.sparse import csr_matrix  # a fifth of a second, which a mere look at the rules need not take
+
         held = np.flatnonzero(values >= 0)
         ends = np.searchsorted(held, np.append(self.starts, len(values)))
         matrix = csr_matrix((np.ones(len(held), dtype=np.int64), values[held], ends), shape=(len(self), number))

@@ -5,7 +5,6 @@ import onnx_ir as ir
 from onnx import inliner
 from onnx_ir.passes.common import InlinePass
 
-from graphprune.passes.channels.rules import TABLE
 from graphprune.passes.errors import UnsupportedModelError
 
 #: What the conversion of a function to another opset raises.
@@ -24,6 +23,8 @@ def inline_functions(model: ir.Model) -> None:
 
 
 def _has_rule(function: ir.Function) -> bool:
+    from graphprune.passes.channels.rules import TABLE  # a tenth of a second, where there are functions alone
+
     return TABLE.onnx_rule(f"{function.domain}.{function.name}") is not None
 
 

@@ -9,7 +9,7 @@ import graphprune as gp
 from graphprune.passes.channels import patterns
 from graphprune.passes.channels.analysis import Analysis, Cut, Op
 from graphprune.passes.channels.patterns import Binding, Facet, Value
-from graphprune.passes.channels.registry import RuleTable
+from graphprune.passes.channels.registry import RuleTable, kernel_libraries
 from graphprune.passes.channels.rules import ATEN, ONNX, RULES, TABLE
 
 KEEPS_ZERO = patterns.elementwise(patterns.first_zero)
@@ -116,8 +116,9 @@ def test_a_binding_for_each_operator_adds_to_what_all_have_in_common():
         assert of_torch.inputs == of_onnx.inputs == ("input", "weight", "bias")
         assert of_torch.fixed == {"groups": 1, "transposed": False}
         assert of_onnx.fixed == {"groups": 2, "transposed": False}
-        assert TABLE.kernels() == ["/own.so"]
+        assert kernel_libraries() == ["/own.so"]
         assert made.rule.resize is not None
+    assert kernel_libraries() == []
 
 
 # -- couplings ------------------------------------------------------------------------------------
