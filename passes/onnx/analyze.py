@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -16,13 +15,13 @@ from graphprune.passes.channels.analysis import Analysis, Binding, Op, Rule
 from graphprune.passes.channels.branches import Step
 from graphprune.passes.channels.cost import samples_in
 from graphprune.passes.channels.graph import ChannelGraph
-from graphprune.passes.channels.operators import is_random
 from graphprune.passes.channels.rules import TABLE
 from graphprune.passes.channels.value import Value
 from graphprune.passes.channels.zeros import zero_slices
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.onnx.bodies import is_known_body, name_apart, walk_bodies
 from graphprune.passes.onnx.contract import is_overridable
+from graphprune.passes.onnx.facts import Facts
 from graphprune.passes.onnx.layout import SELECTS
 from graphprune.passes.onnx.macs import Sized, UncountedError, macs_of
 from graphprune.passes.onnx.model import (
@@ -33,17 +32,13 @@ from graphprune.passes.onnx.model import (
     attributes,
     captured_values,
     evaluate,
-    free_name,
     is_quantized_bias,
     is_standard,
     load_model,
-    shape_types,
 )
-from graphprune.passes.onnx.operators import bind
-from graphprune.passes.onnx.own import result_types
 from graphprune.passes.onnx.pages import Forget, put_aside
 from graphprune.passes.onnx.shared import is_copy, split_shared
-from graphprune.passes.onnx.sizes import INFERENCE_ERRORS, infer_results, layout_operators, operator_name, sizes_of
+from graphprune.passes.onnx.sizes import layout_operators, operator_name
 from graphprune.passes.onnx.weights import is_read_as_weight
 
 logger = logging.getLogger("graphprune")
@@ -52,12 +47,6 @@ _NUMERIC_VALUES = frozenset({"value_int", "value_ints", "value_float", "value_fl
 
 #: What a rule raises when inputs and attributes do not go together.
 _MISFITS = (ValueError, TypeError, LookupError, AssertionError, ArithmeticError, MemoryError)
-
-#: All operators of which onnx tells no sizes; their result is as large as what they read.
-_SIZED_AS_READ = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
-
-#: What a free size stands for during the analysis: the batch, and any other.
-_BATCH, _FREE = 2, 64
 
 
 @dataclass(frozen=True)
@@ -116,16 +105,11 @@ def trace_onnx(
     return _Walk(model, dead, whole_heads, dict(sizes or {})).graph()
 
 
-class _Walk:
+class _Walk(Facts):
     def __init__(self, model: ir.Model, dead: bool, whole_heads: bool, sizes: dict[str, int]) -> None:
-        self.model = model
+        super().__init__(model, sizes)
         self.dead = dead
-        self.sizes = sizes
         self.analysis = Analysis(whole_heads)
-        self.env: dict[ir.Value, Value] = {}
-        self.kinds: dict[ir.Value, ir.DataType] = {}
-        self.numbers: dict[ir.Value, NDArray[Any]] = {}
-        self.unshaped: set[ir.Value] = set()
         self.feeds: list[tuple[tuple[int, ...], bool]] = []  # sizes of each input, and whether the batch is open
         self.ops: dict[ir.Node, tuple[Rule, Binding, Op]] = {}
         self.names: dict[str, ir.Value] = {}
@@ -133,7 +117,6 @@ class _Walk:
         self.uncounted: list[str] = []
         self.steps: list[Step] = []
         self.nodes: list[ir.Node] = []
-        self.opsets = dict(model.graph.opset_imports)
 
     def graph(self) -> ChannelGraph:
         graph = self.model.graph
@@ -141,7 +124,7 @@ class _Walk:
         for value in graph.inputs:
             if value in constants:
                 continue
-            shape = self._input_shape(value)
+            shape = self.input_shape(value)
             if shape is None:
                 self.unshaped.add(value)
                 continue
@@ -177,18 +160,6 @@ class _Walk:
         )
 
     # -- leaves ------------------------------------------------------------------------------------
-
-    def _input_shape(self, value: ir.Value) -> tuple[int, ...] | None:
-        """Sizes of an input; None for one that is no tensor, or of unknown rank."""
-        if value.shape is None or not isinstance(value.type, ir.TensorType):
-            return None
-        shape: list[int] = []
-        for index, dim in enumerate(value.shape):
-            if isinstance(dim, int):
-                shape.append(dim)
-            else:
-                shape.append(self.sizes.setdefault(free_name(value, index, dim), _BATCH if index == 0 else _FREE))
-        return tuple(shape)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         """A literal. Numbers that weights are made of carry labels; 64-bit integers are sizes and indices."""
@@ -244,8 +215,8 @@ class _Walk:
             return
         op_name = operator_name(node)
         found = TABLE.onnx_rule(op_name)
-        data = self._evaluated(node)
-        shapes = self._shapes(node, data)
+        data = self.evaluated(node)
+        shapes = self.shapes(node, data)
         if shapes is None or any(value in self.unshaped for value in node.inputs if value is not None):
             self._give_up(node, op_name if found is None else f"{op_name} of unknown sizes")
             return
@@ -288,7 +259,7 @@ class _Walk:
         counted = len(self.analysis.terms)
         if found is not None:
             try:
-                op = self._op(node, op_name, found, shapes)
+                op = self.bound(node, op_name, found, shapes)
                 covered = found[1].covers is None or found[1].covers(op)
                 free = 0.0 if SELECTS in node.metadata_props else None  # data movement in another form
                 results = self.analysis.run(found[0], self._with_captured(node, op), macs=free) if covered else []
@@ -302,7 +273,7 @@ class _Walk:
                 op_name = f"{op_name} of this form"
         self.unknown[op_name] += 1
         del self.analysis.terms[counted:]
-        op = self._with_captured(node, self._op(node, op_name, None, shapes))
+        op = self._with_captured(node, self.bound(node, op_name, None, shapes))
         return op, None, self.analysis.run(None, op, macs=self._macs(node, shapes))
 
     def _macs(self, node: ir.Node, shapes: Sequence[tuple[int, ...]]) -> float:
@@ -364,87 +335,6 @@ class _Walk:
                 if data is not None:
                     self.numbers[output], self.kinds[output] = data, kind
 
-    def _evaluated(self, node: ir.Node) -> list[NDArray[Any]] | None:
-        """The numbers of a node's results where they follow from known small integers."""
-        if node.op_type in ("Shape", "Size") and is_standard(node.domain):
-            source = self.env.get(node.inputs[0]) if node.inputs[0] is not None else None
-            if source is None or node.inputs[0] in self.unshaped:
-                return None
-            shape = np.asarray(source.shape, dtype=np.int64)
-            if node.op_type == "Size":
-                return [np.asarray(shape.prod())]
-            options = attributes(node)
-            return [shape[slice(options.get("start"), options.get("end"))]]
-        known = [value is None or value in self.numbers for value in node.inputs]
-        if not node.inputs or not all(known) or is_random(node.op_type):
-            return None
-        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
-            return None
-        found = evaluate(node, [None if v is None else self.numbers[v] for v in node.inputs], self.opsets)
-        return found if found is not None and all(array.size <= SMALL for array in found) else None
-
-    def _shapes(self, node: ir.Node, data: list[NDArray[Any]] | None) -> tuple[tuple[int, ...], ...] | None:
-        if data is not None:
-            return tuple(tuple(array.shape) for array in data)
-        try:
-            proto = ir.serde.serialize_node(node)
-            types, numbers = {}, {}
-            for value in node.inputs:
-                known = self.env.get(value) if value is not None else None
-                if value is None or value.name is None or known is None:
-                    continue
-                types[value.name] = shape_types(known.shape, self.kinds.get(value, value.dtype))
-                if value in self.numbers:
-                    numbers[value.name] = onnx.numpy_helper.from_array(
-                        np.asarray(self.numbers[value], order="C"), value.name
-                    )
-            inferred = infer_results(proto, types, numbers, self.opsets, self.model.ir_version)
-        except INFERENCE_ERRORS:
-            return self._declared(node) or self._told(node)
-        shapes = []
-        for value in node.outputs:
-            kind = inferred.get(value.name or "")
-            if kind is None or not kind.tensor_type.HasField("shape"):
-                return self._as_read(node) or self._declared(node)
-            if (sizes := sizes_of(kind)) is None:
-                return self._declared(node)
-            shapes.append(sizes)
-            self.kinds[value] = ir.DataType(kind.tensor_type.elem_type)
-        return tuple(shapes)
-
-    def _as_read(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
-        """Sizes of the first input, where an operator that onnx says nothing of gives just as much."""
-        source = node.inputs[0] if node.inputs else None
-        if node.op_type not in _SIZED_AS_READ or node.domain not in ("", "ai.onnx") or source is None:
-            return None
-        if source in self.unshaped or (known := self.env.get(source)) is None:
-            return None
-        self.kinds[node.outputs[0]] = self.kinds.get(source, source.dtype or ir.DataType.FLOAT)
-        return (known.shape,)
-
-    def _told(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
-        """Sizes of what an operator gives that onnx does not know: by its rule, or the body of a function."""
-        given = [value for value in node.inputs if value is not None]
-        if not all(value in self.env for value in given):
-            return None
-        types = [shape_types(self.env[value].shape, self.kinds.get(value, value.dtype)) for value in given]
-        results = result_types(self.model, node, given, types, lambda found: self._op(node, "", found, ()))
-        if results is not None:
-            self.kinds.update({value: kind for value, (kind, _) in zip(node.outputs, results, strict=True)})
-        return None if results is None else tuple(shape for _, shape in results)
-
-    def _declared(self, node: ir.Node) -> tuple[tuple[int, ...], ...] | None:
-        """Sizes written in the file, with free dimensions at what they stand for; None where they are not."""
-        shapes = []
-        for value in node.outputs:
-            if value.shape is None:
-                return None
-            dims = [dim if isinstance(dim, int) else self.sizes.get(str(dim.value)) for dim in value.shape]
-            if any(dim is None for dim in dims):
-                return None
-            shapes.append(tuple(int(dim) for dim in dims if dim is not None))
-        return tuple(shapes)
-
     def _give_up(self, node: ir.Node, op_name: str) -> None:
         """Results of unknown size: nothing that reaches this node can be cut."""
         self.unknown[op_name] += 1
@@ -468,12 +358,6 @@ class _Walk:
         for value in captured:
             self.analysis.freeze_value(value, op, "is read inside a sub-graph")
         return replace(op, inputs={**op.inputs, "captured": captured}) if captured else op
-
-    def _op(
-        self, node: ir.Node, op_name: str, found: tuple[Rule, Binding] | None, shapes: tuple[tuple[int, ...], ...]
-    ) -> Op:
-        values = [None if value is None else self.env.get(value) for value in node.inputs]
-        return bind(node, values, found[1] if found else None, shapes, self.opsets, op_name)
 
 
 def _counts(value: ir.Value) -> bool:
