@@ -116,8 +116,9 @@ _TRAINING = option_group(
     ),
     click.option(
         "--course",
-        type=click.Choice(["dynamic", "static", "one-shot"]),
-        help="Channels to go are chosen anew all along, chosen once and faded out, or cut at once. Default: dynamic.",
+        type=click.Choice(["dynamic", "static", "one-shot", "reconstructed"]),
+        help="Channels to go are chosen anew all along, chosen once and faded out, cut at once, or cut at once and the "
+        "rest fitted in closed form, which the training begins from and never ends worse than. Default: dynamic.",
     ),
     click.option(
         "--lambda-feature",

@@ -24,8 +24,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from graphprune.allocation import LATENCY, SEARCHES
-from graphprune.config import CompressConfig
+from graphprune.config import RECONSTRUCTED, CompressConfig
 from graphprune.data import ImageSource
+from graphprune.delivery.closed_form import ClosedForm
 from graphprune.delivery.deliver import Delivery, member_names
 from graphprune.delivery.int8_files import int8_name, quantize_members, said
 from graphprune.delivery.output_folder import CHECKPOINT, OutputFolder
@@ -184,6 +185,11 @@ def compress(
         if engine is None:
             with clock("seeing what every layer computes"):
                 engine = Untrained(graph, source, settings, None if reporter is None else reporter.part)
+        closed_form: ClosedForm | None = None
+        if isinstance(engine, Engine) and settings.course == RECONSTRUCTED and not folder.resume:
+            with clock("seeing what every layer computes"):
+                part = None if reporter is None else reporter.part
+                closed_form = ClosedForm(graph, engine.batches.source, settings.seed, part)
         shared = {"preprocessing": source.preprocess.to_dict()}
         folder.check(shared)
         _log_model(engine.graph)
@@ -193,6 +199,10 @@ def compress(
             delivery.rehearse(options.target, folder.journal if folder.resume else None, search, quantize)
         folder.begin(shared, has_searched=settings.policy in SEARCHES)
         delivery.note_latencies(folder.journal)
+        if closed_form is not None and isinstance(engine, Engine):
+            with clock("fitting in closed form"):
+                engine.begin(closed_form.starts(engine.students), closed_form.to_dict())
+            closed_form = None  # with all that was seen, which is large
         with clock("training" if settings.epochs else "fitting in closed form"):
             if isinstance(engine, Untrained):
                 results = engine.run(delivery.plans)
@@ -216,6 +226,8 @@ def compress(
             facts["reconstruction"] = engine.to_dict()
         else:
             facts["steps"] = {"number": engine.done, "cpu_seconds": round(engine.step_seconds, 2)}
+            if engine.facts:
+                facts["reconstruction"] = engine.facts
         missing = {name: f"{int8_name(name)}.onnx: {said(error)}" for name, error in failed.items()}
         metrics = _finite({**metrics, **facts, "int8_missing": missing})
         atomic_write_json(staging / "metrics.json", metrics)

@@ -15,8 +15,11 @@ from graphprune.passes.errors import UsageError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OutputLoss = Literal["auto", "kl", "mse"]
-Course = Literal["dynamic", "static", "one-shot"]
+Course = Literal["dynamic", "static", "one-shot", "reconstructed"]
 Recipe = Literal["dynamic", "combined"]
+
+#: The course in which students begin without what goes, fitted in closed form.
+RECONSTRUCTED = "reconstructed"
 
 #: Settings that say what must be reached: one value, or one per student.
 BUDGETS = ("macs", "params", "speedup", "latency_ms")
@@ -101,7 +104,9 @@ class CompressConfig:
             one budget are multiplied with; without it, students that start alike would stay alike.
         redraw_every: steps between two draws of the expected-sparse set; 0 = about 40 draws in a run.
         course: how channels leave: "dynamic" draws the set anew as the budget falls; "static" draws it once, at the
-            full budget, and lets it fade; "one-shot" sets it to zero at once and learns for the rest of the run.
+            full budget, and lets it fade; "one-shot" sets it to zero at once and learns for the rest of the run;
+            "reconstructed" takes out at once what costs the layers that read it least, fits these in closed form,
+            learns all the run, and delivers nothing worse than that start.
         warmup: share of the run before anything is made sparse.
         sparsify: share of the run in which the budget is approached; what is left of the run settles.
         fade: share of the sparsify phase over which one group goes to exactly zero.
@@ -203,6 +208,11 @@ class CompressConfig:
             raise UsageError(
                 f"warmup and sparsify must leave a part of the run to settle: {self.warmup:g} + "
                 f"{self.sparsify:g} is not below 1"
+            )
+        if self.course == RECONSTRUCTED and self.sigma and self.epochs:
+            raise UsageError(
+                f"`course={RECONSTRUCTED!r}` fits layers that would have to keep their zeros: with `sigma` and "
+                '`recipe="combined"` take another course'
             )
         if self.policy != "auto":  # which always can
             from graphprune.allocation import require_policy  # brings SciPy, which --help does not need
@@ -331,7 +341,7 @@ _WHOLE = frozenset(
 ) | {"align"}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("random", "l1", "l2", "taylor", "bn_scale", "fpgm", "apoz", "entropy", "hrank"),
-    "course": ("dynamic", "static", "one-shot"),
+    "course": ("dynamic", "static", "one-shot", RECONSTRUCTED),
     "recipe": ("dynamic", "combined"),
     "policy": ("auto", "knapsack", "threshold", "uniform", "ddpg", "bee-colony", "random"),
     "precision": ("auto", "float32", "bfloat16"),

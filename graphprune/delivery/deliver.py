@@ -171,7 +171,7 @@ class Delivery:
             looks = {"importance": config.sensitivity, "images": self.source, "search": options, "seed": config.seed}
             looks["output_loss"] = config.output_loss
         if isinstance(self.engine, Untrained):
-            looks["importance"] = self.engine.scores
+            looks["importance"] = self.engine.closed_form.scores
         return plan(
             self.graph if sparsity is None else sparsity.thinned(without_dead=False),
             macs=budget.macs,

@@ -192,6 +192,7 @@ def _about(member: Member, quality: Quality, timing: BenchmarkReport | None, par
             for s in delivery.graph.sets
         ],
         "history": result.history,
+        **({} if result.start is None else {"start": {**vars(result.start), "is_delivered": result.is_start}}),
     }
 
 

@@ -1,28 +1,24 @@
 """A run without training: channels chosen by what their going costs, what is left fitted in closed form."""
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from graphprune.allocation import count, count_dense
 from graphprune.config import Budget, CompressConfig
 from graphprune.data import ImageSource
+from graphprune.delivery.closed_form import ClosedForm
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import UsageError
-from graphprune.reconstruction.reconstruct import Reconstruction, set_apart
-from graphprune.reconstruction.report import LayerReport, summary
+from graphprune.reconstruction.reconstruct import set_apart
 from graphprune.training.run_records import StudentResult
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
 
 __all__ = ["Untrained"]
-
-logger = logging.getLogger("graphprune")
 
 
 class Untrained:
@@ -33,8 +29,7 @@ class Untrained:
         config: settings, with at least one budget.
         held_out: images that nothing is fitted to.
         source: the others.
-        scores: (n_groups,) what each group costs.
-        layers: by number of the budget, what became of the layers.
+        closed_form: costs of the groups, and fits.
 
     Raises:
         UsageError: a setting that only a training can follow.
@@ -60,11 +55,7 @@ class Untrained:
         config.require_goal()
         self.graph, self.config = graph, config
         self.source, self.held_out = set_apart(images, config.seed)
-        self.layers: dict[int, list[LayerReport]] = {}
-        self._progress = progress
-        self._seen = Reconstruction(graph, self.source, seed=config.seed)
-        self._seen.look(moments=True, progress=progress)
-        self.scores: np.ndarray = self._seen.scores()
+        self.closed_form = ClosedForm(graph, self.source, config.seed, progress)
         self._stopwatch: Stopwatch | None = None
 
     def use(self, stopwatch: Stopwatch) -> None:
@@ -76,9 +67,7 @@ class Untrained:
         config, results = self.config, []
         for number in range(config.n_students):
             plan = plans[config.budget(number)]
-            state, self.layers[number] = self._seen.fit(plan, self._progress)
-            removed = self.graph.removed_by(plan)
-            logger.info("%s, to %d images", summary(self.layers[number]), len(self._seen.source))
+            state, removed = self.closed_form.fit(number, plan), self.graph.removed_by(plan)
             model = None if self._stopwatch is None else self._stopwatch.model
             found, dense = count(self.graph, ~removed, model), count_dense(self.graph, model)
             cost = {unit: found[unit] / dense[unit] for unit in found}
@@ -87,10 +76,4 @@ class Untrained:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "images": len(self._seen.source),
-            "judged": len(self.held_out),
-            "layers": {
-                str(number): [vars(layer) for layer in layers] for number, layers in sorted(self.layers.items())
-            },
-        }
+        return {**self.closed_form.to_dict(), "judged": len(self.held_out)}

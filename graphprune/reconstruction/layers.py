@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from graphprune.passes.channels.value import Value
 from graphprune.passes.fx.analyze import bind_arguments
+from graphprune.passes.fx.dropout import before_dropout
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.analysis import Binding, Op
@@ -211,6 +212,7 @@ class _Finder:
         source = _argument(node, binding, "input")
         if not isinstance(source, fx.Node) or source.op == "get_attr":
             return "it reads no result"
+        source = before_dropout(source)  # which is not there where the network is run
         if self._reads[str(weight.parameter)] > 1:
             return "its weight is used elsewhere, too"
         bias_value, bias = op.optional("bias"), None
@@ -264,7 +266,7 @@ class _Finder:
         same = [getattr(n.meta.get("val"), "shape", None) for n in (result, others[0], user)]
         if len({str(shape) for shape in same}) > 1 or not self._can_come_first(node, others[0]):
             return None
-        return Join(user.name, others[0].name)
+        return Join(user.name, before_dropout(others[0]).name)
 
     def _can_come_first(self, node: fx.Node, other: fx.Node) -> bool:
         """Is a result there before a node, or could it be: without it, and without what is written in between?"""

@@ -251,6 +251,20 @@ def _metrics_notes(metrics: Metrics) -> list[str]:
     notes += [describe_int8(fact) for fact in metrics.get("int8", ())]
     notes += [f"NOT MADE: {problem}" for problem in metrics.get("int8_missing", {}).values()]
     notes += [_describe_sparse(name, fact) for name, fact in metrics.get("sparse_weights", {}).items()]
+    return notes + _reconstructions(metrics)
+
+
+def _reconstructions(metrics: Metrics) -> list[str]:
+    """What was fitted in closed form, and what became of that, in one line for each slim model."""
+    fact, notes = metrics.get("reconstruction") or {}, []
+    for member in (metrics.get("members") or [metrics]) if fact.get("text") else ():
+        parts = [f"{fact['text'][str(member['student'])]}, to {fact['images']} images"]
+        if start := member.get("start"):
+            if start["agreement"] is not None:
+                parts.append(f"agreement {_percent(start['agreement'])} on {metrics['data']['held_out']} held out")
+            harmed = "TRAINING MADE IT WORSE THERE: delivered as it was fitted"
+            parts.append(harmed if start["is_delivered"] else "then trained")
+        notes.append(f"{member.get('name', 'slim')}: {'; '.join(parts)}")
     return notes
 
 

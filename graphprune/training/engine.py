@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from graphprune.allocation import check_reachable
-from graphprune.config import CompressConfig
+from graphprune.config import RECONSTRUCTED, CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.formats.files import remove_half_written
@@ -42,6 +42,7 @@ from graphprune.training.objective import Objective, learning_at
 from graphprune.training.processes import Processes
 from graphprune.training.run_records import Observer, Progress, StudentResult
 from graphprune.training.schedule import Schedule
+from graphprune.training.start import Start
 from graphprune.training.student import Student
 from graphprune.training.taps import find_taps
 from graphprune.training.teacher import Teacher
@@ -122,6 +123,8 @@ class Engine:
         self.objective = Objective(config, self.loss)
         self.judge = HeldOut(self.held_out, self.teacher.answers, self.loss, self._prepared, config.batch_size)
         self._losses: list[dict[str, float]] = [{} for _ in self.students]
+        self.starts: list[Start] = []
+        self.facts: dict[str, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +148,15 @@ class Engine:
         """Choose widths by these latencies; settings that ask for it need this before `run`."""
         for student in self.students:
             student.set.use(stopwatch)
+
+    def begin(self, starts: Sequence[Start], facts: Mapping[str, Any]) -> None:
+        """Have each student begin as one of these; the course "reconstructed" needs this before `run`.
+
+        Args:
+            starts: one per student.
+            facts: how they came about, plain data, which the checkpoint keeps for the record.
+        """
+        self.starts, self.facts = list(starts), dict(facts)
 
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
@@ -200,10 +212,30 @@ class Engine:
                 self._load()
             else:
                 self._choose_precision()
+                self._begin()
                 self._save()
             with Interrupt() as interrupt:
                 self._train(interrupt)
             return [self._finish(student) for student in self.students]
+
+    def _begin(self) -> None:
+        """Make students what they are to begin as."""
+        if self.config.course != RECONSTRUCTED:
+            return
+        starts, self.facts = self.processes.first((self.starts, self.facts))
+        if not starts:
+            raise UsageError(f"the course {RECONSTRUCTED!r} needs what students are to begin as: see Engine.begin")
+        self.starts = []
+        for student, start in zip(self.students, starts, strict=True):
+            student.begin(start)
+            standing = self.judge.standing(student)
+            self.starts.append(replace(start, standing=standing))
+            _log.info(
+                "student %d starts with agreement %.4f and loss %.4f",
+                student.number,
+                standing.agreement,
+                standing.distance,
+            )
 
     def _train(self, interrupt: Interrupt) -> None:
         saved_at = time.monotonic()
@@ -211,7 +243,13 @@ class Engine:
             if self.done == self.schedule.freeze_bn_at:
                 self._freeze_bn()
             step, worked = self.done, time.process_time()
-            loss = self._train_step(step, self._batch(*divmod(step, self.batches.steps_per_epoch)))
+            try:
+                loss = self._train_step(step, self._batch(*divmod(step, self.batches.steps_per_epoch)))
+            except TrainingError as error:
+                if not self.starts:
+                    raise
+                _log.warning("%s", error)  # what students began as is there to be delivered
+                return
             self.step_seconds += time.process_time() - worked
             self.done = step + 1
             if self.done % self.schedule.eval_every == 0 or self.done == self.schedule.total:
@@ -320,16 +358,32 @@ class Engine:
         student.module.eval()
         assert torch.equal(student.set.dead, student.set.expected), "a group of the final set is not zero"
         removed = student.removed()
-        cost = student.shares()
-        return StudentResult(
+        result = StudentResult(
             number=student.number,
             state_dict=student.dense_state(),
             removed=removed,
             plan=self.graph.plan(removed),
-            cost=cost,
+            cost=student.shares(),
             agreement=self.judge.agreement(student),
             history=self.history[student.number],
         )
+        return self._no_worse(result, student) if self.starts else result
+
+    def _no_worse(self, result: StudentResult, student: Student) -> StudentResult:
+        """The result, or what the student began as where that stands better on the images held out."""
+        start, now = self.starts[student.number], self.judge.standing(student)
+        assert start.standing is not None
+        result = replace(result, start=start.standing)
+        if not now.is_worse_than(start.standing):
+            return result
+        _log.warning(
+            "student %d has become worse by learning, on %d images held out: agreement %.4f, loss %.4f; what it "
+            "began as, fitted in closed form, is delivered instead: agreement %.4f, loss %.4f; try a lower `lr` (now "
+            "%g)",
+            *(student.number, len(self.held_out), now.agreement, now.distance),
+            *(start.standing.agreement, start.standing.distance, self.config.lr),
+        )
+        return replace(result, state_dict=dict(start.state_dict), agreement=start.standing.agreement, is_start=True)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
@@ -369,6 +423,8 @@ class Engine:
                 "random": torch.get_rng_state(),
                 "students": [student.state() for student in self.students],
                 "history": self.history,
+                "starts": [start.state() for start in self.starts],
+                "facts": self.facts,
             },
         )
 
@@ -385,4 +441,6 @@ class Engine:
         self.divergence.worst = state["worst"]
         self._losses = state["losses"]
         self.history = state["history"]
+        self.starts = [Start.of_state(start) for start in state.get("starts", ())]
+        self.facts = state.get("facts", {})
         torch.set_rng_state(state["random"])

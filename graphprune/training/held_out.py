@@ -11,6 +11,7 @@ from torch import Tensor
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
 from graphprune.importance.output_loss import OutputLoss, flatten_outputs
+from graphprune.training.start import Standing
 
 if TYPE_CHECKING:
     from graphprune.training.student import Student
@@ -59,6 +60,18 @@ class HeldOut:
             sizes.append(len(batch))
         student.learn_on()
         return float(np.average(shares, weights=sizes)) if sizes else math.nan
+
+    @torch.no_grad()
+    def standing(self, student: "Student") -> Standing:
+        """Agreement and loss on outputs; the student goes on learning."""
+        student.tapped.eval()
+        losses, sizes = [], []
+        for images in evaluation_batches(self.images, self._batch):
+            batch = self._prepare(images)
+            losses.append(float(self._loss(self._teacher(batch), flatten_outputs(student.tapped(batch)[0]))))
+            sizes.append(len(batch))
+        student.learn_on()
+        return Standing(self.agreement(student), float(np.average(losses, weights=sizes)) if sizes else math.nan)
 
     def _answer(self, number: int, batch: Tensor) -> list[Tensor]:
         """The teacher's; classes are small and asked for only once."""

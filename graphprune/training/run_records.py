@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.plan import PruningPlan
+    from graphprune.training.start import Standing
 
 __all__ = ["Observer", "Progress", "StudentResult"]
 
@@ -35,6 +36,8 @@ class StudentResult:
         cost: shares of the dense model's multiply-accumulates and parameters.
         agreement: with the teacher, on the held-out images.
         history: one record per measurement: step, epoch, phase, losses, agreement, cost.
+        start: how what the student began as stands on the held-out images, where that was no copy of the teacher.
+        is_start: whether it is that, because learning has harmed.
     """
 
     number: int
@@ -44,3 +47,5 @@ class StudentResult:
     cost: dict[str, float]
     agreement: float
     history: list[dict[str, Any]]
+    start: "Standing | None" = None
+    is_start: bool = False

@@ -8,6 +8,8 @@
 Two other courses, to compare with: "static" draws the set once, at the beginning of the sparsify phase and for the
 target, and lets it fade through that phase; "one-shot" sets it to zero in one step, and settles for the rest.
 
+In the course "reconstructed" students begin without what goes: all of the run is the settle phase.
+
 Source: cubic budget, Zhu & Gupta 2017, "To prune, or not to prune", eq. 1; sigmoid ramp of the proximal step,
 Ruan et al. 2021 (DPFPS), section 3.3.
 """
@@ -16,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from graphprune.config import CompressConfig
+from graphprune.config import RECONSTRUCTED, CompressConfig
 from graphprune.passes.errors import UsageError
 
 Phase = Literal["warm-up", "sparsify", "settle"]
@@ -64,13 +66,15 @@ class Schedule:
         settle = min(total - 1, max(start + _LEAST_SPARSIFY, round((config.warmup + config.sparsify) * total)))
         if config.course == "one-shot":
             settle = start + 1
+        if config.course == RECONSTRUCTED:
+            start, settle = 0, 0
         fade = max(1, round(config.fade * (settle - start))) if config.course == "dynamic" else settle - start
         return cls(
             total=total,
             sparsify_from=start,
             settle_from=settle,
             freeze_bn_at=max(settle, round(config.bn_freeze * total)),
-            fade_steps=min(fade, settle - start),
+            fade_steps=max(1, min(fade, settle - start)),
             redraw_every=config.redraw_every or max(1, total // _DRAWS_PER_RUN),
             eval_every=config.eval_every or max(1, total // _EVALUATIONS_PER_RUN),
             lr_warmup=round(config.lr_warmup * total),
@@ -117,7 +121,7 @@ class Schedule:
         """Strength of the sparsity term (sigma_t): a sigmoid from 0 to 1 over the first half of the sparsify phase."""
         if step < self.sparsify_from:
             return 0.0
-        u = min(1.0, 2.0 * (step + 1 - self.sparsify_from) / (self.settle_from - self.sparsify_from))
+        u = min(1.0, 2.0 * (step + 1 - self.sparsify_from) / max(1, self.settle_from - self.sparsify_from))
         low, high = _sigmoid(-6.0), _sigmoid(6.0)
         return (_sigmoid(12.0 * u - 6.0) - low) / (high - low)
 

@@ -125,6 +125,17 @@ class SparseSet:
         for unit, share in self.budget.shares().items():
             self.limits[unit] = min(share, cost[unit] / self.dense[unit])
 
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """(n_groups,) mask of the groups to remove at the full budget, by one score a group."""
+        self.sensitivity = torch.from_numpy(scores).float()
+        return self.graph.with_unreached(self._select(self.limits, is_final=True))
+
+    def settle_on(self, removed: np.ndarray) -> None:
+        """These groups are zero, (n_groups,) mask, and no others are to go."""
+        self.expected = torch.from_numpy(removed.copy())
+        self._line = torch.where(self.expected, 0.0, torch.inf)
+        self._left.zero_()
+
     def take_over(self, kept: np.ndarray, lost: np.ndarray) -> None:
         """Let groups be, (n_groups,) mask, or have them go in any case, likewise."""
         self.lost = lost & self.removable

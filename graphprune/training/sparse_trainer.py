@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from graphprune.allocation import SEARCHES, check_reachable
-from graphprune.config import BUDGETS, CompressConfig
+from graphprune.config import BUDGETS, RECONSTRUCTED, CompressConfig
 from graphprune.importance.criteria import Evidence, scale_parameters
 from graphprune.importance.group_index import GroupIndex
 from graphprune.passes.errors import TrainingError, UnsupportedModelError, UsageError
@@ -99,6 +99,8 @@ class SparseTrainer:
             raise UsageError("budgets in latency and align='auto' are for compress(); give macs= or params= here")
         if self.config.policy in SEARCHES or self.config.sigma:
             raise UsageError(f"policies that search ({', '.join(SEARCHES)}) and sigma are for compress()")
+        if self.config.course == RECONSTRUCTED:
+            raise UsageError(f"the course {RECONSTRUCTED!r} is for compress(): call reconstruct() before your own loop")
         limits = self.config.budget(0).limits()
         if not limits:
             raise UsageError("no budget given: say how small the model must become with macs= or params=")

@@ -27,6 +27,7 @@ from graphprune.training.processes import Processes, synchronize_batch_norm
 from graphprune.training.removal import Removal, carry_over, restore
 from graphprune.training.schedule import Schedule
 from graphprune.training.sparse_set import SparseSet
+from graphprune.training.start import Start
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
@@ -131,6 +132,14 @@ class Student:
         """Compute from now on like this; before the first step."""
         self.precision = precision
         self._adopt(self.module)  # what refers to its parameters has to follow them
+
+    def begin(self, start: Start) -> None:
+        """Be what `start` is, instead of a copy of the teacher; before the first step."""
+        self.module.load_state_dict(dict(start.state_dict))
+        self.set.settle_on(start.removed)
+        self.features.keep(~self.set.expected)
+        if self.config.shrink:
+            self._remove_dead(True)
 
     def learn_on(self) -> None:
         """Compute as in training, after measurements."""

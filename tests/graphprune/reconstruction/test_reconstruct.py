@@ -237,3 +237,23 @@ def test_where_two_layers_meet_the_later_one_makes_up_for_the_other(shortcut_fir
     with torch.no_grad():
         dense, fitted, plain = net(images), found.model(images), gp.mask(net, plan)(images)
     assert (fitted - dense).square().mean() < 0.5 * (plain - dense).square().mean()
+
+
+class Dropping(Meeting):
+    """The same with dropout in front of a layer, of a sum and of the head."""
+
+    def forward(self, x):
+        x = F.dropout(F.relu(self.stem(x)), 0.5, self.training)
+        early = F.dropout(F.dropout(self.shortcut(x), 0.1, self.training), 0.1, self.training)
+        sums = F.relu(self.outer(F.relu(self.inner(x))) + early)
+        return self.head(F.dropout(sums.mean((2, 3)), 0.5, self.training))
+
+
+def test_dropout_is_looked_past():
+    net, images = Dropping(True).eval(), torch.from_numpy(pictures(40, seed=3))
+    plan = gp.plan(gp.trace(net, (torch.zeros(2, 3, 8, 8),)), ratio=0.25)
+    found = gp.reconstruct(net, plan, source())
+    assert [layer.outcome for layer in found.report.layers] == ["unchanged", *["fitted"] * 4]
+    with torch.no_grad():
+        dense, fitted, plain = net(images), found.model(images), gp.mask(net, plan)(images)
+    assert (fitted - dense).square().mean() < 0.5 * (plain - dense).square().mean()
