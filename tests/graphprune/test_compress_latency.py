@@ -63,6 +63,19 @@ def compress(**options):
     return gp.compress(staircase.network(), images(), config=options.pop("config", SETTINGS), **options)
 
 
+@pytest.mark.parametrize("budget", [{"speedup": 2.0}, {"latency_ms": 2.0}])
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"course": "reconstructed", "lr": 1e-4}])
+def test_what_is_fitted_in_closed_form_has_the_latency_asked_for(machine, budget, settings):
+    config = dataclasses.replace(SETTINGS, **settings)
+    result = compress(**budget, config=config, benchmark=gp.BenchmarkOptions(seconds=0.1))
+    kept = [entry["slim"] for entry in result.metrics["channels"]]
+    assert kept in machine["measured"]  # what was made has been measured
+    removed = machine["graph"].removed_by(result.plan)
+    assert 0.3 < machine["model"].share(machine["graph"], ~removed) <= 0.5
+    assert result.metrics["reached"] == {name: pytest.approx(value) for name, value in budget.items()}
+    assert "layers fitted in closed form" in str(result)
+
+
 def test_the_allocation_of_the_end_has_the_latency_asked_for(machine, tmp_path, caplog):
     caplog.set_level("INFO", "graphprune")
     benchmark = gp.BenchmarkOptions(seconds=0.1, threads=2, batch=3, provider="CPUExecutionProvider")
