@@ -190,8 +190,17 @@ def slim_onnx(
             _check(draft, Path(source), Path(target).name)
             ours = runnable(draft, "the slim file", folder).path if not_run else draft
             verdict = (proof if changed else proof.shortened()).verdict_on(ours, tolerance)
+            if problem := proof.problem_when_optimized(ours):
+                logger.warning(
+                    "%s runs in onnxruntime only with its graph optimization off: %s", Path(target).name, problem
+                )
             given = proof.cases[0][0] if not not_run else None
             before, after = (onnx_cost(path, shapes=shapes, inputs=given) for path in (source, draft))
+    if done.removal.groups and after.size_bytes > before.size_bytes:
+        logger.warning(
+            "%s is larger than %s: layers that shared numbers lose different channels, and each stores its own now",
+            *(Path(target).name, name),
+        )
     return SlimReport(
         removed_groups=done.removal.groups,
         removed_channels=done.removal.channels,

@@ -95,6 +95,28 @@ class Proof:
             raise VerificationError(self._explain(draft, worst, tolerance))
         return _verdict(judges)
 
+    def problem_when_optimized(self, draft: Path) -> str:
+        """What keeps onnxruntime from running a quantized file as it does by default, or "".
+
+        A proof runs graphs as they are written. By default operators of quantized files become others, which some of
+        them do not fit: then it is made without a word, and its first run is an error.
+        """
+        if not _multiplies_bytes(draft):
+            return ""
+        problem = self._first_run(draft, _OURS)
+        way = "no other way" if problem and self._first_run(self.path, _REFERENCE) else "by default"
+        return f"{problem}; the file that it was made from runs {way}" if problem else ""
+
+    def _first_run(self, path: Path, name: str) -> str:
+        """Why onnxruntime does not run a file on the first case by default, or ""."""
+        try:
+            _run(open_session(path, name=name), self.names, (), self.cases[0][0])
+        except ModelLoadError as error:
+            return str(error)
+        except RUNTIME_ERRORS as error:
+            return one_line(error)
+        return ""
+
     def _answers(self, session: ort.InferenceSession, watched: Sequence[str]) -> list[Answer]:
         try:
             return [_run(session, self.names, watched, feed) for feed, _ in self.cases]

@@ -4,6 +4,7 @@ import abc
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -126,13 +127,28 @@ def set_literal(value: ir.Value, array: NDArray[Any]) -> None:
     old = value.const_value if producer is None else producer.attributes["value"].as_tensor()
     assert old is not None
     put_aside(old.numpy())
-    # Not ascontiguousarray, which turns a scalar into a list of one.
-    tensor = ir.Tensor(np.asarray(array, order="C"), dtype=old.dtype, name=value.name, doc_string=old.doc_string)
+    tensor = in_form_of(old, array, value.name or "")
     if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
     else:
         value.const_value = tensor
     value.shape = ir.Shape(array.shape)
+
+
+def is_packed(tensor: ir.TensorProtocol) -> bool:
+    """Does a file hold these integers in a length of their own each, which for sizes and places is an eighth?"""
+    is_plain = isinstance(tensor, ir.serde.TensorProtoTensor) and not tensor.raw.HasField("raw_data")
+    return is_plain and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+
+
+def in_form_of(old: ir.TensorProtocol, array: NDArray[Any], name: str) -> ir.TensorProtocol:
+    """Numbers as a tensor of the type of another one, with its text, and stored in the way that it is."""
+    if is_packed(old):
+        packed = onnx.helper.make_tensor(name, int(old.dtype), array.shape, array.ravel().tolist())
+        packed.doc_string = old.doc_string or ""
+        return ir.from_proto(packed)
+    # Not ascontiguousarray, which turns a scalar into a list of one.
+    return ir.Tensor(np.asarray(array, order="C"), dtype=old.dtype, name=name, doc_string=old.doc_string)
 
 
 def insert_before(reader: ir.Node, node: ir.Node) -> None:

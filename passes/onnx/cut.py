@@ -15,7 +15,7 @@ from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.value import Value
 from graphprune.passes.onnx.analyze import OnnxFrontEnd
 from graphprune.passes.onnx.computed import ComputedNumbers, is_literal
-from graphprune.passes.onnx.contract import add_literal, insert_before, set_literal
+from graphprune.passes.onnx.contract import add_literal, in_form_of, insert_before, literal, set_literal
 from graphprune.passes.onnx.fold import fold_branches
 from graphprune.passes.onnx.quantized import is_setting, stored, zero_of
 
@@ -83,12 +83,14 @@ class _Cutter:
         self.cuts = {value: graph.cuts(known, removed) for value, known in self.front.env.items()}
         self.opsets = dict(self.front.model.graph.opset_imports)
         self.computed = ComputedNumbers(self.front, self.cuts)
+        self.shared: dict[tuple[ir.Value | None, tuple[int, ...], bytes], ir.Value] = {}
 
     def run(self) -> None:
         for node in self.front.nodes:
             self._keep_numbers(node)
         for node in self.front.ops:
             self._arguments(node)
+        self._take_names()
         for value, gone in _hit(self.graph, self.removed):
             array = stored(value)
             for dim, mask in gone.items():
@@ -163,13 +165,41 @@ class _Cutter:
         found = None if old is None or is_literal(old) else self.computed.after(old)
         if found is not None and np.array_equal(found, data):
             return  # case 1
-        name = f"{node.outputs[0].name}_{position}_slim"
-        value = add_literal(self.front.model, name, ir.tensor(data))
+        value = self._literal(node, position, old, data)
         if old is not None and found is not None and found.shape == data.shape and data.ndim == 1:  # case 2
             value = self._patched(node, old, found == data, value)
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
         node.replace_input_with(position, value)
+
+    def _literal(self, node: ir.Node, position: int, old: ir.Value | None, data: NDArray[Any]) -> ir.Value:
+        """A literal with the numbers that an input of a node becomes.
+
+        1. A literal that the node alone reads changes itself.
+        2. What several read is stored once where it becomes the same.
+        """
+        held = literal(self.front.model, old)
+        if old is not None and held is not None and len(old.uses()) == 1 and not old.is_graph_output():
+            set_literal(old, data)
+            return old
+        key = (old, data.shape, data.tobytes())
+        if held is not None and key in self.shared:
+            return self.shared[key]
+        name = f"{node.outputs[0].name}_{position}_slim"
+        tensor = ir.tensor(data) if held is None else in_form_of(held, data, name)
+        self.shared[key] = add_literal(self.front.model, name, tensor)
+        return self.shared[key]
+
+    def _take_names(self) -> None:
+        """Let new literals go by the names of those that nobody reads any more."""
+        for (old, *_), new in self.shared.items():
+            held = self.front.model.graph.initializers
+            if old is not None and not old.uses() and held.get(old.name or "") is old and not old.is_graph_output():
+                if old.is_graph_input():
+                    self.front.model.graph.inputs.remove(old)
+                name = old.name
+                del held[name or ""]
+                new.name = name
 
     def _recount(self, node: ir.Node, position: int, old: ir.Value, new: Recount) -> None:
         """Count indices that depend on free sizes among what stays.
@@ -183,7 +213,7 @@ class _Cutter:
         value = self.computed.kept(node, old, new.picked, f"{name}_kept")
         left = new.kept[: new.period]
 
-        def literal(array: NDArray[Any], what: str) -> ir.Value:
+        def number(array: NDArray[Any], what: str) -> ir.Value:
             return add_literal(self.front.model, f"{name}_{what}", ir.tensor(np.asarray(array, dtype=kind)))
 
         def insert(kind: str, operands: list[ir.Value], what: str) -> ir.Value:
@@ -191,11 +221,11 @@ class _Cutter:
             made.name = f"{name}_{what}"
             return made
 
-        period = literal(np.asarray(new.period), "period")
+        period = number(np.asarray(new.period), "period")
         rest = insert("Mod", [value, period], "rest")
         whole = insert("Div", [insert("Sub", [value, rest], "start"), period], "sample")
-        start = insert("Mul", [whole, literal(np.asarray(left.sum()), "left")], "sample_start")
-        place = insert("Gather", [literal(np.cumsum(left) - 1, "places"), rest], "place")
+        start = insert("Mul", [whole, number(np.asarray(left.sum()), "left")], "sample_start")
+        place = insert("Gather", [number(np.cumsum(left) - 1, "places"), rest], "place")
         node.replace_input_with(position, insert("Add", [start, place], "slim"))
 
     def _patched(self, node: ir.Node, old: ir.Value, right: NDArray[Any], fixed: ir.Value) -> ir.Value:

@@ -25,26 +25,33 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _CHUNK = 1 << 20
 
 
-class FoldBatchNormPass(NodePass):
+class _Fold(NodePass):
+    def __init__(self, may_grow: bool = False) -> None:
+        """`may_grow`: fold also where the file grows by it, since layers share their vectors of ones and zeros."""
+        super().__init__()
+        self.may_grow = may_grow
+
+
+class FoldBatchNormPass(_Fold):
     """Fold batch norms of inference into the Conv, ConvTranspose or Gemm before them.
 
     Folded are those whose layer is read by nobody else and has weights that are literals of its own, and where the
-    file does not grow by it: layers may share their vectors of ones and zeros.
+    file does not grow by it.
     """
 
     kinds = frozenset({"BatchNormalization"})
 
     def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
-        return _fold_norm(model, node)
+        return _fold_norm(model, node, self.may_grow)
 
 
-class FoldBiasPass(NodePass):
+class FoldBiasPass(_Fold):
     """Fold the addition of one literal number a channel into the bias of the layer before it."""
 
     kinds = frozenset({"Add"})
 
     def rewrite(self, model: ir.Model, node: ir.Node) -> bool:  # noqa: D102
-        return _fold_addition(model, node)
+        return _fold_addition(model, node, self.may_grow)
 
 
 @dataclass(frozen=True)
@@ -135,14 +142,14 @@ def _is_row(shape: tuple[int, ...], channels: int) -> bool:
     return set(shape[:-1]) <= {1} and set(shape[-1:]) <= {1, channels}
 
 
-def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
+def _fold_norm(model: ir.Model, node: ir.Node, may_grow: bool) -> bool:
     layer = _layer(model, node.inputs[0], changes_weight=True)
     found = [literal(model, value) for value in node.inputs[1:5]]
     training = node.attributes.get("training_mode")
     used = [output for output in node.outputs[1:] if output.uses() or output.is_graph_output()]
     if layer is None or used or (training is not None and training.as_int()):
         return False
-    if _grows(model, node, layer, node.inputs[1:5]):
+    if not may_grow and _grows(model, node, layer, node.inputs[1:5]):
         return False
     vectors = [None if tensor is None else tensor.numpy().astype(np.float64) for tensor in found]
     if any(vector is None or vector.shape != (layer.channels,) for vector in vectors):
@@ -160,7 +167,7 @@ def _fold_norm(model: ir.Model, node: ir.Node) -> bool:
     return True
 
 
-def _fold_addition(model: ir.Model, node: ir.Node) -> bool:
+def _fold_addition(model: ir.Model, node: ir.Node, may_grow: bool) -> bool:
     for at in (0, 1):
         layer = _layer(model, node.inputs[at], changes_weight=False)
         constant = literal(model, node.inputs[1 - at])
@@ -172,7 +179,9 @@ def _fold_addition(model: ir.Model, node: ir.Node) -> bool:
         dim = lead if layer.node.op_type == "Gemm" else 1
         if len(sizes) > lead + 1 or any(n != 1 for d, n in enumerate(shape) if d != dim):
             continue
-        if shape[dim] not in (1, layer.channels) or _grows(model, node, layer, [node.inputs[1 - at]]):
+        if shape[dim] not in (1, layer.channels):
+            continue
+        if not may_grow and _grows(model, node, layer, [node.inputs[1 - at]]):
             continue
         old = np.zeros(layer.channels) if layer.bias is None else layer.bias.astype(np.float64)
         bias = np.broadcast_to(old + constant.numpy().astype(np.float64).reshape(-1), (layer.channels,))

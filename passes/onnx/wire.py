@@ -17,6 +17,8 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from graphprune.passes.onnx.contract import is_packed
+
 #: Tensors below this are parsed as usual.
 LARGE = 1 << 12
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -168,7 +170,7 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
 
 
 def _is_streamed(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype != ir.DataType.STRING and tensor.nbytes >= LARGE
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes >= LARGE and not is_packed(tensor)
 
 
 def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
