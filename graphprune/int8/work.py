@@ -55,20 +55,11 @@ class Work:
     ) -> "Work":
         """Read and prepare the model, and bring the samples into its form."""
         model = prepare(source)
+        unable = floats_of(model)
+        if not layers_of(model):  # said before the samples are, which may not fit for the same reason
+            raise UnsupportedModelError(_nothing_to_do(source, unable))
         ranges, search = _parts(samples_of(model, images, inputs, data), options)
-        work = cls(source, model, ranges, search, options, floats_of(model))
-        if not layers_of(model):
-            raise UnsupportedModelError(work.nothing_to_do)
-        return work
-
-    @property
-    def nothing_to_do(self) -> str:
-        """What to say where no layer can be in int8."""
-        if not self.unable:
-            return f"{self.source}: there is nothing to quantize, no layer has weights of its own"
-        why = "; ".join(f"'{name}' {reason}" for name, reason in list(self.unable.items())[:_SOME])
-        hint = ": convert or export it in float32 first" if " computes in " in why else ""
-        return f"{self.source}: there is nothing to quantize, no layer can be in int8: {why}{hint}"
+        return cls(source, model, ranges, search, options, unable)
 
     @property
     def layers(self) -> int:
@@ -108,7 +99,7 @@ class Work:
             if number == 0:
                 self.unable = dict(calibrated.left)
                 if not calibrated.layers:
-                    raise UnsupportedModelError(self.nothing_to_do)
+                    raise UnsupportedModelError(_nothing_to_do(self.source, self.unable))
                 _say_unable(self.source, self.unable)
                 for reason in calibrated.end.reasons:
                     logger.info("%s: %s; what leads there from the last layers is left", self.source.name, reason)
@@ -135,6 +126,15 @@ def _parts(samples: Samples, options: QuantizeOptions) -> tuple[Samples, Samples
         ranges = min(ranges, len(samples) - 1)
     drawn = samples.sample(ranges + options.search_images, options.seed)
     return drawn.subset(np.arange(ranges)), drawn.subset(np.arange(ranges, len(drawn)))
+
+
+def _nothing_to_do(source: Path, unable: Mapping[str, str]) -> str:
+    """What to say where no layer can be in int8."""
+    if not unable:
+        return f"{source}: there is nothing to quantize, no layer has weights of its own"
+    why = "; ".join(f"'{name}' {reason}" for name, reason in list(unable.items())[:_SOME])
+    hint = ": convert or export it in float32 first" if " computes in " in why else ""
+    return f"{source}: there is nothing to quantize, no layer can be in int8: {why}{hint}"
 
 
 def _say_unable(source: Path, unable: Mapping[str, str]) -> None:

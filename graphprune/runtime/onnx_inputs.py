@@ -205,5 +205,5 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-#: What onnxruntime calls tensors that come out as arrays of numbers.
-NUMERIC_TYPES = frozenset(_DTYPES)
+#: What onnxruntime calls tensors that come out as arrays of numbers, and which.
+NUMERIC_TYPES: Mapping[str, type[np.generic]] = _DTYPES
