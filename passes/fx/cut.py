@@ -179,6 +179,8 @@ def _rewrite(module: CapturedModule, node: fx.Node, name: str, value: Any) -> No
             else:
                 merged.append(was if kept else _literal(module, node, f"{name}_{position}", new))
         value = merged
+    elif isinstance(old, fx.Node) and isinstance(value, int):
+        value = _scaled(node, old, value)
     else:
         value = _literal(module, node, name, value)
     assert isinstance(node.target, torch._ops.OpOverload)

@@ -65,6 +65,8 @@ def convolution(analysis: Analysis, op: Op) -> list[Value]:
     analysis.outputs_along(weight, out_dim)
     count = weight.shape[out_dim] * (groups if transposed else 1)
     out = _dense(analysis, op, x_axis, w_in, w_out) if groups == 1 else _grouped(analysis, op, x_axis, w_in, w_out)
+    if out is None and bias is not None:
+        analysis.freeze_value(bias, op, _why_whole(weight, out_dim))
     x_zero = np.zeros(1, dtype=np.bool_) if x_axis is None else x_axis.zero
     facets = list(passing)
     if out is not None:
@@ -108,12 +110,23 @@ def _cost(
     analysis.cost(op, float(positions * unlabeled), [*axes, *along.values()])
 
 
+def _why_whole(weight: Value, dim: int) -> str:
+    """Why a weight is not cut along its inputs, or its outputs.
+
+    Kernels that are mixed of flat ones, as the experts of CondConv, have both in one dimension of a parameter. An index
+    of that can go with one of the two, and goes with the one of which more can go.
+    """
+    if weight.along(dim):
+        return "its weight is cut along its other side: both lie in one dimension of a parameter"
+    return "its weight cannot be cut"
+
+
 def _dense(analysis: Analysis, op: Op, x: Axis | None, w_in: Axis | None, w_out: Axis | None) -> Axis | None:
     if x is not None and w_in is not None:
         analysis.unite(x.labels, w_in.labels)
         analysis.contract(x.labels, x.zero | w_in.zero, op)
     elif x is not None:
-        analysis.freeze(x.labels, op, "its weight cannot be cut")
+        analysis.freeze(x.labels, op, _why_whole(op.value("weight"), 0 if op.attrs["transposed"] else 1))
     elif w_in is not None:
         analysis.space.freeze(w_in.labels, None)
     return w_out
@@ -163,7 +176,7 @@ def _meet(analysis: Analysis, op: Op, x: Axis | None, inner: Axis | None) -> Non
         analysis.unite(x.labels, inner.labels)
         analysis.contract(x.labels, x.zero | inner.zero, op)
     elif x is not None:
-        analysis.freeze(x.labels, op, "its weight cannot be cut")
+        analysis.freeze(x.labels, op, _why_whole(op.value("weight"), 0 if op.attrs["transposed"] else 1))
     elif inner is not None:
         analysis.space.freeze(inner.labels, None)
 

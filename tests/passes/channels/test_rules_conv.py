@@ -1,5 +1,11 @@
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from graphprune.passes.fx.analyze import trace
+from graphprune.passes.fx.slim import mask, slim
 
 
 def conv_pair(sketch, groups: int, width: int, out: int, transposed: bool = False):
@@ -211,3 +217,45 @@ def test_dead_output_channels_of_a_grouped_transposed_convolution(sketch):
     x = sketch.input(1, 4, 4, 4)
     y = sketch.call("conv_transpose2d.input", (1, 2, 4, 4), input=x, weight=w, groups=2)
     assert y.facets[0].zero.ravel().tolist() == [True, False]
+
+
+class Experts(nn.Module):
+    """Kernels mixed for every sample of flat ones: a dense layer, a depthwise one and a dense one, each with a bias."""
+
+    def __init__(self, sizes=((4, 6, 1), (6, 6, 6), (6, 4, 1)), experts=3):
+        super().__init__()
+        self.stem, self.route, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, experts), nn.Conv2d(4, 2, 1)
+        self.sizes = sizes
+        self.kernels = nn.ParameterList(torch.randn(experts, o * i // g * 9) for i, o, g in sizes)
+        self.biases = nn.ParameterList(torch.randn(experts, o) for _, o, _ in sizes)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        shares = torch.sigmoid(self.route(x.mean((2, 3))))
+        for (i, o, g), kernels, biases in zip(self.sizes, self.kernels, self.biases, strict=True):
+            n, _, h, w = x.shape
+            weight, bias = (shares @ kernels).view(n * o, i // g, 3, 3), (shares @ biases).view(n * o)
+            y = functional.conv2d(x.reshape(1, n * i, h, w), weight, bias, padding=1, groups=n * g)
+            x = torch.relu(y.view(n, o, h, w))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_flat_kernels_of_experts_are_cut_along_the_side_of_which_more_can_go(batch):
+    """The inner channels go: outputs of the first table, groups of the second and inputs of the third."""
+    torch.manual_seed(0)
+    net, x = Experts().eval(), torch.randn(batch, 3, 5, 5)
+    graph = trace(net, (x,))
+    (inner,) = (found for found in graph.sets if ("kernels.0", 1) in [member[:2] for member in found.members])
+    assert len(inner.groups) == 6
+    removed = np.zeros(graph.n_groups, dtype=np.bool_)
+    removed[inner.groups[[1, 4]]] = True
+    plan = graph.plan(removed)
+    slimmed, masked = slim(net, plan, (x,)), mask(net, plan)
+    shapes = [tuple(tensor.shape) for tensor in slimmed.state_dict().values()]
+    assert shapes.count((3, 4 * 4 * 9)) == 2  # of the first table and of the third
+    assert (3, 4 * 9) in shapes
+    torch.testing.assert_close(slimmed(x), masked(x), rtol=1e-4, atol=1e-4)
+    reasons = {name: entry.reason for entry in graph.frozen for name in entry.parameters}
+    for name in ("stem.weight", "biases.2"):
+        assert "both lie in one dimension of a parameter" in reasons[name]
