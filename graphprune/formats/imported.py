@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graphprune.passes.errors import VerificationError
+from graphprune.passes.errors import ModelLoadError, UnsupportedModelError, VerificationError
 from graphprune.passes.importer import OnnxModule, import_onnx
 from graphprune.runtime.onnx_inputs import InputSpec, input_specs, random_inputs
 from graphprune.runtime.onnx_session import RUNTIME_ERRORS, one_line, open_session
@@ -26,13 +26,26 @@ def load_onnx(path: Path) -> OnnxModule:
 
     Raises:
         ModelLoadError: the file cannot be read or run.
-        UnsupportedModelError: an operator has no torch form.
+        UnsupportedModelError: an operator has no torch form, or onnxruntime none for its type of numbers.
         VerificationError: the module computes something else than onnxruntime does.
     """
     module = import_onnx(path)
     module.source = path
-    prove(module, path)
+    try:
+        prove(module, path)
+    except ModelLoadError as error:
+        if (rare := _rare_type(module)) is None:
+            raise
+        raise UnsupportedModelError(
+            f"{path} computes in {rare}, and onnxruntime cannot run it: convert it to float32 first"
+        ) from error
     return module
+
+
+def _rare_type(module: OnnxModule) -> str | None:
+    """The name of a type of numbers that onnxruntime has few kernels for, if the weights are of one."""
+    rare = (p.dtype for p in module.parameters() if p.dtype in (torch.bfloat16, torch.float64))
+    return next((str(dtype).removeprefix("torch.") for dtype in rare), None)
 
 
 def prove(module: OnnxModule, path: Path) -> None:

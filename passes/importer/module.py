@@ -99,7 +99,10 @@ class OnnxModule(nn.Module):
         if not tensor.dtype.is_floating_point() and tensor.size <= SMALL:
             self._known[name] = np.array(tensor.numpy())
             return
-        numbers = torch.from_numpy(np.array(tensor.numpy(), order="C")).to(torch_type(tensor.dtype))
+        array = np.array(tensor.numpy(), order="C")
+        if array.dtype.isbuiltin == 2:  # bfloat16, a type that numpy does not have by itself
+            array = array.astype(np.float32)
+        numbers = torch.from_numpy(array).to(torch_type(tensor.dtype))
         is_weight = tensor.dtype.is_floating_point() and numbers.numel() > 1 and not uses & (_STATISTICS | _SETTINGS)
         owner: nn.Module = self
         free = self._free(name)
