@@ -139,12 +139,15 @@ def _boxes(g: Graph, x: str, width: int, side: int, frame: float) -> str:
     y, place = g.head(x, width, 4)
     centre, size = g.b.call("Split", y, g.b.literal(np.array([2, 2])), outputs=2, axis=1)
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side))).astype(np.float32)[None] + 0.5
-    centre = g.b.call("Add", g.b.call("Tanh", centre), g.b.literal(grid))
+    cells = g.b.literal(grid)
+    centre = g.b.call("Add", g.b.call("Tanh", centre), cells)
     size = g.b.call("Exp", g.b.call("Tanh", size))
     half = g.times(size, 0.5)
     corners = [g.b.call("Sub", centre, half), g.b.call("Add", centre, half)]
     y = g.times(g.b.call("Concat", *corners, axis=1), np.float32(frame / side))
     g.place(place, y)
+    cell = (0, int(g.b.rng.integers(2)), *(int(g.b.rng.integers(side)) for _ in range(2)))
+    g.places.append(Place(cells, cell, y))
     return g.flat(y)
 
 
