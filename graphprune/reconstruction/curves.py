@@ -24,13 +24,16 @@ __all__ = ["curves", "folded", "rising"]
 _APART = 1e-9  # share of the largest score by which neighbours in an order differ at least
 
 
-def curves(graph: "ChannelGraph", layers: Sequence[Layer], seen: Mapping[str, Seen]) -> np.ndarray:
+def curves(
+    graph: "ChannelGraph", layers: Sequence[Layer], seen: Mapping[str, Seen], rotated: Mapping[int, np.ndarray]
+) -> np.ndarray:
     """(n_groups,) scores: of a set, the k that go first lose together what their elimination cost.
 
     Args:
         graph: channel groups of a torch model.
         layers: what reads them.
         seen: what was seen of the layers, with second moments.
+        rotated: by set, what its channels cost one by one in the basis that it can be held in, where there is one.
     """
     scores = np.zeros(graph.n_groups)
     readers = _readers(graph, layers, seen)
@@ -42,7 +45,10 @@ def curves(graph: "ChannelGraph", layers: Sequence[Layer], seen: Mapping[str, Se
         order = eliminate([reader for _, reader in own], groups, saved[groups])
         for index in sets:
             of_set = [(group, cost) for group, cost in order if graph.set_of[group] == index]
-            scores[[group for group, _ in of_set]] = rising(np.array([cost for _, cost in of_set]))
+            costs = np.array([cost for _, cost in of_set])
+            if index in rotated:
+                costs = _lower(costs, np.sort(rotated[index]))
+            scores[[group for group, _ in of_set]] = rising(costs)
     _fill_unread(graph, scores, readers)
     return np.maximum(np.nan_to_num(scores, nan=0.0, posinf=1e30), 0.0)
 
@@ -62,6 +68,14 @@ def rising(costs: np.ndarray) -> np.ndarray:
     found = np.array([total / number for total, number in pools for _ in range(number)])
     # A hair apart, so that an order among equals is the one of the elimination.
     return found + _APART * float(found.max(initial=0.0)) * np.arange(len(found))
+
+
+def _lower(*several: np.ndarray) -> np.ndarray:
+    """Costs one by one whose sums are the least of theirs.
+
+    In another basis the sums are bounds from above: they know nothing of what readers see at several positions at once.
+    """
+    return np.diff(np.min([np.cumsum(costs) for costs in several], axis=0), prepend=0.0)
 
 
 def folded(layer: Layer, tensors: Mapping[str, Tensor], groups: int) -> tuple[Tensor, Tensor]:

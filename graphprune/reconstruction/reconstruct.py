@@ -25,8 +25,10 @@ from graphprune.reconstruction.curves import curves
 from graphprune.reconstruction.layers import Layer, find_layers
 from graphprune.reconstruction.nodes import deaths
 from graphprune.reconstruction.report import LayerReport, ReconstructionReport, described
+from graphprune.reconstruction.rotation import find_basis, require_same_function, rotate, rotate_seen
 from graphprune.reconstruction.student import Student
 from graphprune.reconstruction.teacher import Seen, Teacher
+from graphprune.reconstruction.trunks import find_trunks
 from graphprune.verification.closeness import Agreement, are_classes
 from graphprune.verification.distance import Distance
 
@@ -60,6 +62,7 @@ class Reconstruction:
         seed: of that draw.
         positions: of an image and layer that are looked at.
         held: share of the images that strengths are chosen on.
+        rotates: whether linear trunks that lose channels are held in another basis first.
 
     Raises:
         UsageError: an ONNX graph.
@@ -76,6 +79,7 @@ class Reconstruction:
         seed: int = 0,
         positions: int = 16,
         held: float = 0.2,
+        rotates: bool = True,
     ) -> None:
         if not hasattr(graph.front_end, "module"):
             raise UsageError("a reconstruction runs the model, and an ONNX graph is not run: give a torch model")
@@ -84,6 +88,7 @@ class Reconstruction:
         refuse_fixed_batch(graph.front_end.module, f"a reconstruction looks at {_BATCH} images at a time and fewer")
         self.graph = graph
         self.layers, self.unfit = find_layers(graph)
+        self.trunks = find_trunks(graph, self.layers) if rotates else []
         room = max(2, int(_MOST_BYTES / max(_bytes_an_image(graph.front_end.module), 1)))
         self.source = images.sample(min(number, room), seed)
         if room < min(number, len(images)):
@@ -110,7 +115,9 @@ class Reconstruction:
 
     def scores(self) -> np.ndarray:
         """(n_groups,) see `curves`."""
-        return curves(self.graph, self.layers, self._seen)
+        dense = named_tensors(self.graph.front_end.module)
+        rotated = {trunk.index: find_basis(trunk, self._seen, dense).costs.numpy() for trunk in self.trunks}
+        return curves(self.graph, self.layers, self._seen, rotated)
 
     def fit(self, plan: PruningPlan, progress: Progress | None = None) -> tuple[dict[str, Tensor], list[LayerReport]]:
         """State of the dense network that computes what the fitted slim one does, and what became of the layers.
@@ -118,7 +125,7 @@ class Reconstruction:
         The channels that go are zero in it.
         """
         graph, removed = self.graph, self.graph.removed_by(plan)
-        dense = named_tensors(graph.front_end.module)
+        dense, seen, turned = self._rotated(removed)
         module = owned(cut_graph(graph, plan, removed, dense))
         values = {node.name: value for node, value in graph.front_end.env.items()}
         kept: list[dict[str, Tensor]] = []
@@ -126,9 +133,29 @@ class Reconstruction:
             pairs = zip(self.layers, nodes, strict=True)
             kept.append({layer.name: _channels(graph, values[node], layer, removed) for layer, node in pairs})
         cut = frozenset(plan.removed)
-        student = Student(module, self.layers, self._seen, self._number, cut, kept[0], kept[1], dense)
+        student = Student(module, self.layers, seen, self._number, cut, kept[0], kept[1], dense)
         solved = student.fit(self._batches, self._held, progress)
-        return restore(graph, module, ~removed), described(solved, self.layers, self.unfit)
+        return restore(graph, module, ~removed), described(solved, self.layers, self.unfit, turned)
+
+    def _rotated(self, removed: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Seen], frozenset[str]]:
+        """The dense network, what was seen of it, and which layers write to what is held in another basis.
+
+        Trunks that lose channels have those of the least worth where the plan removes some.
+        """
+        dense, seen = dict(named_tensors(self.graph.front_end.module)), dict(self._seen)
+        changed: dict[str, Tensor] = {}
+        turned: list[str] = []
+        for trunk in self.trunks:
+            gone = removed[trunk.groups]
+            if gone.any() and not gone.all():
+                matrix = find_basis(trunk, seen, dense).with_last_at(gone).matrix
+                changed |= rotate(trunk, matrix, dense)
+                dense |= changed
+                seen |= rotate_seen(trunk, matrix, seen)
+                turned += [layer.name for layer, _ in trunk.writers]
+        if changed:
+            require_same_function(self.graph.front_end.module, changed, self._batches[0][:8])
+        return dense, seen, frozenset(turned)
 
 
 def _channels(graph: "ChannelGraph", value: "Value", layer: Layer, removed: np.ndarray) -> Tensor:

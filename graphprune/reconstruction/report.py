@@ -1,6 +1,6 @@
 """What a reconstruction did, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class LayerReport:
         rows: rows that it was fitted to.
         plain_error: squared error behind the activation on images held out, with plain removal.
         error: that of the fit.
+        is_rotated: whether it writes to a linear trunk that is held in another basis.
     """
 
     layer: str
@@ -32,6 +33,7 @@ class LayerReport:
     rows: int = 0
     plain_error: float | None = None
     error: float | None = None
+    is_rotated: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,25 +72,38 @@ def summary(layers: Sequence[LayerReport]) -> str:
     count = {what: [layer for layer in layers if layer.outcome == what] for what in ("fitted", "mapped", "plain")}
     parts = [f"{len(count['fitted'])} layers fitted in closed form"]
     parts += [f"{len(count['mapped'])} by a map of channels"] if count["mapped"] else []
+    turned = sum(layer.is_rotated for layer in layers)
+    parts += [f"{turned} to a trunk in another basis"] if turned else []
     reasons = sorted({layer.reason for layer in count["plain"]})
     parts += [f"{len(count['plain'])} left as they were ({'; '.join(reasons)})"] if count["plain"] else []
     return ", ".join(parts)
 
 
-def described(solved: Sequence[Solved], layers: Sequence[Layer], unfit: Sequence[Unfit]) -> list[LayerReport]:
-    """Reports of all layers: those that were solved, went with their branch, or have no least-squares form."""
+def described(
+    solved: Sequence[Solved], layers: Sequence[Layer], unfit: Sequence[Unfit], turned: Collection[str] = ()
+) -> list[LayerReport]:
+    """Reports of all layers: those that were solved, went with their branch, or have no least-squares form.
+
+    Args:
+        solved: what became of those that are there.
+        layers: all of them.
+        unfit: those that have no such form.
+        turned: names of layers that write to a trunk in another basis.
+    """
     found = {one.layer.name: one for one in solved}
     reports = []
     for layer in layers:
-        one = found.get(layer.name)
+        one, is_turned = found.get(layer.name), layer.name in turned
         if one is None:
             reports.append(LayerReport(layer.weight, "plain", "it went with its branch"))
         elif one.fit is None:
             is_same = one.reason.startswith("nothing that it reads")
-            reports.append(LayerReport(layer.weight, "unchanged" if is_same else "plain", one.reason))
+            outcome = "unchanged" if is_same else "plain"
+            reports.append(LayerReport(layer.weight, outcome, one.reason, is_rotated=is_turned))
         else:
             fit = one.fit
             outcome = "plain" if not fit.strength else "mapped" if fit.strength == MAPPED else "fitted"
             strength = fit.strength if outcome == "fitted" else None
-            reports.append(LayerReport(layer.weight, outcome, one.reason, strength, fit.rows, fit.plain, fit.error))
+            errors = (fit.rows, fit.plain, fit.error, is_turned)
+            reports.append(LayerReport(layer.weight, outcome, one.reason, strength, *errors))
     return reports + [LayerReport(one.weight or one.name, "plain", one.reason) for one in unfit]

@@ -76,10 +76,13 @@ class Teacher:
         self._number = number
         self._constants = constants(self._module)
         self._nodes = {node.name: node for node in self._module.graph.nodes}
+        for layer in layers:
+            if layer.norm is not None:  # folded: what read it reads the layer now
+                self._nodes.setdefault(layer.norm.node, self._nodes[layer.name])
         self._deaths = deaths(self._module.graph, self._looks())
 
     def _goal(self, layer: Layer) -> fx.Node:
-        own = self._nodes.get(layer.result) or self._nodes[layer.name]
+        own = self._nodes[layer.result]
         return own if layer.join is None else self._nodes[layer.join.node]
 
     def _looks(self) -> list[tuple[fx.Node, fx.Node]]:
@@ -107,7 +110,7 @@ class Teacher:
         self._images = sum(map(len, batches))
         at: dict[fx.Node, list[tuple[Layer, str]]] = {}
         for layer in self._layers:
-            own = self._nodes.get(layer.result) or self._nodes[layer.name]
+            own = self._nodes[layer.result]
             at.setdefault(own, []).append((layer, "result"))
             at.setdefault(self._goal(layer), []).append((layer, "target"))
         for number, batch in enumerate(batches):
