@@ -118,6 +118,7 @@ def compare(
     atol: float | None = None,
     batch_size: int = _BATCH_SIZE,
     unoptimized: bool = False,
+    as_written: bool = False,
     labels: tuple[str, str] | None = None,
 ) -> Comparison:
     """Run both models on `inputs` and return how far their outputs are apart.
@@ -132,6 +133,8 @@ def compare(
         batch_size: Samples that are run at a time; a model with a fixed batch overrides it.
         unoptimized: Compare a second time with onnxruntime's graph optimization switched off, and report the
             larger error of the two.
+        as_written: Compare with it switched off alone: whether two graphs are the same, whatever kernels make of them.
+            Those of bytes saturate on some processors.
         labels: What to call the two models in an error message; by default their paths.
 
     Raises:
@@ -144,7 +147,7 @@ def compare(
     rtol = max(tolerances) if rtol is None else rtol
     pair, samples = pair_selections(reference, candidate), len(arrays[0]) if arrays[0].ndim else 1
     result: Comparison | None = None
-    for optimize in (True, False) if unoptimized else (True,):
+    for optimize in (True, False) if unoptimized else (not as_written,):
         runners = _open_both(reference, candidate, labels, optimize=optimize, pair=pair)
         judges, agreement = SideBySide(*runners, arrays, batch_size, pair).judged(
             rtol, atol, _kernels((reference, candidate), tolerances, pair)

@@ -20,6 +20,7 @@ from graphprune.passes.channels.value import Value
 from graphprune.passes.errors import CaptureError
 from graphprune.passes.fx.capture import capture
 from graphprune.passes.fx.captured import CapturedModule
+from graphprune.passes.fx.fake_quantize import names_zero_points
 from graphprune.passes.fx.operators import find_rule, spelling
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -175,7 +176,8 @@ class _Walk:
             return tensor
         shape = tuple(tensor.shape)
         is_mask = tensor.dtype == torch.bool  # as a rule one of channels or positions; no index
-        if not (tensor.is_floating_point() or is_mask) and tensor.numel() <= _SMALL:
+        is_named = tensor.is_floating_point() or is_mask or names_zero_points(node)
+        if not is_named and tensor.numel() <= _SMALL:
             return Value(shape, constant=True, data=tensor.cpu().numpy())
         if name in self.literals:  # written in the model's code: no plan can reach it
             return Value(shape, constant=True, data=tensor.cpu().numpy() if tensor.numel() <= 1 else None)

@@ -13,6 +13,7 @@ from graphprune.passes.fx.arguments import Arguments, arguments_of, without_cons
 from graphprune.passes.fx.captured import CapturedModule, set_training
 from graphprune.passes.fx.decompose import decompose
 from graphprune.passes.fx.device import CPU, device_of, inputs_on, to_device
+from graphprune.passes.fx.fake_quantize import stop_observers
 from graphprune.passes.fx.operators import find_rule
 from graphprune.passes.fx.outputs import is_single, joined, layouts, repeats, turned
 from graphprune.passes.fx.plain import is_plain, plain_copy
@@ -40,7 +41,7 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sy
 def module_of(program: ExportedProgram, *, own: bool = False) -> fx.GraphModule:
     """The program as a module in inference mode, whatever mode it was exported in; it shares the program's weights.
 
-    Arguments that are no tensors are none any more (see `arguments`).
+    Arguments that are no tensors are none any more (see `arguments`), and nothing is observed (see `fake_quantize`).
 
     Args:
         program: what torch.export made of a model.
@@ -50,6 +51,7 @@ def module_of(program: ExportedProgram, *, own: bool = False) -> fx.GraphModule:
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     without_constants(program, module)
+    stop_observers(module)
     if set_training(module, False):
         whose = "the model's code has operators of training in inference mode, too" if own else ""
         logger.info("%s; it is used in inference mode", whose or "the program was exported in training mode")

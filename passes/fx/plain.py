@@ -2,7 +2,8 @@
 
 Weight norm, spectral norm and other parametrizations compute a weight anew in every call. A channel at zero
 has no direction to normalize (0 / 0), so it could be neither masked nor trained to zero. What such a layer
-computes in inference is a plain layer with the present weight: that is what is analyzed and cut.
+computes in inference is a plain layer with the present weight: that is what is analyzed and cut. Fake quantization
+keeps the ranges that it has.
 """
 
 import copy
@@ -16,13 +17,23 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from graphprune.passes.fx.device import CPU, to_device
+from graphprune.passes.fx.fake_quantize import is_observed, stop_observing
 
 logger = logging.getLogger("graphprune")
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Is no weight of the model computed from others by a parametrization or by a hook of the older kind?"""
+    """Is no weight of the model computed by a parametrization or an older hook, and no range of it by an observer?"""
+    return not observes(model) and _has_plain_weights(model)
+
+
+def _has_plain_weights(model: nn.Module) -> bool:
     return not any(parametrize.is_parametrized(module) or _hooks(module) for module in model.modules())
+
+
+def observes(model: nn.Module) -> bool:
+    """Does a module of torch.ao in the model round, and perhaps observe what it rounds?"""
+    return any(is_observed(module) for module in model.modules())
 
 
 def copy_on_cpu(model: nn.Module) -> nn.Module:
@@ -32,11 +43,13 @@ def copy_on_cpu(model: nn.Module) -> nn.Module:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in the same mode, with parametrized weights as plain parameters."""
+    """A deep copy in the same mode, with parametrized weights as plain parameters, which observes nothing."""
     held = [t for module in model.modules() for t in vars(module).values() if isinstance(t, torch.Tensor)]
     # What hooks computed has a history, which torch does not copy.
     duplicate = copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
-    if is_plain(duplicate):
+    if observes(duplicate):
+        stop_observing(duplicate)
+    if _has_plain_weights(duplicate):
         return duplicate
     logger.info("weights that a parametrization computes (weight norm, spectral norm, ...) become plain parameters")
     modes = {module: module.training for module in duplicate.modules()}

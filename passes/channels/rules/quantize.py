@@ -59,6 +59,19 @@ def dynamic_quantize(analysis: Analysis, op: Op) -> list[Value]:
     return [Value(op.out_shapes[0], x.facets, zero_point=point), Value(()), Value((), zero_point=point)]
 
 
+def fake_quantize(analysis: Analysis, op: Op) -> list[Value]:
+    """Real numbers as they would come back from integers: (clamp(round(x / scale) + zero) - zero) * scale.
+
+    Zero stays what it is where the integers hold the zero point.
+    """
+    x, point = op.value("input"), op.inputs.get("zero_point", op.attrs.get("zero_point"))
+    per_channel(analysis, op, x)
+    numbers = point.data if isinstance(point, Value) else point
+    low, high = op.attrs["quant_min"], op.attrs["quant_max"]
+    holds = numbers is None or bool(np.all((np.asarray(numbers) >= low) & (np.asarray(numbers) <= high)))
+    return [Value(op.shape, x.facets if holds else _not_zero(x.facets))]
+
+
 def computed_range(analysis: Analysis, op: Op, x: Value) -> None:
     """The extremes of a tensor and zero: channels that are zero leave it as it is."""
     for facet in x.facets:
@@ -176,6 +189,15 @@ _CONV: dict[str, Any] = {"fixed": {"transposed": False}, "read": read_group, "wr
 RULES = (
     Rule("quantization", quantize_linear, onnx=_in_both_domains("QuantizeLinear", numbers=2), quantized=True),
     Rule("dequantization", dequantize_linear, onnx=_in_both_domains("DequantizeLinear", numbers=1), quantized=True),
+    Rule(
+        "fake quantization",
+        fake_quantize,
+        aten={
+            "fake_quantize_per_channel_affine": Binding(),
+            "fake_quantize_per_tensor_affine": Binding(),
+            "fake_quantize_per_tensor_affine.tensor_qparams": Binding(),
+        },
+    ),
     Rule(
         "quantization to a computed range",
         dynamic_quantize,
