@@ -97,7 +97,7 @@ _TRAINING = option_group(
         f"form. Default: {_DEFAULT.epochs:g}.",
     ),
     click.option("--batch-size", type=int, help=f"Images a step. Default: {_DEFAULT.batch_size}."),
-    click.option("--lr", type=float, help=f"Peak learning rate. Default: {_DEFAULT.lr:g}."),
+    click.option("--lr", type=float, help="Peak learning rate. Default: 0.02; 0.003 in the course reconstructed."),
     click.option(
         "--students",
         "n_students",

@@ -86,7 +86,8 @@ class CompressConfig:
         epochs: length of the run in passes over the images; may be a fraction. 0 trains nothing: channels go by what
             that costs the layers that read them, which are fitted anew in closed form.
         batch_size: images per step.
-        lr: peak learning rate of SGD with Nesterov momentum.
+        lr: peak learning rate of SGD with Nesterov momentum; None = 0.02, or 0.003 in the course "reconstructed", whose
+            start a larger one harms before it helps.
         momentum: momentum of SGD.
         weight_decay: L2 decay per unit of learning rate, of all parameters but biases and norm weights.
         lr_warmup: share of the run over which the learning rate rises to its peak.
@@ -152,7 +153,7 @@ class CompressConfig:
     students_per_step: int = 0
     epochs: float = 10.0
     batch_size: int = 64
-    lr: float = 0.02
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     lr_warmup: float = 0.02
@@ -200,7 +201,7 @@ class CompressConfig:
         self._complete()
         _check_budgets(self)
         for name, (low, high, closed_low, closed_high) in _RANGES.items():
-            if (name, getattr(self, name)) != ("align", "auto"):
+            if (name, getattr(self, name)) not in (("align", "auto"), ("lr", None)):
                 _check_range(name, getattr(self, name), low, high, closed_low, closed_high)
         for name in _CHOICES:
             require_choice(name, getattr(self, name))
@@ -251,6 +252,13 @@ class CompressConfig:
             object.__setattr__(self, "policy", "ddpg")
 
     @property
+    def peak_lr(self) -> float:
+        """The peak learning rate, whether it was given or goes with the course."""
+        if self.lr is not None:
+            return self.lr
+        return _GENTLE_LR if self.course == RECONSTRUCTED else _LR
+
+    @property
     def settle(self) -> float:
         """Share of the run in which the set is fixed at zero and the rest goes on learning."""
         return 1.0 - self.warmup - self.sparsify
@@ -280,7 +288,7 @@ class CompressConfig:
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that determine the result: what a continued run must share with the first."""
-        return {k: v for k, v in self.to_dict().items() if k not in _FREE_ON_RESUME}
+        return {k: v for k, v in {**self.to_dict(), "lr": self.peak_lr}.items() if k not in _FREE_ON_RESUME}
 
     def refuse_resume_from(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises: UsageError: a run with `fingerprint` computes something else; names the first difference.
@@ -296,6 +304,7 @@ class CompressConfig:
                 )
 
 
+_LR, _GENTLE_LR = 0.02, 0.003
 _SIGMA = 3.0  # standard deviations, of the method's name
 
 # name: (low, high, low allowed, high allowed)

@@ -118,7 +118,7 @@ def measure(
         **({} if delivery.engine.sparsity is None else {"sparse_weights": _sparse_weights(delivery)}),
         "members": members if len(members) > 1 else [],
         "verification": {name: found.to_dict() for name, found in delivery.comparisons.items()},
-        "config": delivery.engine.config.to_dict(),
+        "config": {**delivery.engine.config.to_dict(), "lr": delivery.engine.config.peak_lr},
         "torch_threads": torch.get_num_threads(),
         "trained_on": str(delivery.engine.device),
         "preprocessing": source.preprocess.to_dict(),

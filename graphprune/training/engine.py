@@ -170,7 +170,7 @@ class Engine:
             looked_at = map(torch.from_numpy, self.held_out.batches(self.batches.batch_size))
             spreads = spreads_of([outputs, *(self.teacher.answers(self._prepared(batch)) for batch in looked_at)])
         loss = OutputLoss(kind, self.config.temperature, spreads)
-        self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.lr)
+        self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.peak_lr)
         return loss
 
     def _whole_batch(self, epoch: int, step: int) -> Tensor:
@@ -381,7 +381,7 @@ class Engine:
             "began as, fitted in closed form, is delivered instead: agreement %.4f, loss %.4f; try a lower `lr` (now "
             "%g)",
             *(student.number, len(self.held_out), now.agreement, now.distance),
-            *(start.standing.agreement, start.standing.distance, self.config.lr),
+            *(start.standing.agreement, start.standing.distance, self.config.peak_lr),
         )
         return replace(result, state_dict=dict(start.state_dict), agreement=start.standing.agreement, is_start=True)
 
@@ -407,7 +407,7 @@ class Engine:
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     raise TrainingError(
                         f"{name} is not finite after step {self.done}; start afresh with a lower `lr` (now "
-                        f"{self.config.lr:g})"
+                        f"{self.config.peak_lr:g})"
                     )
         save_checkpoint(
             self.checkpoint,

@@ -194,7 +194,7 @@ class Student:
             self._remove_dead(step + 1 == schedule.settle_from)
 
     def _rate(self, step: int, schedule: Schedule) -> float:
-        return self.config.lr * schedule.lr_factor(step)
+        return self.config.peak_lr * schedule.lr_factor(step)
 
     def _evidence(self) -> Evidence:
         return Evidence(
@@ -262,4 +262,4 @@ def _optimizer(module: nn.Module, config: CompressConfig) -> torch.optim.Optimiz
     decayed = [p for p in module.parameters() if p.ndim > 1]
     other = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=config.momentum > 0)

@@ -179,7 +179,7 @@ def test_an_existing_folder_is_left_alone(finished, work):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--lr", "0.001"], f"--lr was {gp.CompressConfig().lr:g} and is now 0.001"),
+        (["--lr", "0.001"], f"--lr was {gp.CompressConfig().peak_lr:g} and is now 0.001"),
         (["--macs", "0.6"], "--macs was 0.5 and is now 0.6"),
         (["--mean", "0.3"], "preprocessing"),
         (["--output-loss", "mse"], "--output-loss was auto and is now mse"),

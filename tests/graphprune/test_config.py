@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -103,3 +104,11 @@ def test_resuming_may_change_what_does_not_change_the_result():
 )
 def test_budgets_compare_where_each_limit_does(one, other, tighter):
     assert one.is_tighter_than(other) is tighter
+
+
+def test_the_learning_rate_goes_with_the_course_unless_it_is_given():
+    config = CompressConfig(macs=0.5)
+    gentle = dataclasses.replace(config, course="reconstructed")
+    assert gentle.peak_lr < config.peak_lr == config.fingerprint()["lr"]
+    assert gentle.fingerprint()["lr"] == gentle.peak_lr
+    assert dataclasses.replace(gentle, lr=0.1).peak_lr == 0.1

@@ -149,6 +149,8 @@ def test_misuse_is_said():
     for setting in ({"policy": "ddpg"}, {"sigma": 2.0}):
         with pytest.raises(UsageError, match=r"policies that search .* and sigma are for compress\(\)"):
             gp.SparseTrainer(model, EXAMPLE, macs=0.5, config=gp.CompressConfig(**setting))
+    with pytest.raises(UsageError, match="call reconstruct"):
+        gp.SparseTrainer(model, EXAMPLE, macs=0.5, config=gp.CompressConfig(course="reconstructed"))
     with pytest.raises(UsageError, match="steps must be at least 10"):
         gp.SparseTrainer(model, EXAMPLE, macs=0.5, steps=3)
 
