@@ -30,6 +30,7 @@ from graphprune.passes.fx.arguments import arguments_of
 from graphprune.passes.fx.capture import capture, module_of
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.device import CPU, device_of
+from graphprune.passes.fx.fake_quantize import on_the_grid
 from graphprune.passes.fx.operators import translations
 from graphprune.passes.fx.plain import copy_on_cpu, observes
 from graphprune.passes.fx.quiet import kept_quiet
@@ -83,8 +84,10 @@ def export_onnx(
     final = Path(path)
     refuse_overwrite(final, force)
     module, inputs = _with_tensors_alone(model, tuple(example_inputs))
-    if device_of(module) != CPU or observes(module):
+    if device_of(module) != CPU:
         module = copy_on_cpu(module)
+    if isinstance(module, fx.GraphModule):
+        module = on_the_grid(module)
     with evaluation(module), torch.no_grad():
         cases = _cases(module, _tensors(inputs))
         program, cases = _export(module, cases, opset or OPSET)
@@ -101,7 +104,7 @@ def _with_tensors_alone(model: nn.Module | ExportedProgram, inputs: tuple[Any, .
         return module_of(model), arguments_of(model).inputs(inputs)
     if isinstance(model, CapturedModule):
         return model, model.inputs_of(inputs)
-    if all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(inputs)):
+    if all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(inputs)) and not observes(model):
         return model, inputs
     captured = capture(model, inputs, share=True)
     return captured, captured.inputs_of(inputs)

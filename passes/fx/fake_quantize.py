@@ -9,14 +9,16 @@ Source: Jacob et al. 2018, "Quantization and training of neural networks for eff
 inference"; torch.ao.quantization.
 """
 
+import copy
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["is_observed", "names_zero_points", "stop_observers", "stop_observing"]
+__all__ = ["is_observed", "names_zero_points", "on_the_grid", "stop_observers", "stop_observing"]
 
 logger = logging.getLogger("graphprune")
 
@@ -111,3 +113,50 @@ def stop_observers(module: fx.GraphModule) -> None:
 def names_zero_points(node: fx.Node) -> bool:
     """Does a node give the zero points of channels, one each? They are integers, but go with their channels."""
     return any(user.target is _PER_CHANNEL and user.args[_ZERO_POINT] is node for user in node.users)
+
+
+@torch.no_grad()
+def on_the_grid(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph with weights that are rounded to a scale on its grid already; itself where none is rounded.
+
+    It computes the same, to the bit. The largest weight of a symmetric range stands just between two steps, so that who
+    divides by the scale and who multiplies by its inverse go different ways; what is on the grid goes neither.
+    """
+    if not any(_rounds_weight(node) for node in module.graph.nodes):
+        return module
+    module = copy.deepcopy(module)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for node in filter(_rounds_weight, list(module.graph.nodes)):
+        source: Any = node.args[0]
+        rounded = _evaluated(node, tensors)
+        if source.op == "get_attr" and len(source.users) == 1:
+            tensors[str(source.target)].copy_(rounded)
+            continue
+        name = f"{node.name}_rounded"
+        module.register_buffer(name, rounded)
+        with module.graph.inserting_before(node):
+            held = module.graph.get_attr(name)
+        held.meta["val"] = source.meta.get("val")
+        node.update_arg(0, held)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _rounds_weight(node: fx.Node) -> bool:
+    return node.target in (_PER_CHANNEL, _PER_TENSOR) and all(map(_is_constant, node.all_input_nodes))
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Is it made of parameters and buffers alone?"""
+    if node.op != "call_function":
+        return node.op == "get_attr"
+    return bool(node.all_input_nodes) and all(map(_is_constant, node.all_input_nodes))
+
+
+def _evaluated(node: fx.Node, tensors: Mapping[str, Tensor]) -> Tensor:
+    if node.op == "get_attr":
+        return tensors[str(node.target)]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda part: _evaluated(part, tensors))
+    target: Any = node.target
+    return target(*args, **kwargs)
