@@ -37,10 +37,9 @@ from graphprune.passes.fx.quiet import kept_quiet
 from graphprune.passes.fx.sizes import free_sizes, inputs_of_other_sizes
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.layout import GlobalPoolPass, SelectChannelsPass, ShiftPass
-from graphprune.passes.onnx.model import load_model
 from graphprune.runtime.onnx_session import one_line
 from graphprune.runtime.torch_mode import evaluation
-from graphprune.verification.verify import require_equal
+from graphprune.verification.verify import require_equal, rounds_in_between
 from graphprune.version import __version__
 
 __all__ = ["export_onnx"]
@@ -365,7 +364,7 @@ def _check(module: nn.Module, path: Path, cases: list[tuple[torch.Tensor, ...]],
         onnx.checker.check_model(os.fspath(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"{name}: the exported file is no valid ONNX: {one_line(error)}") from error
-    rounds = any(node.op_type == "DequantizeLinear" for node in load_model(path).graph)
+    rounds = rounds_in_between(path)
     with kept_quiet():
         for case in cases:
             labels = ("the torch model", name)

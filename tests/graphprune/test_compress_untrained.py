@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from reporting import Log
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.ao import quantization as ao
 from torch.nn import functional as F
 
 import graphprune as gp
@@ -117,4 +118,26 @@ def test_the_command_takes_no_epochs(model, tmp_path):
         f"--threads 1 --benchmark-seconds 0 -o {tmp_path}/out".split(),
     )
     assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "slim.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("epochs", [0, 8])
+def test_a_network_that_was_trained_with_fake_quantization(tmp_path, epochs):
+    """What it rounds is compared as it is written, since kernels in bytes saturate on some processors."""
+    net = Net().train()
+    net.qconfig = ao.QConfig(
+        activation=ao.FakeQuantize.with_args(observer=ao.MovingAverageMinMaxObserver, quant_min=0, quant_max=255),
+        weight=ao.default_per_channel_weight_fake_quant,
+    )
+    net = ao.prepare_qat(net)
+    images = digits(96)
+    for _ in range(3):
+        net(torch.from_numpy(images.batch(slice(0, 32))))
+    config = gp.CompressConfig(macs=0.6, epochs=epochs, batch_size=16, threads=1, precision="float32")
+    log = Log()
+    result = gp.compress(net.eval(), images, config=config, output=tmp_path / "out", benchmark=QUICK, reporter=log)
+    dense, slim = result.metrics["models"]
+    assert slim["macs"] <= 0.6 * dense["macs"]
     assert (tmp_path / "out" / "slim.onnx").exists()
