@@ -46,6 +46,7 @@ def command(
     std: tuple[float, ...] | None,
     image_size: int | tuple[int, int] | None,
     eval_data: Path | None,
+    metric: str | None,
     limit: int | None,
     channels: str | None,
     arch: str | None,
@@ -80,6 +81,7 @@ def command(
 
     from graphprune.compress import BenchmarkOptions, DataOptions, compress
     from graphprune.formats.loading import load_model
+    from graphprune.formats.user_code import import_function
     from graphprune.int8.quantize import QuantizeOptions
     from graphprune.report.summary import render_metrics
     from graphprune.training.processes import Processes
@@ -88,6 +90,7 @@ def command(
     if not processes.is_first:
         ctx.ensure_object(RunState).quiet = True
         ctx.ensure_object(RunState).set_up_log()
+    own = None if metric is None else import_function(metric, "`metric`")
     loaded = load_model(model, arch=arch, entry=entry, trust_pickle=trust_pickle)
     with progress(quiet=ctx.ensure_object(RunState).quiet) as reporter:
         result, missed = with_missed(
@@ -111,9 +114,10 @@ def command(
             resume=resume,
             force=force,
             reporter=reporter,
+            metric=own,
             record={
                 **{"model": str(model), "arch": arch, "entry": entry},
-                **{"data": str(data), "eval_data": eval_data and str(eval_data)},
+                **{"data": str(data), "eval_data": eval_data and str(eval_data), "metric": metric},
             },
         )
     if not processes.is_first:

@@ -54,6 +54,12 @@ _IMAGES = option_group(
     click.option(
         "--eval-data", type=click.Path(path_type=Path), help="More images, to measure the result on and no more."
     ),
+    click.option(
+        "--metric",
+        metavar="MODULE:FUNCTION",
+        help="Your own measure of the result: a function of the dense and the slim outputs of a batch, as arrays by "
+        "name, that gives a number, more is better. It is imported, and runs.",
+    ),
     click.option("--limit", type=click.IntRange(min=2), help="Learn from so many of the images. Default: all."),
     click.option("--channels", type=click.Choice(["1", "3"]), help="Gray or color. Default: what the model takes."),
 )

@@ -30,7 +30,7 @@ from graphprune.delivery.closed_form import ClosedForm
 from graphprune.delivery.deliver import Delivery, member_names
 from graphprune.delivery.int8_files import int8_name, quantize_members, said
 from graphprune.delivery.output_folder import CHECKPOINT, OutputFolder
-from graphprune.delivery.results import BenchmarkOptions, measure, missed
+from graphprune.delivery.results import BenchmarkOptions, measure, missed, try_metric
 from graphprune.delivery.untrained import Untrained
 from graphprune.formats.files import atomic_write_json
 from graphprune.formats.loading import load_model
@@ -48,6 +48,7 @@ from graphprune.training.checkpoint import load_checkpoint
 from graphprune.training.engine import Engine
 from graphprune.training.processes import Processes
 from graphprune.training.run_records import Observer, StudentResult
+from graphprune.verification.own_metric import Metric
 
 __all__ = ["BenchmarkOptions", "CompressResult", "DataOptions", "Reporter", "compress"]
 
@@ -114,6 +115,7 @@ def compress(
     force: bool = False,
     reporter: Reporter | None = None,
     observer: Observer | None = None,
+    metric: Metric | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> CompressResult:
     """Compress a trained model to a budget, from unlabelled images alone; the model itself is not touched.
@@ -137,10 +139,12 @@ def compress(
         force: replace an earlier result in `output`.
         reporter: told how it goes.
         observer: adds to each measurement during the training, for the record alone.
+        metric: your own measure of what is delivered: given the outputs of the dense file and of a slim one for a
+            batch, as arrays by name, a number, more is better. Its mean is reported; nothing is learned from it.
         record: facts to keep in metrics.json beside the results, such as the command.
 
     Raises:
-        UsageError: no budget, a setting out of range, or a resumed run with other settings.
+        UsageError: no budget, a setting out of range, a resumed run with other settings, or a `metric` that fails.
         BudgetError: the budget cannot be reached; said before the training.
         MissedBudgetError: the file that was made, and is delivered all the same, is slower than was asked for by more
             than 3 %; the error holds the result.
@@ -197,6 +201,8 @@ def compress(
         search = SearchOptions(journal=folder.search, progress=None if reporter is None else reporter.evaluation)
         with clock("searching an allocation" if settings.policy in SEARCHES else "rehearsing"):
             delivery.rehearse(options.target, folder.journal if folder.resume else None, search, quantize)
+            if metric is not None:
+                try_metric(delivery, judges, metric)
         folder.begin(shared, has_searched=settings.policy in SEARCHES)
         delivery.note_latencies(folder.journal)
         if closed_form is not None and isinstance(engine, Engine):
@@ -220,7 +226,7 @@ def compress(
             with clock("quantizing"):
                 int8, failed = quantize_members(delivery, delivery.source, quantize)
         with clock("measuring"):
-            metrics = measure(delivery, source, judges, options, int8)
+            metrics = measure(delivery, source, judges, options, int8, metric)
         facts = {"record": dict(record or {}), "students": _students(results), **clock.to_dict()}
         if isinstance(engine, Untrained):
             facts["reconstruction"] = engine.to_dict()

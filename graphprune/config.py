@@ -98,7 +98,8 @@ class CompressConfig:
         lambda_mutual: weight of the loss between students; none learns from one with a tighter budget.
         lambda_sparsity: weight of the group sparsity term.
         temperature: softmax temperature of the loss on outputs.
-        output_loss: "kl" for class logits, "mse" for anything else, "auto" decides by the output's shape.
+        output_loss: "kl" for class logits, "mse" for anything else; "auto" goes by what ends the network (Softmax,
+            ArgMax, Sigmoid), and by the output's shape where nothing says it.
         sensitivity: what orders the groups, a name in `graphprune.importance.criteria.CRITERIA`.
         sensitivity_decay: decay per step of the running sensitivity (rho).
         diversity: spread (standard deviation of the logarithm) of the factors that sensitivities of further students of

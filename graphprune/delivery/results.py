@@ -19,14 +19,16 @@ from graphprune.runtime.benchmark import NOT_FASTER, BenchmarkReport, benchmark
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.onnx_session import CPU, require_provider
 from graphprune.verification.accuracy import Quality, measure_quality
+from graphprune.verification.own_metric import Metric
 from graphprune.version import __version__
 
-__all__ = ["BenchmarkOptions", "measure", "missed"]
+__all__ = ["BenchmarkOptions", "measure", "missed", "try_metric"]
 
 logger = logging.getLogger("graphprune")
 
 _ROUNDING = 1e-6
 _LONGER = 3.0  # times, where a budget seems to be missed
+_FEW = 8  # images
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def measure(
     judged_on: ImageSource | None,
     options: BenchmarkOptions,
     int8: list[dict[str, Any]] | None = None,
+    metric: Metric | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of the files that `delivery` has written.
 
@@ -71,6 +74,7 @@ def measure(
         judged_on: images for agreement and, if they are labelled, accuracy; by default those never trained on.
         options: of the latency.
         int8: what `quantize_members` returned.
+        metric: the user's own measure of outputs.
     """
     judged_on = judged_on or delivery.engine.held_out
     timing = _latency(delivery, options) if options.seconds else None
@@ -79,7 +83,7 @@ def measure(
     candidates = {name: file for name, file in delivery.files.items() if name != "dense"}
     output_loss = delivery.engine.config.output_loss
     qualities = {
-        name: measure_quality(delivery.files["dense"], file, judged_on, output_loss=output_loss)
+        name: measure_quality(delivery.files["dense"], file, judged_on, output_loss=output_loss, metric=metric)
         for name, file in candidates.items()
     }
     first = next(iter(qualities.values()))
@@ -89,12 +93,15 @@ def measure(
     if first.accuracy:
         accuracy["dense"] = first.accuracy["dense"]
     distance = {name: quality.distance for name, quality in qualities.items() if quality.agreement is None}
+    paths = {name: quality.same_paths for name, quality in qualities.items() if quality.same_paths is not None}
     metrics = collect_metrics(
         delivery.files,
         benchmark=timing,
         agreement=agreement,
         accuracy=accuracy,
         distance=distance,
+        paths=paths,
+        own={name: quality.metric for name, quality in qualities.items() if quality.metric is not None},
         shapes=delivery.shapes,
     )
     models = {"dense": delivery.dense, **{member.name: member.model for member in delivery.members}}
@@ -130,6 +137,16 @@ def measure(
             "judged_on": judged_on.name,
         },
     }
+
+
+def try_metric(delivery: Delivery, judged_on: ImageSource | None, metric: Metric) -> None:
+    """Ask the user's own measure about the dense file and itself on a few images, before any training.
+
+    Raises:
+        UsageError: it fails.
+    """
+    few = (judged_on or delivery.engine.held_out).sample(_FEW, 0)
+    measure_quality(delivery.files["dense"], delivery.files["dense"], few, metric=metric)
 
 
 def _not_stored(delivery: Delivery, name: str) -> int:

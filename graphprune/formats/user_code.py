@@ -2,14 +2,15 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 from graphprune.passes.errors import ModelLoadError, RuleError, UsageError
 
-__all__ = ["current_folder_importable", "import_named", "import_rules", "one_line"]
+__all__ = ["current_folder_importable", "import_function", "import_named", "import_rules", "one_line"]
 
 
 def import_rules(name: str) -> ModuleType:
@@ -25,7 +26,23 @@ def import_rules(name: str) -> ModuleType:
         return import_named(name, "`rules`", RuleError)
 
 
-def import_named(name: str, option: str, kind: type[ModelLoadError] | type[RuleError]) -> ModuleType:
+def import_function(name: str, option: str) -> Callable[..., Any]:
+    """Import a function, `package.module:function`; a module in the current folder is found, too.
+
+    Raises:
+        UsageError: that is no name of a function, there is no such module, or importing it fails.
+    """
+    module, _, function = name.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"{option}: {name!r} names no function: write package.module:function")
+    with current_folder_importable():
+        found = getattr(import_named(module, option, UsageError), function, None)
+    if not callable(found):
+        raise UsageError(f"{option}: {module} has no function {function}")
+    return cast(Callable[..., Any], found)
+
+
+def import_named(name: str, option: str, kind: type[ModelLoadError] | type[RuleError] | type[UsageError]) -> ModuleType:
     """Import a module that was named with the setting `option`.
 
     Raises:

@@ -1,7 +1,8 @@
 """Scores of all groups of a model at once, for one-shot plans: by any criterion, on images where it needs some.
 
-Gradients are those of a loss without labels: the cross-entropy with the model's own classes for classifiers. A distance
-from its own outputs would have no gradient, so for other networks it is their energy: what is lost when they fade.
+Gradients are those of a loss without labels: the cross-entropy with the model's own classes for classifiers, and with
+the nearer of 0 and 1 for scores. A distance from its own outputs would have no gradient, so for other networks it is
+their energy: what is lost when they fade.
 """
 
 import copy
@@ -17,7 +18,8 @@ from graphprune.data.batches import evaluation_batches
 from graphprune.importance.activations import ActivationStatistics
 from graphprune.importance.criteria import Evidence, criterion, scale_parameters
 from graphprune.importance.group_index import GroupIndex
-from graphprune.importance.output_loss import OutputLoss, flatten_outputs, output_kind
+from graphprune.importance.learned import Learned
+from graphprune.importance.output_loss import Form, flatten_outputs, logits
 from graphprune.passes.errors import UsageError
 from graphprune.reconstruction.reconstruct import cost_scores
 from graphprune.runtime.precision import number_format
@@ -76,9 +78,13 @@ def score_groups(
     if chosen.needs == "activations":
         return chosen(evidence).double().numpy()
     total = torch.zeros(graph.n_groups, dtype=torch.float64)
+    learned = Learned.of(module, output_loss)
+    if not learned.nodes:
+        raise UsageError("the model returns no floating-point tensor, so there is no gradient to look at")
+    tapped = module.with_taps((), learned.nodes).eval()
     for batch in batches():
         module.zero_grad()
-        torch.autograd.backward(_own_loss(flatten_outputs(module(batch)), output_loss))
+        torch.autograd.backward(_own_loss(flatten_outputs(tapped(batch)[0]), learned))
         total += chosen(evidence)
     return total.numpy()
 
@@ -92,16 +98,18 @@ def _batches(images: "Images", module: "CapturedModule", seed: int) -> Callable[
     return lambda: (batch.to(kind) for batch in evaluation_batches(source, _BATCH))
 
 
-def _own_loss(outputs: list[Tensor], setting: str) -> Tensor:
-    if not outputs:
-        raise UsageError("the model returns no floating-point tensor, so there is no gradient to look at")
-    kind = output_kind(outputs, setting)
-    if kind != "values":
-        logits = OutputLoss(kind, 1.0).logits(outputs[0])
-        return nn.functional.cross_entropy(logits, logits.detach().argmax(1))
-    return torch.stack(
-        [output.square().mean() / output.detach().square().mean().clamp_min(1e-12) for output in outputs]
-    ).sum()
+def _own_loss(outputs: list[Tensor], learned: Learned) -> Tensor:
+    """The sum over what is learned."""
+    return torch.stack([_of(form, output) for form, output in zip(learned.forms(outputs), outputs, strict=True)]).sum()
+
+
+def _of(form: Form, output: Tensor) -> Tensor:
+    if form.is_classes:
+        scores = logits(form, output)
+        return nn.functional.cross_entropy(scores.movedim(form.axis, 1), scores.detach().argmax(form.axis))
+    if form.name == "scores":
+        return nn.functional.binary_cross_entropy_with_logits(output, (output.detach() > 0).to(output))
+    return output.square().mean() / output.detach().square().mean().clamp_min(1e-12)
 
 
 def _weights(graph: "ChannelGraph") -> GroupIndex:

@@ -22,9 +22,10 @@ from graphprune.int8.quantizer import Calibrated
 from graphprune.int8.scheme import Scheme
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.verification.accuracy import batches_of
-from graphprune.verification.closeness import Agreement, are_classes
+from graphprune.verification.agreement import Agreement
 from graphprune.verification.model_runner import open_runner
 from graphprune.verification.numbers import Numbers
+from graphprune.verification.output_kinds import are_floats, ends_of, kinds_of
 
 __all__ = ["Choice", "Judge", "Trial", "choose_layers", "describe_miss"]
 
@@ -135,7 +136,9 @@ class Judge:
         if not outputs or not all(np.issubdtype(o.dtype, np.number) or o.dtype == bool for o in outputs):
             raise UnsupportedModelError("an output of the model is no array of numbers, so int8 cannot be compared")
         # All outputs count: agreement alone would pass over a class index beside the scores.
-        self._classes = are_classes([output.shape for output in outputs], output_loss, self._batches[0][2])
+        floats = are_floats(outputs)
+        ends = ends_of(self._numbers.pair.models[0])
+        self._kinds = kinds_of([o.shape for o in outputs], output_loss, ends, self._batches[0][2], floats)
         self._expected = [self._numbers.judged(0, *answer) for answer in answers]
         seen = self._numbers.distance()
         for (_, rows, run), expected in zip(self._batches, self._expected, strict=True):
@@ -150,8 +153,7 @@ class Judge:
         agreement, distance, seen = Agreement(), numbers.distance(), 0
         for (arrays, rows, run), expected in zip(self._batches, self._expected, strict=True):
             found = numbers.judged(1, *runner.answer(arrays))
-            if self._classes:
-                agreement.see(expected[: len(numbers.names)], found[: len(numbers.names)], rows=rows)
+            agreement.see(expected[: len(self._kinds)], found[: len(self._kinds)], self._kinds, rows=rows)
             distance.see(expected, found, rows, batch=run)
             seen += rows
             if limit is not None and seen >= limit:

@@ -29,8 +29,9 @@ from graphprune.reconstruction.rotation import find_basis, require_same_function
 from graphprune.reconstruction.student import Student
 from graphprune.reconstruction.teacher import Seen, Teacher
 from graphprune.reconstruction.trunks import find_trunks
-from graphprune.verification.closeness import Agreement, are_classes
+from graphprune.verification.agreement import Agreement
 from graphprune.verification.distance import Distance
+from graphprune.verification.output_kinds import are_floats, ends_of, kinds_of
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
@@ -257,14 +258,17 @@ def _compared(
 ) -> tuple[float | None, float]:
     """Agreement (None where outputs are no classes) and squared distance relative to the spread."""
     agreement, distance = Agreement(), Distance()
-    is_classes = False
+    ends = ends_of(dense)
     for batch in images.batches(_BATCH):
         inputs = (torch.from_numpy(batch),)
-        ours, theirs = ([x.numpy() for x in run(net, inputs) if x.is_floating_point()] for net in (dense, slimmed))
-        is_classes = are_classes([x.shape for x in ours], output_loss)
-        agreement.see(ours, theirs, len(batch))
-        distance.see(ours, theirs, len(batch))
-    return agreement.share if is_classes else None, distance.value
+        ours, theirs = ([x.numpy() for x in run(net, inputs)] for net in (dense, slimmed))
+        kinds = kinds_of([x.shape for x in ours], output_loss, ends, len(batch), are_floats(ours))
+        agreement.see(ours, theirs, kinds, len(batch))
+        pairs = [
+            pair for pair, is_float in zip(zip(ours, theirs, strict=True), are_floats(ours), strict=True) if is_float
+        ]
+        distance.see([a for a, _ in pairs], [b for _, b in pairs], len(batch))
+    return agreement.share, distance.value
 
 
 def _bytes_an_image(module: CapturedModule) -> int:

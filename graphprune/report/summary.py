@@ -7,7 +7,7 @@ A metrics dictionary holds one entry for each model, the dense one first:
                  "latency_ms": {"median": ..., "p10": ..., "p90": ...} or null,
                  "speedup": ..., "speedup_interval": [low, high], "verdict": ...,
                  "agreement": share or null, "distance": share of the dense model's variance or null,
-                 "accuracy": share or null}, ...],
+                 "same_paths": share or null, "metric": the user's own or null, "accuracy": share or null}, ...],
      "benchmark": {"batch": ..., "threads": ..., "provider": ..., "rounds": ..., "machine": {...}} or null}
 
 Other keys may stand beside these and are left alone. Tables are plain text when they go into a file or a pipe:
@@ -63,6 +63,8 @@ def collect_metrics(
     agreement: Mapping[str, float] | None = None,
     accuracy: Mapping[str, float] | None = None,
     distance: Mapping[str, float] | None = None,
+    paths: Mapping[str, float] | None = None,
+    own: Mapping[str, float] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of ONNX models, the dense one first; cost is counted here, the rest is handed in by name."""
@@ -79,6 +81,8 @@ def collect_metrics(
             entry["verdict"] = timing.verdict
         entry["agreement"] = (agreement or {}).get(name)
         entry["distance"] = (distance or {}).get(name)
+        entry["same_paths"] = (paths or {}).get(name)
+        entry["metric"] = (own or {}).get(name)
         entry["accuracy"] = (accuracy or {}).get(name)
         entries.append(entry)
     conditions = None
@@ -234,6 +238,8 @@ _ROWS: tuple[tuple[str, Any, Any], ...] = (
     ("latency, median (p10 - p90)", _latency, _latency_change),
     ("speed-up (95 % interval)", _speedup, lambda before, after: after.get("verdict") or _BLANK),
     ("agreement with the dense model", _optional("agreement", _percent), lambda before, after: _BLANK),
+    ("sequences read as by the dense model", _optional("same_paths", _percent), lambda before, after: _BLANK),
+    ("own metric", _optional("metric", three_digits), lambda before, after: _BLANK),
     ("distance from the dense model", _optional("distance", _distance), lambda before, after: _BLANK),
     ("accuracy", _optional("accuracy", _percent), _accuracy_change),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graphprune.data import ImageSource
 from graphprune.data.batches import evaluation_batches
-from graphprune.importance.output_loss import flatten_outputs, output_kind
+from graphprune.importance.output_loss import flatten_outputs
 from graphprune.inputs import DataOptions, Images, read_images, refuse_fixed_batch
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.dropout import bypass_dropout
@@ -25,8 +25,9 @@ from graphprune.search.options import Trial
 from graphprune.training.batchnorm import reestimate_batch_norm
 from graphprune.training.checkpoint import model_digest
 from graphprune.training.removal import Removal
-from graphprune.verification.closeness import Agreement
+from graphprune.verification.agreement import Agreement
 from graphprune.verification.distance import Distance
+from graphprune.verification.output_kinds import ends_of, kinds_of
 
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
@@ -78,7 +79,9 @@ class OneShot:
             outputs = [flatten_outputs(self._dense(batch)) for batch in self._batches]
         if not outputs or not outputs[0]:
             raise UsageError("the model returns no floating-point tensor, so there is nothing to judge by")
-        self._is_classifier = output_kind(outputs[0], output_loss) != "values"
+        ends = [end for end in ends_of(self._dense) if end is None or end.kind != "labels"]
+        first = outputs[0]
+        self._kinds = kinds_of([output.shape for output in first], output_loss, ends, len(first[0]))
         self._expected = [_arrays(output) for output in outputs]
         seen = f"{model_digest(self._dense)} {source.checksum()} {len(source)} {source.preprocess.to_dict()}"
         if output_loss != "auto":
@@ -102,8 +105,7 @@ class OneShot:
         for batch, expected in zip(self._batches, self._expected, strict=True):
             found = _arrays(flatten_outputs(module(batch)))
             distance.see(expected, found, len(batch))
-            if self._is_classifier:
-                agreement.see(expected, found, len(batch))
+            agreement.see(expected, found, self._kinds, len(batch))
         # A cut may send the answers to infinity; that is as bad as it gets, and no number that JSON has a word for.
         far = float(np.nan_to_num(distance.value, nan=_WORST, posinf=_WORST))
         return Trial(agreement.share, min(far, _WORST))

@@ -25,7 +25,8 @@ from graphprune.config import RECONSTRUCTED, CompressConfig
 from graphprune.data import ImageSource
 from graphprune.data.batches import Augmentation, TrainingBatches
 from graphprune.formats.files import remove_half_written
-from graphprune.importance.output_loss import OutputLoss, describe_outputs, flatten_outputs, output_kind, spreads_of
+from graphprune.importance.learned import Learned
+from graphprune.importance.output_loss import OutputLoss, describe_forms, flatten_outputs, spreads_of
 from graphprune.inputs import refuse_fixed_batch
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import TrainingError, UsageError
@@ -106,13 +107,16 @@ class Engine:
         self.schedule = Schedule.of(config, self.batches.steps_per_epoch)
         self.digest = model_digest(teacher)
         self.taps = find_taps(teacher.graph) if config.lambda_feature else []
+        self.learned = Learned.of(teacher, config.output_loss)
+        if not self.learned.nodes:
+            raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
         refuse_fixed_batch(teacher, f"training needs {self.batches.batch_size} and others")
-        self.teacher = Teacher(teacher, self.taps)
+        self.teacher = Teacher(teacher, self.taps, self.learned.nodes)
         self.precision = Precision()
         self._dtype = number_format(teacher)
         self.sparsity = LinearSparsity(graph, teacher, config.sigma, config.freeze) if config.sigma else None
         self.students = [
-            Student(teacher, graph, config, n, self.taps, self._look, self.processes, self.sparsity)
+            Student(teacher, graph, config, n, self.taps, self.learned.nodes, self._look, self.processes, self.sparsity)
             for n in range(config.n_students)
         ]
         self._check_budgets()
@@ -161,15 +165,14 @@ class Engine:
     @torch.no_grad()
     def _output_loss(self) -> OutputLoss:
         outputs = self.teacher.targets(self._whole_batch(0, 0))[0]
-        if not outputs:
-            raise TrainingError("the model returns no floating-point tensor, so there is nothing to learn from")
-        kind = output_kind(outputs, self.config.output_loss)
-        _log.info("outputs: %s", describe_outputs(kind, self.config.output_loss))
+        forms = self.learned.forms(outputs)
+        _log.info("outputs: %s", describe_forms(forms, self.config.output_loss))
         spreads: list[float] = []
-        if kind == "values":
+        if not all(form.is_classes for form in forms):
             looked_at = map(torch.from_numpy, self.held_out.batches(self.batches.batch_size))
-            spreads = spreads_of([outputs, *(self.teacher.answers(self._prepared(batch)) for batch in looked_at)])
-        loss = OutputLoss(kind, self.config.temperature, spreads)
+            answers = [outputs, *(self.teacher.answers(self._prepared(batch)) for batch in looked_at)]
+            spreads = spreads_of(answers, forms)
+        loss = OutputLoss(forms, self.config.temperature, spreads)
         self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.peak_lr)
         return loss
 
@@ -304,11 +307,12 @@ class Engine:
 
     def _trial_step(self, precision: Precision) -> None:
         """One training step without a trace, for measuring how long it takes."""
-        student = copy.deepcopy(self.students[0].module)
+        module = copy.deepcopy(self.students[0].module)
+        precision.convert_(module)
+        student = module.with_taps((), self.learned.nodes)
         student.train()
-        precision.convert_(student)
         with precision.autocast():
-            outputs = flatten_outputs(student(precision.images(self._batch(0, 0))))
+            outputs = flatten_outputs(student(precision.images(self._batch(0, 0)))[0])
         torch.autograd.backward(torch.stack([output.float().square().mean() for output in outputs]).sum())
 
     # -- measuring ---------------------------------------------------------------------------------------------

@@ -78,6 +78,6 @@ class HeldOut:
         if number in self._answers:
             return self._answers[number]
         answer = self._loss.answer(self._teacher(batch))
-        if self._loss.kind != "values":
+        if self._loss.is_classifier:
             self._answers[number] = answer
         return answer

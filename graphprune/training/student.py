@@ -5,7 +5,7 @@ while it learns (`graphprune.training.removal`): the steps get cheaper, and noth
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Student:
         config: CompressConfig,
         number: int,
         taps: list[str],
+        learned: Sequence[str],
         look: Callable[[], Iterable[Tensor]] = tuple,
         processes: Processes | None = None,
         sparsity: LinearSparsity | None = None,
@@ -67,6 +68,7 @@ class Student:
             config: settings of the run.
             number: which of the students this is.
             taps: nodes at which features are compared.
+            learned: nodes whose results are learned, and are the outputs here.
             look: gives images, for a sensitivity that looks at activations.
             processes: this process among those of the run.
             sparsity: weights of linear layers that are zero from the start and stay so.
@@ -87,14 +89,14 @@ class Student:
         if sparsity is not None:
             self.set.take_over(sparsity.own, sparsity.dead)
         self.precision = Precision()
-        self._taps = taps
+        self._taps, self._learned = taps, learned
         self._look = look
         self._scales = scale_parameters(graph.front_end.ops)
         self.features = FeatureLoss([graph.value_groups.get(name) for name in taps], graph.n_groups)
         self.present = graph.all_kept()
         self.is_bn_frozen = False
         self._sizes: Tensor | None = None
-        self._removal = Removal(graph, taps)
+        self._removal = Removal(graph, [*taps, *learned])
         self._adopt(copy.deepcopy(teacher))
         clear_(self._thinned)
         self._sizes = self.index.sizes
@@ -107,7 +109,7 @@ class Student:
         # The teacher says on every image what is right, so there is no label noise to guard against.
         bypass_dropout(module)
         self.precision.convert_(module)
-        self._tapped_at = self._removal.taps_left(self.present)
+        self._tapped_at = self._removal.taps_left(self.present)[: len(self._taps)]
         self._tap()
         self.optimizer = _optimizer(module, self.config)
         self._thinned = [] if self._sparsity is None else self._sparsity.held(module, self.present)
@@ -119,7 +121,7 @@ class Student:
 
     def _tap(self) -> None:
         """Derive from the network what steps run."""
-        self.tapped = self.module.with_taps([name for name in self._tapped_at if name is not None])
+        self.tapped = self.module.with_taps([name for name in self._tapped_at if name is not None], self._learned)
         self.learn_on()
         if self.is_bn_frozen:
             fold_norms(self.tapped.inner, live=True)

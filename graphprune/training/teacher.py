@@ -27,18 +27,19 @@ class Teacher:
     Args:
         model: it is not modified.
         taps: names of the nodes whose features are compared.
+        learned: names of those whose results are learned, and are the outputs here.
     """
 
-    def __init__(self, model: "CapturedModule", taps: Sequence[str]) -> None:
+    def __init__(self, model: "CapturedModule", taps: Sequence[str], learned: Sequence[str]) -> None:
         self.module = copy.deepcopy(model).eval()
-        self._taps = taps
+        self._taps, self._learned = taps, learned
         self.use(Precision())
 
     def use(self, precision: Precision) -> None:
         """Compute from now on like this."""
         self._precision = precision
         precision.convert_(self.module)
-        self.tapped = self.module.with_taps(self._taps)
+        self.tapped = self.module.with_taps(self._taps, self._learned)
         self.tapped.eval()
         fold_norms(self.tapped.inner)
         activate_in_place(self.tapped.inner)

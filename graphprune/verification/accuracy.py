@@ -13,9 +13,11 @@ import numpy as np
 
 from graphprune.data import ImageSource
 from graphprune.data.samples import Samples
-from graphprune.verification.closeness import Agreement, are_classes
+from graphprune.verification.agreement import Agreement, plain
 from graphprune.verification.model_runner import Runner, open_runner
 from graphprune.verification.numbers import BATCH, Numbers
+from graphprune.verification.output_kinds import are_floats, ends_of, kinds_of
+from graphprune.verification.own_metric import Metric, OwnMetric
 
 __all__ = ["Quality", "batches_of", "measure_quality"]
 
@@ -27,11 +29,14 @@ class Quality:
     Attributes:
         images: how many were looked at.
         source: where they came from.
-        agreement: share of images (or pixels) that both put into the same class; None for other networks.
+        agreement: where all outputs give answers, how far these are the same (see `agreement`); None for other
+            networks.
         distance: squared distance of the outputs, relative to the spread of the dense model's; that of the worst part.
         accuracy: share of images that each model puts into the class of its label; empty without labels.
         worst: which part of which output that is, "" if there is one alone.
         not_compared: what could not be compared, in words.
+        outputs: by name, of those that give answers: their kind, the agreement, and what it is a share of.
+        metric: the user's own measure, mean over the images; None where none was given.
     """
 
     images: int
@@ -41,6 +46,14 @@ class Quality:
     accuracy: dict[str, float] = field(default_factory=dict)
     worst: str = ""
     not_compared: tuple[str, ...] = ()
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metric: float | None = None
+
+    @property
+    def same_paths(self) -> float | None:
+        """Share of the sequences of which both models read the same, of several outputs the lowest; None without."""
+        shares = [output["same_paths"] for output in self.outputs.values() if output.get("same_paths") is not None]
+        return min(shares, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -54,6 +67,7 @@ def measure_quality(
     *,
     threads: int = 1,
     output_loss: str = "auto",
+    metric: Metric | None = None,
 ) -> Quality:
     """Run both ONNX files on all images of `source` and compare their answers.
 
@@ -63,9 +77,11 @@ def measure_quality(
         source: the images.
         threads: of onnxruntime.
         output_loss: what the outputs are, as in `CompressConfig`.
+        metric: the user's own measure.
 
     Raises:
         VerificationError: there is nothing to compare on these images.
+        UsageError: the user's own measure fails.
     """
     numbers = Numbers.of(dense, slim)
     names = ("dense", "slim")
@@ -74,15 +90,20 @@ def measure_quality(
         for name, file, watched in zip(names, (dense, slim), numbers.watched, strict=True)
     }
     agreement, distance = Agreement(), numbers.distance()
+    own = None if metric is None else OwnMetric(metric, numbers.names)
+    ends = ends_of(numbers.pair.models[0])
     right: dict[str, int] | None = None if source.labels is None else dict.fromkeys(runners, 0)
     for positions, batch in batches_of(source, *runners.values(), step=numbers.step):
         answers = {name: runner.answer([batch]) for name, runner in runners.items()}
         outputs = {name: found for name, (found, _) in answers.items()}
         rows = len(positions)
-        if are_classes(_float_shapes(outputs["dense"]), output_loss, len(batch)):
-            agreement.see(outputs["dense"], outputs["slim"], rows=rows)
         before, after = (numbers.judged(at, *answers[name]) for at, name in enumerate(names))
+        ours, theirs = before[: len(numbers.names)], after[: len(numbers.names)]
+        kinds = kinds_of([output.shape for output in ours], output_loss, ends, len(batch), are_floats(ours))
+        agreement.see(ours, theirs, kinds, rows=rows)
         distance.see(before, after, rows, batch=len(batch))
+        if own is not None:
+            own.see(ours, theirs, rows, len(batch))
         if right is not None and source.labels is not None and _is_classifier(outputs["dense"], source):
             for name, found in outputs.items():
                 right[name] += int((found[0][:rows].argmax(axis=1) == source.labels[positions]).sum())
@@ -90,12 +111,9 @@ def measure_quality(
             right = None
     accuracy = {} if right is None else {name: count / len(source) for name, count in right.items()}
     worst, notes = numbers.worst(distance), numbers.notes(distance)
-    return Quality(len(source), source.name, agreement.share, worst.distance, accuracy, numbers.describe(worst), notes)
-
-
-def _float_shapes(outputs: list[np.ndarray]) -> list[tuple[int, ...]]:
-    """Shapes of the floating-point ones; a class index beside the scores is none."""
-    return [output.shape for output in outputs if np.issubdtype(output.dtype, np.floating)]
+    where, each = numbers.describe(worst), plain(agreement, numbers.names)
+    measured = None if own is None else own.value
+    return Quality(len(source), source.name, agreement.share, worst.distance, accuracy, where, notes, each, measured)
 
 
 def _is_classifier(outputs: list[np.ndarray], source: ImageSource) -> bool:

@@ -13,15 +13,13 @@ An output of integers or truth values (a class index, say) has for its error the
 infinity never equal anything, themselves included, and an output without elements equals nothing either.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from graphprune.verification.positions import Fold, binding_dimension, local_scale, rows_at_a_time
 
-__all__ = ["Agreement", "Judge", "OutputComparison", "are_classes", "tolerated", "without_common_faults"]
+__all__ = ["Judge", "OutputComparison", "tolerated", "without_common_faults"]
 
 #: The absolute tolerance, as a share of the relative one: of float32 four last places of 1. A result as small as that
 #: may have passed through numbers of that size; onnxruntime's Sigmoid, for one, adds a half at its end.
@@ -260,55 +258,6 @@ def without_common_faults(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.
     if not common.any():
         return a, b
     return np.where(common, 0, a), np.where(common, 0, b)
-
-
-def are_classes(shapes: Sequence[Sequence[int]], setting: str, rows: int | None = None) -> bool:
-    """Are the floating-point outputs scores of classes?
-
-    Args:
-        shapes: theirs.
-        setting: what is known of them: "kl" says that they are, "mse" that they are not; "auto" takes a single one of
-            shape (batch, classes) for scores, and not a map, which may be an image as well.
-        rows: the batch, where it is known: as many rows as objects are no classes of images.
-    """
-    if setting == "auto":
-        return len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] > 1 and rows in (None, shapes[0][0])
-    return setting == "kl"
-
-
-@dataclass
-class Agreement:
-    """Counts the samples (or pixels) on which outputs have their largest element at the same place in both models.
-
-    To be asked of outputs that are scores of classes (`are_classes`). Scores in another number agree nowhere.
-    """
-
-    same: Counter[int] = field(default_factory=Counter)  # by output
-    seen: Counter[int] = field(default_factory=Counter)
-    samples: int = 0
-
-    def see(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], rows: int) -> None:
-        """Take in the outputs of one batch, of which the first `rows` samples count."""
-        self.samples += rows
-        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            if not (np.issubdtype(a.dtype, np.floating) and a.ndim >= 2 and a.shape[1] > 1):
-                continue
-            places = a[:rows, 0].size
-            self.seen[index] += places
-            if a.shape == b.shape:
-                finite = np.isfinite(a[:rows]).all(axis=1) & np.isfinite(b[:rows]).all(axis=1)
-                same = (a[:rows].argmax(axis=1) == b[:rows].argmax(axis=1)) & finite
-                self.same[index] += int(same.sum())
-
-    @property
-    def share(self) -> float | None:
-        """The agreement, of several outputs the lowest; None when no output has scores along dimension 1."""
-        return min((self.same[index] / seen for index, seen in self.seen.items() if seen), default=None)
-
-    @property
-    def unit(self) -> str:
-        """What the agreement is a share of: "images", or "pixels" where an output has scores for each of them."""
-        return "pixels" if any(seen > self.samples for seen in self.seen.values()) else "images"
 
 
 def _shape(array: np.ndarray) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from graphprune.passes.channels.ends import End
 from graphprune.passes.errors import DataError, VerificationError
-from graphprune.verification.closeness import Agreement, are_classes
+from graphprune.verification.agreement import Agreement
 from graphprune.verification.judging import Answer, Judges
 from graphprune.verification.model_runner import Runner
+from graphprune.verification.output_kinds import are_floats, kinds_of
 from graphprune.verification.rounding import allow_rounding
 from graphprune.verification.selection import SelectionPair
 
@@ -44,6 +46,7 @@ class SideBySide:
         arrays: inputs by position, the samples along dimension 0.
         batch_size: samples at a time, where neither model has a batch of its own.
         pair: the parts of both that select, where they are known; the runners then watch what enters them.
+        ends: what ends the reference at each of its outputs, where that is known.
     """
 
     first: Runner
@@ -51,6 +54,7 @@ class SideBySide:
     arrays: tuple[np.ndarray, ...]
     batch_size: int
     pair: SelectionPair | None = None
+    ends: Sequence[End | None] = ()
 
     def judged(self, rtol: float, atol: float | None, kernels: "Kernels") -> tuple[Judges, Agreement]:
         """Run both on all inputs; where the tolerance of a place is missed by little, see what rounding moves there.
@@ -73,8 +77,9 @@ class SideBySide:
                 names = self.first.output_names or self.second.output_names
                 judges = Judges(names or [f"output_{i}" for i in range(len(ours.outputs))], rtol, atol, self.pair)
             judges.see(ours, theirs, index * step, _rows(batch))
-            if are_classes([o.shape for o in ours.outputs if _is_float(o)], "auto", _rows(batch)):
-                agreement.see(ours.outputs, theirs.outputs, rows=min(step, samples - index * step))
+            shapes, floats = [o.shape for o in ours.outputs], are_floats(ours.outputs)
+            kinds = kinds_of(shapes, "auto", self.ends, _rows(batch), floats)
+            agreement.see(ours.outputs, theirs.outputs, kinds, rows=min(step, samples - index * step))
         assert judges is not None
         suspects = np.array([sample % samples for sample in judges.suspects()[:_FEW]], dtype=int)
         if len(suspects):
@@ -117,10 +122,6 @@ class SideBySide:
             return judges.numbers(answer, of_second=of_second)
 
         return run
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return bool(np.issubdtype(array.dtype, np.floating))
 
 
 def as_arrays(inputs: Any) -> tuple[np.ndarray, ...]:

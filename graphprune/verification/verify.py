@@ -18,6 +18,7 @@ from graphprune.passes.onnx.model import load_model
 from graphprune.verification.bisection import find_first_difference
 from graphprune.verification.closeness import OutputComparison
 from graphprune.verification.model_runner import Model, Runner, open_runner
+from graphprune.verification.output_kinds import ends_of
 from graphprune.verification.selection import SelectionPair, pair_selections
 from graphprune.verification.side_by_side import Kernels, SideBySide, as_arrays, batches_of_both, some_samples
 
@@ -46,8 +47,8 @@ class Comparison:
 
     Attributes:
         outputs: One entry for each output.
-        agreement: Of a classifier, the share of samples on which the largest element along dimension 1 is at the same
-            place; else None.
+        agreement: Where all outputs are answers and not numbers, how far these are the same (see `agreement`); else
+            None.
         samples: Number of samples compared.
         rtol: The relative tolerance.
         atol: The absolute tolerance.
@@ -152,10 +153,11 @@ def compare(
     tolerances = [_tolerance_of_file(model) for model in (reference, candidate)]
     rtol = max(tolerances) if rtol is None else rtol
     pair, samples = pair_selections(reference, candidate), len(arrays[0]) if arrays[0].ndim else 1
+    ends = ends_of(reference)
     result: Comparison | None = None
     for optimize in (True, False) if unoptimized else (not as_written,):
         runners = _open_both(reference, candidate, labels, optimize=optimize, pair=pair)
-        judges, agreement = SideBySide(*runners, arrays, batch_size, pair).judged(
+        judges, agreement = SideBySide(*runners, arrays, batch_size, pair, ends).judged(
             rtol, atol, _kernels((reference, candidate), tolerances, pair)
         )
         outputs, inside = judges.results()

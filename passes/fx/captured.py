@@ -61,28 +61,35 @@ class CapturedModule(fx.GraphModule):
         assert isinstance(duplicate, CapturedModule)
         return duplicate
 
-    def with_taps(self, names: Sequence[str]) -> "TappedModule":
-        """A module that shares these parameters and also returns the results of the named nodes."""
-        return TappedModule(self, names)
+    def with_taps(self, names: Sequence[str], instead: Sequence[str] | None = None) -> "TappedModule":
+        """A module that shares these parameters and also returns the results of the named nodes.
+
+        Args:
+            names: of the nodes.
+            instead: of those whose results it gives in place of the outputs; what nobody needs then is not computed.
+        """
+        return TappedModule(self, names, instead)
 
 
 class TappedModule(nn.Module):
     """A captured model whose `forward` returns (outputs, [the results of some nodes])."""
 
-    def __init__(self, source: CapturedModule, names: Sequence[str]) -> None:
+    def __init__(self, source: CapturedModule, names: Sequence[str], instead: Sequence[str] | None = None) -> None:
         super().__init__()
         codegen: Any = source.graph._codegen
         info = codegen.pytree_info
-        self._out_spec = info.out_spec
+        self._out_spec = info.out_spec if instead is None else None
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         returned = graph.graph_copy(source.graph, copied)
         by_name = {node.name: new for node, new in copied.items()}
-        missing = [name for name in names if name not in by_name]
+        missing = [name for name in (*names, *(instead or ())) if name not in by_name]
         if missing:
             raise KeyError(f"no node named {missing[0]} in the captured graph")
-        flat, _ = pytree.tree_flatten(returned)
+        flat: list[Any] = pytree.tree_flatten(returned)[0] if instead is None else [by_name[name] for name in instead]
         graph.output((flat, [by_name[name] for name in names]))
+        if instead is not None:
+            graph.eliminate_dead_code()
         self.inner = fx.GraphModule(source, graph)
         self.training = source.training
 
@@ -96,7 +103,7 @@ class TappedModule(nn.Module):
         """Outputs as the source gives them, then the taps in the order of their names."""
         flat, _ = pytree.tree_flatten((inputs, {}))
         outputs, taps = self.inner(*flat)
-        return pytree.tree_unflatten(outputs, self._out_spec), taps
+        return outputs if self._out_spec is None else pytree.tree_unflatten(outputs, self._out_spec), taps
 
 
 def set_training(module: fx.GraphModule, mode: bool, *, norms_only: bool = False) -> bool:

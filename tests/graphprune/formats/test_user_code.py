@@ -3,7 +3,7 @@ import sys
 import pytest
 
 import graphprune as gp
-from graphprune.formats.user_code import import_rules
+from graphprune.formats.user_code import import_function, import_rules
 from graphprune.passes.channels.rules import TABLE
 
 RULES = """
@@ -58,3 +58,21 @@ def test_rules_that_cannot_be_imported_are_one_line(folder, text, name, kind, me
         import_rules(name)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("judges", "names no function: write package.module:function"),
+        ("judges.py:best", "has no function|no module"),
+        ("judges:", "names no function"),
+        ("judges:other", "judges has no function other"),
+        ("elsewhere:best", "there is no module elsewhere"),
+    ],
+)
+def test_a_function_that_is_named_is_imported_or_refused_in_one_line(folder, name, message):
+    (folder / "judges.py").write_text("def best(dense, slim):\n    return 1.0\n")
+    assert import_function("judges:best", "`metric`")({}, {}) == 1.0
+    with pytest.raises(gp.UsageError, match=message) as caught:
+        import_function(name, "`metric`")
+    assert str(caught.value).startswith("`metric`: ")

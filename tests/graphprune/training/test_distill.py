@@ -3,11 +3,12 @@ import pytest
 import torch
 
 from graphprune.importance.output_loss import (
+    Form,
     OutputLoss,
-    describe_outputs,
+    describe_forms,
     flatten_outputs,
+    forms_of,
     mutual_loss,
-    output_kind,
     spreads_of,
 )
 from graphprune.passes.errors import UsageError
@@ -32,7 +33,7 @@ def test_outputs_are_found_in_any_structure():
     ],
 )
 def test_the_kind_of_output_follows_from_its_shape_and_values(outputs, setting, kind):
-    assert output_kind(outputs, setting) == kind
+    assert [form.name for form in forms_of(outputs, setting)] == [kind] * len(outputs)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), ()])
@@ -40,14 +41,14 @@ def test_classes_are_not_compared_where_there_are_none(shape):
     with pytest.raises(
         UsageError, match=r"`output_loss=.kl.` compares classes, and .* shape \(.*\), not \(batch"
     ) as caught:
-        output_kind([torch.randn(4, 10), torch.randn(shape)], "kl")
+        forms_of([torch.randn(4, 10), torch.randn(shape)], "kl")
     assert "\n" not in str(caught.value)
 
 
 def test_a_guess_says_how_to_say_otherwise():
-    assert describe_outputs("logits", "auto") == 'class logits; `output_loss="mse"` if they are numbers'
-    assert describe_outputs("values", "auto") == 'numbers; `output_loss="kl"` if they are class logits'
-    assert describe_outputs("probabilities", "kl") == "class probabilities"
+    assert describe_forms([Form("logits")], "auto") == 'class logits; `output_loss="mse"` if they are numbers'
+    assert describe_forms([Form("values")], "auto") == 'numbers; `output_loss="kl"` if they are class logits'
+    assert describe_forms([Form("probabilities")], "kl") == "class probabilities"
 
 
 def test_the_divergence_is_that_of_the_definition():
@@ -55,7 +56,7 @@ def test_the_divergence_is_that_of_the_definition():
     teacher, student = torch.randn(6, 10), torch.randn(6, 10)
     p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
     expected = 9 * (p * (p / q).log()).sum(1).mean()
-    loss = OutputLoss("logits", 3.0)
+    loss = OutputLoss([Form("logits")], 3.0)
     assert float(loss([teacher], [student])) == pytest.approx(float(expected), rel=1e-5)
     assert float(loss([teacher], [teacher])) == pytest.approx(0.0, abs=1e-6)
     assert float(loss([teacher], [teacher + 5])) == pytest.approx(0.0, abs=1e-5)  # softmax ignores a shift
@@ -64,15 +65,15 @@ def test_the_divergence_is_that_of_the_definition():
 def test_probabilities_are_compared_like_the_logits_they_come_from():
     torch.manual_seed(0)
     teacher, student = torch.randn(6, 10), torch.randn(6, 10)
-    logits = OutputLoss("logits", 2.0)([teacher], [student])
-    probabilities = OutputLoss("probabilities", 2.0)([teacher.softmax(1)], [student.softmax(1)])
+    logits = OutputLoss([Form("logits")], 2.0)([teacher], [student])
+    probabilities = OutputLoss([Form("probabilities")], 2.0)([teacher.softmax(1)], [student.softmax(1)])
     assert float(probabilities) == pytest.approx(float(logits), rel=1e-4)
 
 
 def test_other_outputs_are_compared_relative_to_their_own_spread():
     torch.manual_seed(0)
     small, large = torch.randn(8, 3), 1000 + 100 * torch.randn(8, 4)
-    loss = OutputLoss("values", 1.0, spreads_of([[small[:3], large[:3]], [small[3:], large[3:]]]))
+    loss = OutputLoss([Form("values")] * 2, 1.0, spreads_of([[small[:3], large[:3]], [small[3:], large[3:]]]))
     assert loss.spreads == pytest.approx([float(t.double().var(correction=0)) for t in (small, large)], rel=1e-5)
     error_of_a_tenth = loss([small, large], [small + 0.1 * small.std(), large + 0.1 * large.std()])
     assert float(error_of_a_tenth) == pytest.approx(0.01, rel=0.1)
@@ -82,17 +83,17 @@ def test_other_outputs_are_compared_relative_to_their_own_spread():
 def test_no_gradient_reaches_the_target():
     teacher = torch.randn(4, 5, requires_grad=True)
     student = torch.randn(4, 5, requires_grad=True)
-    OutputLoss("logits", 1.0)([teacher], [student]).backward()
+    OutputLoss([Form("logits")], 1.0)([teacher], [student]).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
 
 
 def test_agreement_counts_equal_classes():
-    loss = OutputLoss("logits", 1.0)
+    loss = OutputLoss([Form("logits")], 1.0)
     teacher = torch.eye(4)
     student = torch.eye(4)[[0, 1, 3, 2]]
     assert loss.agreement(loss.answer([teacher]), [student]) == 0.5
-    values = OutputLoss("values", 1.0, spreads_of([[teacher]]))
+    values = OutputLoss([Form("values")], 1.0, spreads_of([[teacher]]))
     assert values.agreement(values.answer([teacher]), [teacher]) == 1.0
     assert values.agreement(values.answer([teacher]), [teacher + 10]) == 0.0
 
@@ -185,7 +186,7 @@ def test_no_taps_no_loss():
 def test_students_teach_each_other_but_only_learn_from_their_own_loss():
     torch.manual_seed(0)
     outputs = [[torch.randn(4, 5, requires_grad=True)] for _ in range(3)]
-    loss = OutputLoss("logits", 2.0)
+    loss = OutputLoss([Form("logits")], 2.0)
     value = mutual_loss(loss, [outputs[0], outputs[2]], outputs[1])
     expected = (loss(outputs[0], outputs[1]) + loss(outputs[2], outputs[1])) / 2
     torch.testing.assert_close(value, expected)
@@ -198,10 +199,44 @@ def test_students_teach_each_other_but_only_learn_from_their_own_loss():
 def test_a_batch_without_rare_answers_is_compared_by_the_spread_of_all():
     answers = torch.zeros(20, 16, 1)
     answers[3, 5] = answers[11, 2] = 1.0  # of 320, two
-    loss = OutputLoss("values", 1.0, spreads_of([[batch] for batch in answers]))
+    loss = OutputLoss([Form("values")], 1.0, spreads_of([[batch] for batch in answers]))
     wrong = torch.zeros(16, 1)
     wrong[0] = 1.0
     assert float(loss([answers[0]], [wrong])) == pytest.approx(1 / 16 / answers.var(correction=0).item(), rel=1e-5)
-    assert (
-        float(OutputLoss("values", 1.0, spreads_of([[torch.ones(4, 1)]]))([torch.ones(4, 1)], [torch.ones(4, 1)])) == 0
-    )
+    still = torch.ones(4, 1)
+    assert float(OutputLoss([Form("values")], 1.0, spreads_of([[still]]))([still], [still])) == 0
+
+
+def test_classes_are_learned_along_the_dimension_that_they_lie_in():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(2, 7, 5), torch.randn(2, 7, 5)
+    steps, rows = OutputLoss([Form("logits", 2)], 2.0), OutputLoss([Form("logits")], 2.0)
+    expected = rows([teacher.flatten(0, 1)], [student.flatten(0, 1)])
+    assert float(steps([teacher], [student])) == pytest.approx(float(expected), rel=1e-5)
+    assert steps.of_ignorance([teacher]) == pytest.approx(4 * np.log(5))
+    assert steps.agreement(steps.answer([teacher]), [teacher]) == 1.0
+
+
+def test_scores_are_learned_by_their_own_divergence_in_the_scale_of_the_mean_answer():
+    torch.manual_seed(0)
+    teacher, form = torch.randn(400, 3) * 3 - 4, [Form("scores")]
+    loss = OutputLoss(form, 4.0, spreads_of([[teacher[:150]], [teacher[150:]]], form))
+    ignorant = torch.full_like(teacher, float(torch.logit(teacher.sigmoid().mean())))
+    assert float(loss([teacher], [teacher])) == pytest.approx(0.0, abs=1e-6)
+    assert float(loss([teacher], [ignorant])) == pytest.approx(1.0, rel=1e-4)
+    assert loss.of_ignorance([teacher]) == 1.0
+    student = torch.zeros_like(teacher, requires_grad=True)
+    loss([teacher], [student]).backward()
+    assert bool(((student.grad > 0) == (teacher < 0)).all())
+
+
+def test_of_several_tensors_each_is_learned_in_its_own_form():
+    torch.manual_seed(0)
+    classes, boxes = torch.randn(6, 4), 300 * torch.randn(6, 2)
+    forms = [Form("logits"), Form("values")]
+    loss = OutputLoss(forms, 1.0, spreads_of([[classes, boxes]], forms))
+    expected = 0.5 * 900 / float(boxes.var(correction=0))
+    assert float(loss([classes, boxes], [classes, boxes + 30])) == pytest.approx(expected, rel=1e-3)
+    answer = loss.answer([classes, boxes])
+    assert loss.agreement(answer, [classes, boxes]) == 1.0
+    assert loss.agreement(answer, [classes.roll(1, 1), boxes]) < 1.0

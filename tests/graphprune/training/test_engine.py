@@ -249,19 +249,30 @@ def test_classes_are_not_looked_for_in_one_number():
 
 def test_what_the_outputs_are_taken_for_is_said(caplog):
     with caplog.at_level("INFO", "graphprune"):
-        assert engine().loss.kind == "logits"
-        assert engine(dataclasses.replace(SETTINGS, output_loss="mse")).loss.kind == "values"
+        assert [form.name for form in engine().loss.forms] == ["logits"]
+        assert [f.name for f in engine(dataclasses.replace(SETTINGS, output_loss="mse")).loss.forms] == ["values"]
     said = [record.message for record in caplog.records if record.message.startswith("outputs: ")]
     assert said == ['outputs: class logits; `output_loss="mse"` if they are numbers', "outputs: numbers"]
 
 
 def test_nothing_to_learn_from():
+    class Bright(Net):
+        def forward(self, x):
+            return x.mean((2, 3)) > 0
+
+    with pytest.raises(TrainingError, match="no floating-point tensor"):
+        engine(kind=Bright)
+
+
+def test_who_gives_an_index_alone_learns_what_it_is_one_of():
     class Classes(Net):
         def forward(self, x):
             return super().forward(x).argmax(1)
 
-    with pytest.raises(TrainingError, match="no floating-point tensor"):
-        engine(kind=Classes)
+    run = engine(kind=Classes)
+    assert [form.name for form in run.loss.forms] == ["logits"]
+    batch = torch.from_numpy(images().batch(slice(0, 8)))
+    assert run.teacher.answers(batch)[0].shape == (8, 10)
 
 
 def test_values_are_measured_against_the_spread_of_the_teachers():

@@ -8,6 +8,7 @@ from digit_runs import SETTINGS, engine
 from torch import nn
 
 from graphprune.config import CompressConfig
+from graphprune.importance.learned import Learned
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.capture import capture
@@ -20,7 +21,7 @@ CONFIG = CompressConfig(macs=0.5)
 def student(config, *layers):
     net = nn.Sequential(nn.Conv2d(1, 8, 3), *layers, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
     teacher = capture(net.eval(), (torch.zeros(2, 1, 8, 8),))
-    return Student(teacher, analyze(teacher), config, 0, [])
+    return Student(teacher, analyze(teacher), config, 0, [], Learned.of(teacher).nodes)
 
 
 def test_a_sensitivity_without_what_it_looks_at_is_refused_before_any_step():
@@ -99,7 +100,7 @@ class Recurrent(nn.Module):
 
 def test_nothing_but_norms_computes_as_in_inference_once_they_are_frozen():
     teacher = capture(Recurrent().eval(), (torch.zeros(2, 1, 8, 8),))
-    made = Student(teacher, analyze(teacher), CONFIG, 0, [])
+    made = Student(teacher, analyze(teacher), CONFIG, 0, [], Learned.of(teacher).nodes)
 
     def modes():
         nodes = made.tapped.inner.graph.nodes
@@ -134,7 +135,7 @@ def test_a_branch_that_went_does_not_run_away_once_its_norm_is_frozen():
     net(images)
     teacher = capture(net.eval(), (images,))
     graph = analyze(teacher)
-    made = Student(teacher, graph, CompressConfig(macs=0.5, lr=0.02), 0, [])
+    made = Student(teacher, graph, CompressConfig(macs=0.5, lr=0.02), 0, [], Learned.of(teacher).nodes)
     gone = np.zeros(graph.n_groups, dtype=np.bool_)
     gone[np.unique(graph.axes["first.0.weight", 0])] = True
     made.set.expected = torch.from_numpy(gone)
@@ -144,7 +145,7 @@ def test_a_branch_that_went_does_not_run_away_once_its_norm_is_frozen():
     made.freeze_bn([images])
     losses = []
     for _ in range(6):
-        loss = (made(images)[0] - teacher(images).detach()).square().mean()
+        loss = (made(images)[0][0] - teacher(images).detach()).square().mean()
         made.optimizer.zero_grad()
         loss.backward()
         made.optimizer.step()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphprune.verification.closeness import Agreement, Judge, are_classes
+from graphprune.verification.closeness import Judge
 
 
 def judged(*pairs, rtol=1e-4, atol=0.0, **options):
@@ -209,62 +209,3 @@ def test_large_outputs_are_judged_as_small_ones(monkeypatch):
     whole = judged((ours, theirs))
     monkeypatch.setattr("graphprune.verification.closeness.rows_at_a_time", lambda array: 3)
     assert judged((ours, theirs)) == whole
-
-
-def test_agreement_counts_rows_and_leaves_padding_out():
-    ours = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    theirs = np.array([[0.0, 9.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0]])
-    agreement = Agreement()
-    agreement.see([ours], [theirs], rows=3)
-    assert agreement.share == pytest.approx(2 / 3)
-
-
-def test_agreement_is_of_the_worst_output_with_scores_and_per_pixel():
-    labels, scores = np.array([1, 2]), np.zeros((2, 2, 2, 2))
-    scores[:, 1, 0, 0] = 1.0
-    agreement = Agreement()
-    agreement.see([labels, scores, scores], [labels, scores, np.zeros_like(scores)], rows=2)
-    assert agreement.share == 0.75
-
-
-def test_the_unit_of_an_agreement():
-    for scores, unit in ((np.ones((3, 5)), "images"), (np.ones((3, 5, 2, 2)), "pixels")):
-        agreement = Agreement()
-        agreement.see([scores], [scores], rows=2)
-        assert agreement.unit == unit
-
-
-@pytest.mark.parametrize(
-    ("shapes", "found"),
-    [([(2, 5)], True), ([(2, 1)], False), ([(2, 3, 8, 8)], False), ([(2, 5), (2, 4)], False), ([], False)],
-)
-def test_what_is_taken_for_classes(shapes, found):
-    assert are_classes(shapes, "auto") == found
-    assert are_classes(shapes, "kl")
-    assert not are_classes(shapes, "mse")
-
-
-def test_as_many_rows_as_objects_are_no_classes():
-    assert are_classes([(4, 6)], "auto", 4)
-    assert not are_classes([(330, 6)], "auto", 4)
-    assert are_classes([(330, 6)], "kl", 4)
-
-
-def test_scores_of_another_number_agree_nowhere():
-    agreement = Agreement()
-    agreement.see([np.eye(3)], [np.eye(3)], rows=3)
-    agreement.see([np.eye(3)], [np.ones((3, 2))], rows=3)
-    assert agreement.share == 0.5
-
-
-def test_no_scores_no_agreement():
-    agreement = Agreement()
-    agreement.see([np.ones((4, 1)), np.ones(4)], [np.ones((4, 1)), np.ones(4)], rows=4)
-    assert agreement.share is None
-
-
-def test_nan_agrees_with_nothing():
-    scores = np.array([[np.nan, 1.0], [0.0, 1.0]])
-    agreement = Agreement()
-    agreement.see([scores], [scores], rows=2)
-    assert agreement.share == 0.5
