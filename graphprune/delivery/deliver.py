@@ -24,6 +24,7 @@ from graphprune.config import Budget, CompressConfig
 from graphprune.data import ImageSource
 from graphprune.delivery.untrained import Untrained
 from graphprune.formats.export import export_onnx
+from graphprune.formats.imported import cut_at_heads
 from graphprune.formats.onnx_cost import onnx_cost
 from graphprune.formats.put_back import put_back
 from graphprune.formats.saving import load, save
@@ -33,7 +34,7 @@ from graphprune.latency import LatencyTarget
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import VerificationError
+from graphprune.passes.errors import UsageError, VerificationError
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.slim import mask, slim
 from graphprune.passes.importer import OnnxModule
@@ -84,6 +85,7 @@ class Delivery:
         self.members: list[Member] = []
         self.stopwatch: Stopwatch | None = None
         self.stored_sparse: dict[str, StoredSparse] = {}
+        self.macs_left_out = 0  # in the part of the user's own file that has no torch form
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         held = engine.held_out
@@ -127,11 +129,19 @@ class Delivery:
             export_onnx(self.dense, self._example, self.files["dense"], metadata=self._metadata)
         else:
             put_back(self.own_file, {}, self.files["dense"])
-        self.compare(self.dense, self.files["dense"], ("the model", "dense.onnx"))
+        self.compare(self.dense, self.as_read(self.files["dense"]), ("the model", "dense.onnx"))
+        if self.is_part:
+            whole = onnx_cost(self.files["dense"], shapes=self.shapes).macs
+            self.macs_left_out = max(0, whole - round(self.graph.cost.macs(self.graph.all_kept())))
         check_cost(self, self.graph.all_kept(), self.dense, self.files["dense"])
         if int8 is not None:
             rehearse_int8(self.files["dense"], self.source, options=int8)
         config = self.engine.config
+        if self.is_part and config.allow_inexact:
+            raise UsageError(
+                "channels whose removal changes a statistic stay in a file of which a part has no torch form: leave "
+                "`allow_inexact` out"
+            )
         if config.needs_latency:
             self.stopwatch = Stopwatch(
                 self.graph,
@@ -156,6 +166,15 @@ class Delivery:
                 for student in self.engine.students:
                     if config.budget(student.number) == budget:
                         student.set.aim(self.graph.removed_by(trial))
+
+    def as_read(self, file: Path) -> Path | bytes:
+        """A file with the outputs of the model: of one that ends in what has no torch form, what enters that."""
+        return file if self._own is None else cut_at_heads(self._own, file)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the model is only a part of the user's own file, less what has no torch form."""
+        return self._own is not None and bool(self._own.left_out)
 
     def note_latencies(self, journal: Path | None) -> None:
         """Write what was measured, and what will be, into a file that a run that is killed goes on from."""
@@ -223,15 +242,21 @@ class Delivery:
         state = student.state_dict()
         learned = {own_name.get(name, name): held for name, held in state.items() if held.is_floating_point()}
         plan = plan.renamed(own_name)
-        whole = target.with_name(f".{target.stem}.whole.onnx")
+        whole = masked_file(target)
         try:
             put_back(self.own_file, learned, whole)
             slim_onnx(whole, target, plan, shapes=self.shapes, force=True)
         finally:
-            whole.unlink(missing_ok=True)
+            if not self.is_part:  # else what is left out is compared between both files
+                whole.unlink(missing_ok=True)
 
     def compare(
-        self, reference: nn.Module, candidate: nn.Module | Path, labels: tuple[str, str], *, unoptimized: bool = False
+        self,
+        reference: nn.Module | Path,
+        candidate: nn.Module | Path | bytes,
+        labels: tuple[str, str],
+        *,
+        unoptimized: bool = False,
     ) -> Comparison:
         """Compare two forms of a model on real images, and keep what was found.
 
@@ -306,10 +331,28 @@ class Member:
             reference, label = self.model, f"the slim model{of}"
         else:
             compare(reference, self.model, (label, f"the slim model{of}"))
-        compare(reference, self.file, (label, self.file.name), unoptimized=True)
+        if self.delivery.is_part:
+            self._verify_parts(reference, label)
+        else:
+            compare(reference, self.file, (label, self.file.name), unoptimized=True)
         if self.delivery.own_file is None:
             compare(reference, load(self.archive), (label, self.archive.name))
         check_cost(self.delivery, ~self.result.removed, self.model, self.file)
+
+    def _verify_parts(self, reference: nn.Module, label: str) -> None:
+        """Compare the model with the part of the file that it is, and then the whole files with each other."""
+        whole = masked_file(self.file)
+        names = (label, "the masked file"), ("the masked file", self.file.name)
+        try:
+            self.delivery.compare(reference, self.delivery.as_read(whole), names[0], unoptimized=True)
+            self.delivery.compare(whole, self.file, names[1], unoptimized=True)
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def masked_file(target: Path) -> Path:
+    """Where the user's own file lies while it is cut, with the numbers that were learned and nothing removed."""
+    return target.with_name(f".{target.stem}.whole.onnx")
 
 
 def member_names(config: CompressConfig) -> list[str]:
@@ -335,7 +378,7 @@ def count_parameters(module: nn.Module) -> int:
 def check_cost(delivery: Delivery, kept: Mask, module: nn.Module, file: Path) -> None:
     """The cost model decided what to remove: what it counted must be what was made."""
     counted, cost = onnx_cost(file, shapes=delivery.shapes), delivery.graph.cost
-    expected = round(cost.macs(kept))
+    expected = round(cost.macs(kept)) + delivery.macs_left_out
     if counted.uncounted:
         logger.warning("%s: not all of its cost can be counted: %s", file.name, counted.uncounted[0])
     elif counted.macs > expected:

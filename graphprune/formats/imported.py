@@ -4,14 +4,15 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from graphprune.passes.errors import ModelLoadError, UnsupportedModelError, VerificationError
 from graphprune.passes.importer import OnnxModule, import_onnx
 from graphprune.runtime.onnx_inputs import InputSpec, input_specs, random_inputs
-from graphprune.runtime.onnx_session import RUNTIME_ERRORS, one_line, open_session
+from graphprune.runtime.onnx_session import RUNTIME_ERRORS, load_proto, one_line, open_session
 
-__all__ = ["TOLERANCE", "load_onnx", "prove"]
+__all__ = ["TOLERANCE", "cut_at_heads", "load_onnx", "prove"]
 
 logger = logging.getLogger("graphprune")
 
@@ -39,7 +40,35 @@ def load_onnx(path: Path) -> OnnxModule:
         raise UnsupportedModelError(
             f"{path} computes in {rare}, and onnxruntime cannot run it: convert it to float32 first"
         ) from error
+    if module.left_out:
+        logger.warning(
+            "%s: %s at the end has no torch form and is left out of what is read: the module gives what enters it (%s)",
+            *(path.name, ", ".join(module.left_out), ", ".join(module.output_names)),
+        )
     return module
+
+
+def heads(module: OnnxModule, path: Path) -> list[str]:
+    """What the module gives and the file does not: the values that enter the part that was left out."""
+    if not module.left_out:
+        return []
+    own = {output.name for output in load_proto(path).graph.output}
+    return [name for name in module.output_names if name not in own]
+
+
+def cut_at_heads(module: OnnxModule, path: Path) -> Path | bytes:
+    """The file as the module is one: without the part that was left out, if there is one.
+
+    Args:
+        module: one read from a file of the same values.
+        path: the file.
+    """
+    if not module.left_out:
+        return path
+    model = load_proto(path)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in module.output_names)
+    return model.SerializeToString()
 
 
 def _rare_type(module: OnnxModule) -> str | None:
@@ -54,13 +83,13 @@ def prove(module: OnnxModule, path: Path) -> None:
     Raises:
         VerificationError: they differ, by more than `TOLERANCE` of an output's scale.
     """
-    session = open_session(path, optimize=False)
+    session = open_session(path, optimize=False, outputs=heads(module, path))
     specs = input_specs(session, path.name)
     problem = ""
     for size in _TRIED:
         feeds = random_inputs(specs, {spec.name: _filled(spec, size) for spec in specs})
         try:
-            expected = session.run(None, feeds)
+            expected = session.run(list(module.output_names), feeds)
         except RUNTIME_ERRORS as error:
             problem = one_line(error)
             continue

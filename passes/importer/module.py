@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from graphprune.passes.errors import UnsupportedModelError
 from graphprune.passes.importer.call import Call, Value, as_tensor, torch_type
 from graphprune.passes.importer.operators import OPERATORS
+from graphprune.passes.importer.rest import cut_rest
 from graphprune.passes.onnx.clean import EliminateDeadCodePass, EliminateIdentityPass, UnlistLiteralsPass
 from graphprune.passes.onnx.model import SMALL, load_model
 
@@ -64,6 +65,7 @@ class OnnxModule(nn.Module):
         source: the file, where it came from one.
         renamed: name of a parameter or buffer -> that of the literal, where a module could not have the latter.
         input_shapes: of the inputs as the file states them: a number, the name of a free size, or None.
+        left_out: operators behind the last layers that have no torch form. The outputs are then what enters them.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -81,16 +83,32 @@ class OnnxModule(nn.Module):
         }
         self._outputs = list(graph.outputs)
         self._inputs = list(graph.inputs)
-        self._last_use = _last_uses(self._nodes, self._outputs)
-        unknown = sorted({_name(node) for node in self._nodes if _name(node) not in OPERATORS})
+        unknown = [node for node in self._nodes if _name(node) not in OPERATORS]
+        self.left_out = tuple(sorted(set(map(_name, unknown))))
         if unknown:
-            raise UnsupportedModelError(
-                f"there is no torch form of {', '.join(unknown)}: the file can be slimmed, but not trained"
-            )
+            self._leave_out(graph, unknown)
+        self._last_use = _last_uses(self._nodes, self._outputs)
         self._known: dict[str, np.ndarray] = {}
         self._stored: dict[str, str] = {}
+        read = {value for node in self._nodes for value in _read(node)} | set(self._outputs)
         for name, value in graph.initializers.items():
-            self._store(str(name), value)
+            if not unknown or value in read:
+                self._store(str(name), value)
+
+    def _leave_out(self, graph: ir.Graph, unknown: Sequence[ir.Node]) -> None:
+        """Give what enters the part behind the last layers that has no torch form, in place of what comes out."""
+        outputs = cut_rest(graph, set(unknown))
+        if outputs is None:
+            raise UnsupportedModelError(
+                f"there is no torch form of {', '.join(self.left_out)}: the file can be slimmed, but not trained"
+            )
+        wanted, kept = set(outputs), []
+        for node in reversed(self._nodes):
+            if any(value in wanted for value in node.outputs):
+                wanted.update(_read(node))
+                kept.append(node)
+        self._nodes, self._outputs = kept[::-1], outputs
+        self.output_names = tuple(str(value.name) for value in outputs)
 
     def _store(self, name: str, value: ir.Value) -> None:
         tensor = value.const_value

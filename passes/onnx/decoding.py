@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-__all__ = ["DISCRETE", "ROWS", "Selection", "decoding_nodes", "find_selection", "reads", "selecting_part"]
+__all__ = ["DISCRETE", "LAYERS", "ROWS", "Selection", "decoding_nodes", "find_selection", "reads", "selecting_part"]
 
 #: Operators that pick rows: how many come out, or in what order, depends on the numbers.
 ROWS = frozenset({"NonMaxSuppression", "TopK", "NonZero", "Unique", "Compress"})
@@ -29,7 +29,8 @@ DISCRETE = ROWS | frozenset(
         "ReduceMin",
     ]
 )
-_LAYERS = frozenset(
+#: Operators that compute with weights.
+LAYERS = frozenset(
     "Conv ConvTranspose Gemm MatMul ConvInteger MatMulInteger QLinearConv QLinearMatMul DeformConv LSTM GRU RNN Einsum "
     "FusedConv FusedGemm FusedMatMul NhwcFusedConv QGemm MatMulNBits MatMulIntegerToFloat DynamicQuantizeMatMul".split()
 )
@@ -159,10 +160,10 @@ class _Flow:
         return found[::-1]
 
     def _is_layer(self, node: onnx.NodeProto) -> bool:
-        if any(_is(inner, _LAYERS) for inner in _inner_nodes(node)):
+        if any(_is(inner, LAYERS) for inner in _inner_nodes(node)):
             return True
         literal = any(name and name not in self.numbers and name not in self.sizes for name in node.input)
-        return _is(node, _LAYERS) and literal and any(name in self.numbers for name in node.input)
+        return _is(node, LAYERS) and literal and any(name in self.numbers for name in node.input)
 
 
 def _is(node: onnx.NodeProto, kinds: frozenset[str]) -> bool:

@@ -80,6 +80,21 @@ def test_the_plan_cuts_the_users_file(tmp_path):
     assert report.macs_after == result.metrics["models"][-1]["macs"]
 
 
+def largest_alike(dense, slim):
+    (name,) = dense
+    return float((dense[name].argmax(1) == slim[name].argmax(1)).mean())
+
+
+def test_a_measure_of_ones_own_is_reported_and_tried_before_the_training(tmp_path):
+    path = own_file(tmp_path / "digits.onnx")
+    config = gp.CompressConfig(macs=0.8, epochs=0, threads=1)
+    result = gp.compress(path, _normalized(), config=config, benchmark=QUICK, metric=largest_alike)
+    assert result.metrics["quality"]["metric"] == pytest.approx(result.metrics["models"][1]["agreement"])
+    assert "own metric" in str(result)
+    with pytest.raises(gp.UsageError, match=r"`metric`: .* gave nan"):
+        gp.compress(path, _normalized(), config=CONFIG, benchmark=QUICK, metric=lambda a, b: float("nan"))
+
+
 def _normalized():
     return ((images().transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).astype(np.float32)
 
@@ -100,3 +115,29 @@ def _folder(tmp_path):
     for at, image in enumerate(images()[:40]):
         Image.fromarray(image[..., 0]).save(folder / f"{at}.png")
     return folder
+
+
+def test_a_detector_learns_at_its_raw_heads_and_is_delivered_whole(tmp_path):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "importer"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "passes" / "onnx"))
+    from test_rest import detector
+
+    onnx.save(detector(), tmp_path / "net.onnx")
+    pixels = np.random.default_rng(0).random((60, 3, 4, 4)).astype(np.float32)
+    for epochs in (0, 3):
+        config = gp.CompressConfig(macs=0.7, epochs=epochs, batch_size=8, flip=False, crop=False, threads=1)
+        result = gp.compress(
+            tmp_path / "net.onnx", pixels, config=config, benchmark=QUICK, output=tmp_path / f"out{epochs}"
+        )
+        old, new = onnx.load(tmp_path / "net.onnx"), onnx.load(tmp_path / f"out{epochs}" / "slim.onnx")
+        assert [o.name for o in new.graph.output] == [o.name for o in old.graph.output]
+        assert "NonMaxSuppression" in {node.op_type for node in new.graph.node}
+        dense, slim = result.metrics["models"]
+        assert slim["macs"] <= 0.7 * dense["macs"]
+        assert "slim.onnx against the masked file" in result.metrics["verification"]
+        assert not list((tmp_path / f"out{epochs}").glob(".*onnx"))
+        anchors = {t.name: numpy_helper.to_array(t).tobytes() for t in old.graph.initializer}["anchors"]
+        assert {t.name: numpy_helper.to_array(t).tobytes() for t in new.graph.initializer}["anchors"] == anchors
