@@ -148,8 +148,7 @@ def solve(problem: Problem) -> Fit:
     if strength not in (0.0, MAPPED):
         for _ in range(_ROUNDS if problem.is_flat and problem.x.shape[2] <= _WIDE else 1):
             weight, bias = _solved(problem, moments, strength, (weight, bias), whole=True)
-    given = problem.given(weight, torch.zeros_like(bias))
-    mean, variance = (problem.apart(m[None])[:, 0].double() for m in (given.mean(0), given.var(0, correction=0)))
+    mean, variance = moments.of_product(weight)
     return Fit(weight, bias, mean, variance, strength, plain, error, problem.x.shape[1])
 
 

@@ -9,7 +9,9 @@ grouped layer are solved side by side: leading dimension `groups` everywhere.
 
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Moments", "Ridge", "Second", "gram"]
@@ -22,8 +24,16 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
     total = torch.zeros(len(left), left.shape[2], right.shape[2], dtype=torch.float64)
     for start in range(0, left.shape[1], _BLOCK):
         a, b = left[:, start : start + _BLOCK], right[:, start : start + _BLOCK]
-        total += (a[0].T @ b[0])[None] if len(a) == 1 else torch.bmm(a.transpose(1, 2), b)
+        if left is right and len(a) == 1:
+            total += torch.from_numpy(_square(a[0].numpy()))
+        else:
+            total += (a[0].T @ b[0])[None] if len(a) == 1 else torch.bmm(a.transpose(1, 2), b)
     return total
+
+
+def _square(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Product with itself: numpy computes half of it (syrk) where it sees that, torch all."""
+    return rows.T @ rows
 
 
 class Second:
@@ -89,6 +99,12 @@ class Moments:
         total = self._products[0] + self._products[1] if whole else self._products[0]
         left = self._left(whole)
         return total / self._count(whole) - left[:, :, None] * left[:, None, :]
+
+    def of_product(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(groups, m) mean of xᵀW over all rows, and its variance. Shapes: weight (groups, n, m)."""
+        mean = self._shift.double() + (self._sums[0] + self._sums[1]) / self._count(True)
+        own, variance = (weight * mean[:, :, None]).sum(1), (weight * (self.second(True) @ weight)).sum(1)
+        return own, (variance if self._is_biased else variance - own.square()).clamp_min(0)
 
     def cross(self, y: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
         """G, (groups, n, m), and the mean of y, (groups, m). Shapes: y (groups, rows of the problem, m)."""

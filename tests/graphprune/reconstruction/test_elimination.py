@@ -85,6 +85,16 @@ def test_moments_of_parts_are_those_of_all_rows():
     torch.testing.assert_close(gram(x[None], x[None])[0], x.double().T @ x.double(), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("is_biased", [True, False])
+def test_mean_and_variance_of_a_product_are_told_by_moments(is_biased):
+    x, weight, _ = problem()
+    moments = Moments((x + 2)[None], 300, is_biased=is_biased)
+    given = (x + 2).double() @ weight
+    mean, variance = moments.of_product(weight[None])
+    torch.testing.assert_close(mean[0], given.mean(0), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(variance[0], given.var(0, correction=0), rtol=1e-4, atol=1e-3)
+
+
 def test_a_ridge_finds_the_weights_and_stays_where_there_is_nothing_to_learn():
     x, weight, _ = problem()
     x = x + 3
