@@ -111,7 +111,7 @@ def _readers(
         if ids is None or held.second is None or not (ids >= 0).any():
             continue
         weight, _ = folded(layer, tensors, layer.groups)
-        weight = weight / max(held.variance, 1e-30) ** 0.5
+        weight = weight * held.worth**0.5
         second = held.second.centred()
         if not held.is_by_tap and layer.groups == 1:
             taps = shape[2:].numel()

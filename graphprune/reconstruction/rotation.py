@@ -1,6 +1,6 @@
 """A linear trunk in another basis: the function stays, and the channels come in the order of what they are worth.
 
-With z the trunk, Σ its covariance and E what its readers do with it, each divided by the spread of its target,
+With z the trunk, Σ its covariance and E what its readers do with it, each times the root of what its errors count,
 
     Σ = L Lᵀ,    Lᵀ E Eᵀ L = U S² Uᵀ,    Q R = L⁻ᵀ U
 
@@ -71,7 +71,7 @@ def find_basis(trunk: Trunk, seen: Mapping[str, Seen], tensors: Mapping[str, Ten
     """
     read = []
     for layer, places in trunk.readers:
-        weight = folded(layer, tensors, 1)[0][0] / max(seen[layer.name].variance, 1e-30) ** 0.5
+        weight = folded(layer, tensors, 1)[0][0] * seen[layer.name].worth ** 0.5
         read += [weight[torch.from_numpy(at)] for at in places]
     both = torch.cat(read, 1)
     factor = torch.linalg.cholesky(_covariance(trunk, seen))

@@ -24,6 +24,8 @@ __all__ = ["Seen", "Teacher"]
 
 #: Columns beyond which second moments are taken of channels alone, and not of the taps of each.
 _MOST_COLUMNS = 1536
+#: What an error of the first layer counts beside one of the last, each relative to the spread of its target.
+_FIRST = 0.1
 _THINNED = 2  # costs of elimination are told from fewer positions than weights are fitted to
 
 
@@ -41,6 +43,7 @@ class Seen:
         spread: sum over rows of the variance of the target, summed over its channels. Of a branch it is the variance of
             the trunk, which an error of the branch is small against or not.
         looked: rows of the target.
+        depth: how far behind the first layer it comes, 1 for the last.
     """
 
     shape: tuple[int, ...] = ()
@@ -50,11 +53,17 @@ class Seen:
     is_by_tap: bool = True
     spread: float = 0.0
     looked: int = 0
+    depth: float = 1.0
 
     @property
     def variance(self) -> float:
         """Variance of the target, summed over its channels."""
         return self.spread / max(self.looked, 1)
+
+    @property
+    def worth(self) -> float:
+        """What an error of the target counts: less in early layers, which all that follow are fitted to make up for."""
+        return (_FIRST + (1 - _FIRST) * self.depth) / max(self.variance, 1e-30)
 
 
 class Teacher:
@@ -106,7 +115,8 @@ class Teacher:
             targets: keep what they gave.
             progress: told how many of the batches are done.
         """
-        seen = {layer.name: Seen() for layer in self._layers}
+        last = max(len(self._layers) - 1, 1)
+        seen = {layer.name: Seen(depth=number / last) for number, layer in enumerate(self._layers)}
         self._images = sum(map(len, batches))
         at: dict[fx.Node, list[tuple[Layer, str]]] = {}
         for layer in self._layers:

@@ -5,6 +5,7 @@ import torch
 from graphprune.reconstruction.curves import rising
 from graphprune.reconstruction.elimination import Reader, eliminate
 from graphprune.reconstruction.moments import Moments, Ridge, Second, gram
+from graphprune.reconstruction.teacher import Seen
 
 
 def problem(channels=6, taps=2, outputs=3, rows=400):
@@ -114,3 +115,9 @@ def test_a_singular_problem_is_solved_with_a_stronger_ridge():
         torch.zeros(1, 3, 2, dtype=torch.float64), torch.ones(1, 3, 2, dtype=torch.float64)
     )
     assert torch.isfinite(found).all()
+
+
+def test_errors_count_for_the_spread_of_what_is_wanted_and_less_in_early_layers():
+    early, late = (Seen(spread=60.0, looked=20, depth=depth) for depth in (0.0, 1.0))
+    assert late.worth == pytest.approx(1 / 3)
+    assert early.worth == pytest.approx(0.1 / 3)
