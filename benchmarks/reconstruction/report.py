@@ -23,7 +23,8 @@ _CIFAR = """## Agreement, accuracy and seconds
 *Batch norm*: channels chosen by `taylor`, statistics re-estimated on 500 images. Seconds are of the processor, one
 thread: everything from the first look at the dense network to the weights of the slim one, without reading images.
 Agreement is not accuracy: what is fitted follows the network on images that it is sure of, and loses more of the labels
-than a trained network that agrees as often.
+than a trained network that agrees as often. The rows of *reconstruction* for resnet56 at 40 % and for vgg_small are
+of the choice of channels before errors of early layers counted less.
 """
 
 
