@@ -12,7 +12,7 @@ from graphprune.passes.importer import OnnxModule, import_onnx
 from graphprune.runtime.onnx_inputs import InputSpec, input_specs, random_inputs
 from graphprune.runtime.onnx_session import RUNTIME_ERRORS, load_proto, one_line, open_session
 
-__all__ = ["TOLERANCE", "cut_at_heads", "load_onnx", "prove"]
+__all__ = ["TOLERANCE", "cut_at_heads", "heads", "load_onnx", "prove"]
 
 logger = logging.getLogger("graphprune")
 
