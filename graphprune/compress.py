@@ -193,7 +193,7 @@ def compress(
         if isinstance(engine, Engine) and settings.course == RECONSTRUCTED and not folder.resume:
             with clock("seeing what every layer computes"):
                 part = None if reporter is None else reporter.part
-                closed_form = ClosedForm(graph, engine.batches.source, settings.seed, part)
+                closed_form = ClosedForm(graph, engine.batches.source, settings.seed, part, rotates=False)
         shared = {"preprocessing": source.preprocess.to_dict()}
         folder.check(shared)
         _log_model(engine.graph)

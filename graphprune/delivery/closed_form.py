@@ -35,6 +35,8 @@ class ClosedForm:
         images: what to fit to.
         seed: of the draws.
         progress: told how many of the batches and layers are done.
+        rotates: whether linear trunks may be held in another basis. Not for a student that learns from features: those
+            of the teacher are in the old one.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class ClosedForm:
         images: ImageSource,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        rotates: bool = True,
     ) -> None:
         self._graph, self._progress = graph, progress
-        self._seen = Reconstruction(graph, images, seed=seed)
+        self._seen = Reconstruction(graph, images, seed=seed, rotates=rotates)
         self._seen.look(moments=True, progress=progress)
         self.scores: np.ndarray = self._seen.scores()
         self.images = len(self._seen.source)
