@@ -35,6 +35,11 @@ def load_onnx(path: Path) -> OnnxModule:
     try:
         prove(module, path)
     except ModelLoadError as error:
+        if module.left_out and "is not a registered function/op" in str(error):
+            raise UnsupportedModelError(
+                f"{path} ends in {', '.join(module.left_out)}, which onnxruntime does not have, and in it files are "
+                "compared and measured: cut the operator off first"
+            ) from error
         if (rare := _rare_type(module)) is None:
             raise
         raise UnsupportedModelError(
