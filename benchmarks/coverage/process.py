@@ -168,3 +168,14 @@ def plain(text: str) -> str:
     for folder in folders:
         text = text.replace(folder + "/", "")
     return text
+
+
+def save_rows(path: Path, numbers: range, check: Callable[[int], Row]) -> None:
+    """Leave a row for each number in a file, which is written anew after each of them."""
+    row: Row = {"status": "running", "rows": []}
+    stages = Stages(row, path)
+    for number in numbers:
+        row["rows"].append({"number": number, **check(number)})
+        stages.save()
+    row["status"] = "done"
+    stages.save()

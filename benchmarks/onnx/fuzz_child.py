@@ -6,7 +6,6 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,8 +14,8 @@ sys.path += [str(ROOT / folder) for folder in ("benchmarks/coverage", "tests/pro
 import numpy as np  # noqa: E402
 from corrupt_onnx import corrupted  # noqa: E402
 from onnx_checks import Broken, check_corrupted, check_valid  # noqa: E402
-from process import Row, Stages, describe  # noqa: E402
-from random_onnx import OPSETS, random_model, random_recipe  # noqa: E402
+from process import Row, describe, save_rows  # noqa: E402
+from random_onnx import OPSETS, numbered_model, random_model, random_recipe  # noqa: E402
 
 from graphprune.passes.errors import GraphPruneError  # noqa: E402
 
@@ -35,27 +34,19 @@ def main() -> None:
     logging.disable(logging.WARNING)
     gc.collect()
     gc.freeze()  # slimming collects garbage, which takes long among all that libraries hold
-    row: Row = {"status": "running", "rows": []}
-    stages = Stages(row, arguments.row)
     check = graph if arguments.kind == "graphs" else damaged
-    for number in range(arguments.start, arguments.start + arguments.count):
-        row["rows"].append({"number": number, **check(arguments.seed, number)})
-        stages.save()
-    row["status"] = "done"
-    stages.save()
+    numbers = range(arguments.start, arguments.start + arguments.count)
+    save_rows(arguments.row, numbers, lambda number: check(arguments.seed, number))
 
 
 def graph(seed: int, number: int) -> Row:
     """One random graph."""
-    rng = np.random.default_rng((seed, number))
-    opset, spatial = int(rng.choice(OPSETS)), bool(rng.random() < 0.25)
-    model = random_model(random_recipe(rng, int(rng.integers(2, 12))), number, opset, spatial)
-    about = {"opset": opset, "operators": dict(Counter(node.op_type for node in model.graph.node))}
+    model, about = numbered_model(seed, number)
     with tempfile.TemporaryDirectory() as folder:
         try:
             return {"status": "fine", **about, **check_valid(model, Path(folder), number)}
         except Exception as error:  # whatever it is, it is the finding
-            return {"status": _kind(error), "opset": opset, **describe(error)}
+            return {"status": _kind(error), "opset": about["opset"], **describe(error)}
 
 
 def damaged(seed: int, number: int) -> Row:

@@ -21,12 +21,11 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT), str(HERE.parent / "coverage")]
 sys.path += [str(ROOT / folder) for folder in ("tests/properties", "tests/passes/onnx")]
 
-import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import torch  # noqa: E402
 from equality import difference, facts  # noqa: E402
-from process import Row, Stages, describe, run_child  # noqa: E402
-from random_onnx import OPSETS, random_model, random_recipe  # noqa: E402
+from process import Row, describe, run_child, save_rows  # noqa: E402
+from random_onnx import numbered_model  # noqa: E402
 
 from graphprune.formats.files import atomic_write_text  # noqa: E402
 from graphprune.passes.errors import GraphPruneError  # noqa: E402
@@ -79,21 +78,13 @@ def child() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    row: Row = {"status": "running", "rows": []}
-    stages = Stages(row, arguments.row)
-    for number in range(arguments.start, arguments.start + arguments.count):
-        row["rows"].append({"number": number, **graph(arguments.seed, number)})
-        stages.save()
-    row["status"] = "done"
-    stages.save()
+    numbers = range(arguments.start, arguments.start + arguments.count)
+    save_rows(arguments.row, numbers, lambda number: graph(arguments.seed, number))
 
 
 def graph(seed: int, number: int) -> Row:
     """One random graph."""
-    rng = np.random.default_rng((seed, number))
-    opset, spatial = int(rng.choice(OPSETS)), bool(rng.random() < 0.25)
-    model = random_model(random_recipe(rng, int(rng.integers(2, 12))), number, opset, spatial)
-    about = {"opset": opset, "operators": dict(Counter(node.op_type for node in model.graph.node))}
+    model, about = numbered_model(seed, number)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         onnx.save(model, path)

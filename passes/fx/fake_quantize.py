@@ -31,12 +31,12 @@ _ZERO_POINT = 2  # position among the arguments of both
 
 #: Torch (2.13) has no sizes for what autograd makes of one range a tensor, and so does not export it with gradients.
 _LACKING = "aten::fake_quantize_per_tensor_affine_cachemask"
-_library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 if not torch._C._dispatch_has_kernel_for_dispatch_key(_LACKING, "Meta"):
 
     def _sizes(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> tuple[Tensor, Tensor]:
         return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
+    _library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     _library.impl(_LACKING, _sizes, "Meta")
 
 

@@ -5,7 +5,9 @@ leniently, so that every list makes a graph. Tensors are images (n, channels, he
 on request, free positions; what works on other layouts moves there and back.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -303,3 +305,11 @@ def random_recipe(rng: np.random.Generator, length: int) -> Recipe:
 
 
 __all__ = ["OPERATORS", "OPSETS", "Recipe", "random_model", "random_recipe"]
+
+
+def numbered_model(seed: int, number: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A graph of a long series, with its opset and how often it has each operator."""
+    rng = np.random.default_rng((seed, number))
+    opset, spatial = int(rng.choice(OPSETS)), bool(rng.random() < 0.25)
+    model = random_model(random_recipe(rng, int(rng.integers(2, 12))), number, opset, spatial)
+    return model, {"opset": opset, "operators": dict(Counter(node.op_type for node in model.graph.node))}
