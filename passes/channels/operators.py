@@ -36,6 +36,7 @@ class Op:
             where the operator takes a list (concatenation).
         attrs: everything that is not a value, by the rule's argument names.
         out_shapes: sizes of each result.
+        unread: which of the results nobody reads, where that is known.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Op:
     inputs: Mapping[str, Any]
     attrs: Mapping[str, Any]
     out_shapes: tuple[tuple[int, ...], ...]
+    unread: frozenset[int] = frozenset()
 
     def value(self, name: str) -> Value:
         """The input of that name; it must be there."""

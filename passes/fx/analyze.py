@@ -288,7 +288,8 @@ class _Walk:
         attrs = {**binding.fixed, **attrs}
         if binding.read is not None:
             attrs = binding.read(attrs, inputs)
-        return Op(str(node.target), node.name, source_line(node), inputs, attrs, shapes_of(node))
+        unread = _unread(node)
+        return Op(str(node.target), node.name, source_line(node), inputs, attrs, shapes_of(node), unread)
 
     def _output(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
@@ -298,6 +299,14 @@ class _Walk:
                     self.outputs.append(value)
                     for facet in value.facets:
                         self.analysis.freeze(facet, "the output of the model", "is an output")
+
+
+def _unread(node: fx.Node) -> frozenset[int]:
+    """Which results of an operator with several nobody takes."""
+    meta = node.meta.get("val")
+    if not isinstance(meta, tuple | list) or any(user.target is not operator.getitem for user in node.users):
+        return frozenset()
+    return frozenset(range(len(meta))) - {user.args[1] for user in node.users}
 
 
 def _give(inputs: dict[str, Any], name: str, values: list[Any], several: bool = False) -> None:

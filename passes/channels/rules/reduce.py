@@ -1,6 +1,7 @@
 """Reductions, pooling and resampling: positions are mixed, channels are not.
 
-A reduction over channels is a contraction without weights: exact only for sums of zeros.
+A reduction over channels is a contraction without weights: exact only for sums of zeros. One that says where among
+them an extremum stands leaves them as they are: without some of them, the same number would mean another channel.
 """
 
 from dataclasses import replace
@@ -33,14 +34,22 @@ def _reduce(analysis: Analysis, op: Op, sums: bool, zero_stays: bool) -> list[Va
         settled = analysis.settle_facet(facet) if len(facet.dims) > 1 else facet
         if not any(dim in settled.dims for dim in dims):
             facets.append(_shrunk(settled.with_zero(False), dims, keepdim))
+        elif _gives_positions(op):
+            analysis.freeze(settled, op, "gives positions among channels")
         elif sums:
             analysis.contract(settled.labels, settled.zero, op)
         else:
             analysis.inexact(settled.labels, op, "a statistic over channels")
     first, *rest = (Value(shape, tuple(facets), constant=x.constant) for shape in op.out_shapes)
-    if op.attrs.get("positions", True):  # the second result says where the first was found: zeros are found anywhere
+    if op.attrs.get("positions", 1) == 1:  # of a zero: zeros are found anywhere
         rest = [value.with_facets(tuple(facet.with_zero(False) for facet in value.facets)) for value in rest]
     return [first, *rest]
+
+
+def _gives_positions(op: Op) -> bool:
+    """Is the result that says where the others were found, if there is one, read by anybody?"""
+    at = op.attrs.get("positions", 1)
+    return at is not None and at < len(op.out_shapes) and at not in op.unread
 
 
 def _shrunk(facet: Facet, dims: tuple[int, ...], keepdim: bool) -> Facet:
@@ -70,7 +79,7 @@ def reduce_other(analysis: Analysis, op: Op) -> list[Value]:
 
 
 def reduce_nonzero(analysis: Analysis, op: Op) -> list[Value]:
-    """Reductions of zeros that are not zero (logsumexp, argmax)."""
+    """Reductions of zeros that are not zero (logsumexp), and where an extremum of zeros stands (argmax)."""
     return _reduce(analysis, op, sums=False, zero_stays=False)
 
 
@@ -141,7 +150,7 @@ def _onnx_dims(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
 
 
 def _onnx_axis(attrs: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    return {"dim": attrs.get("axis", 0), "keepdim": attrs.get("keepdims", 1)}
+    return {"dim": attrs.get("axis", 0), "keepdim": attrs.get("keepdims", 1), "positions": 0}
 
 
 _POOL = Binding(inputs=("input",), read=_onnx_spatial)
@@ -162,15 +171,21 @@ RULES = (
         aten={
             **{name: Binding() for name in ("mean", "amax", "amin", "var", "std", "median", "kthvalue", "mode")},
             **{name: Binding() for name in ("max", "min", "max.dim", "min.dim", "var.correction")},
-            **{name: Binding(fixed={"positions": False}) for name in ("var_mean", "std_mean", "aminmax")},
+            **{name: Binding(fixed={"positions": None}) for name in ("var_mean", "std_mean", "aminmax")},
         },
         onnx={f"Reduce{name}": _REDUCE for name in ("Mean", "Max", "Min")},
     ),
     Rule(
         "reduction, not zero at zero",
         reduce_nonzero,
-        aten={name: Binding() for name in ("logsumexp", "argmax", "argmin", "prod", "all", "any")},
-        onnx={**{f"Reduce{name}": _REDUCE for name in ("LogSum", "LogSumExp", "Prod")}, "ArgMax": _ARG, "ArgMin": _ARG},
+        aten={name: Binding() for name in ("logsumexp", "prod", "all", "any")},
+        onnx={f"Reduce{name}": _REDUCE for name in ("LogSum", "LogSumExp", "Prod")},
+    ),
+    Rule(
+        "position of an extremum",
+        reduce_nonzero,
+        aten={name: Binding(fixed={"positions": 0}) for name in ("argmax", "argmin")},
+        onnx=dict.fromkeys(("ArgMax", "ArgMin"), _ARG),
     ),
     Rule(
         "pooling or resampling",

@@ -5,6 +5,7 @@ from small import Net, each, image
 from torch import nn
 
 from graphprune.passes.channels.value import Value
+from graphprune.passes.fx.analyze import trace
 from graphprune.testing import Example, check_rule
 
 
@@ -52,6 +53,51 @@ def test_a_sum_after_a_reduction_that_is_not_zero_at_zero(sketch):
 def test_two_results(sketch):
     values, indices = sketch.call("max.dim", (2, 4, 4), (2, 4, 4), input=conv(sketch), dim=3, keepdim=False)
     assert values.facets[0].dims == indices.facets[0].dims == (1,)
+
+
+@pytest.mark.parametrize("table", ["aten", "onnx"])
+@pytest.mark.parametrize("way", ["max", "min"])
+@pytest.mark.parametrize("dim", [1, -3])
+def test_a_position_among_channels_keeps_them(sketch, table, way, dim):
+    x, shape = sketch.relu(conv(sketch)), (2, 4, 4)
+    if table == "aten":
+        y = sketch.call(f"arg{way}", shape, input=x, dim=dim)
+    else:
+        y = sketch.onnx(f"Arg{way.title()}", shape, input=x, axis=dim, keepdims=0)
+    graph = sketch.graph(y)
+    assert graph.n_groups == 0
+    assert graph.frozen[0].reason.startswith("gives positions among channels: ")
+
+
+def test_a_position_among_all_elements_keeps_the_channels(sketch):
+    graph = sketch.graph(sketch.call("argmax", (), input=conv(sketch)))
+    assert graph.n_groups == 0
+
+
+def test_positions_along_a_row_of_each_channel_leave_the_channels_free(sketch):
+    y = sketch.call("argmax", (2, 4, 4), input=conv(sketch), dim=3)
+    assert y.facets[0].dims == (1,)
+    assert not y.facets[0].zero.any()
+    assert sketch.graph(sketch.call("sum", (2, 4), input=y, dim=[1])).n_groups == 4
+
+
+@pytest.mark.parametrize("kind", ["max.dim", "min.dim", "median.dim", "mode", "kthvalue"])
+def test_positions_beside_extrema_keep_channels_where_they_are_read(kind):
+    """`x.max(1)` gives values and positions; who takes the values alone has a statistic over channels."""
+    pick = {
+        "max.dim": lambda x: x.max(1),
+        "min.dim": lambda x: x.min(1),
+        "median.dim": lambda x: x.median(1),
+        "mode": lambda x: x.mode(1),
+        "kthvalue": lambda x: x.kthvalue(2, 1),
+    }[kind]
+    layer = nn.Conv2d(3, 4, 1)
+    with_positions = Net(lambda net, x: pick(net.first(x))[0] + pick(net.first(x))[1], first=layer)
+    graph = trace(with_positions, image(2, 3, 4, 4))
+    assert graph.n_groups == 0
+    assert graph.frozen[0].reason.startswith("gives positions among channels: ")
+    graph = trace(Net(lambda net, x: pick(net.first(x)).values, first=layer), image(2, 3, 4, 4))
+    assert str(graph.why_inexact(0)).startswith("a statistic over channels: ")
 
 
 @pytest.mark.parametrize(
