@@ -150,6 +150,14 @@ def _without_unset(choice: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _removed(report: "SlimReport") -> str:
+    said = f"output channels of layers removed: {report.removed_channels}, in groups: {report.removed_groups}"
+    if report.max_error is None:
+        return said
+    part = f", without {report.inexact_groups} of these groups," if report.inexact_groups else ""
+    return f"{said}; the largest difference of an output{part} is {report.max_error:.1e} of its scale"
+
+
 def _render(report: "SlimReport", console: Any = None) -> str:
     from graphprune.report.summary import count, size, some_of
     from graphprune.report.tables import new_table, rendered
@@ -163,10 +171,7 @@ def _render(report: "SlimReport", console: Any = None) -> str:
     for name, text, before, after in pairs:
         table.add_row(name, text(before), text(after), f"{(after / before - 1) * 100:+.1f} %" if before else "")
     notes = [
-        f"output channels of layers removed: {report.removed_channels}, in groups: {report.removed_groups}; the "
-        f"largest difference of an output is {report.max_error:.1e} of its scale"
-        if report.removed_groups
-        else report.nothing,
+        _removed(report) if report.removed_groups else report.nothing,
         *(f"no rule for {name} ({times} times): its channels stay" for name, times in report.unknown_operators.items()),
     ]
     if any(name.startswith("com.microsoft.") for name in report.unknown_operators):

@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphprune.formats.files import refuse_overwrite
+from graphprune.formats.masked import mask_file
 from graphprune.formats.onnx_cost import onnx_cost, size_of
 from graphprune.formats.onnx_files import copied, folder_beside, write, written
 from graphprune.formats.runnable import runnable
@@ -27,16 +28,15 @@ from graphprune.passes.errors import ModelLoadError, PlanError, UsageError, Veri
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.contract import is_overridable
-from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.layout import ShiftPass
 from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.pages import let_go
-from graphprune.passes.onnx.slim import planned_groups, slim_model
+from graphprune.passes.onnx.slim import Keep, Slimmed, slim_model
 from graphprune.passes.onnx.wire import outline
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.memory import give_back_memory
 from graphprune.runtime.onnx_session import external_files
-from graphprune.verification.proof import run_reference
+from graphprune.verification.proof import Proof, Verdict, run_reference
 from graphprune.verification.verify import tolerance_of
 from graphprune.version import __version__
 
@@ -58,7 +58,8 @@ class SlimReport:
         params_after: weights after.
         bytes_before: size of the file before.
         bytes_after: size of the file after.
-        max_error: largest difference of an output relative to the scale of its place, masked against slim.
+        max_error: largest difference of an output relative to the scale of its place, masked against slim; where groups
+            go that are not exact, without them; None where nothing was compared.
         unknown_operators: operators without a rule, whose channels stay, and how often each occurs.
         missing_tensors: tensors that the plan cuts and the file does not have under their name and size; what
             they alone name has stayed.
@@ -66,6 +67,8 @@ class SlimReport:
         uncounted: nodes of the slim file that compute but are missing from `macs_after`, each with the reason.
         not_compared: what of the file could not be run, or of its outputs not be compared, and what was compared in
             its place.
+        inexact_groups: of `removed_groups`, those whose removal changes what stays (statistics over channels); they
+            differ from zeros in their place, and `not_compared` says how far.
         nothing: why nothing was removed, if so.
     """
 
@@ -77,12 +80,13 @@ class SlimReport:
     params_after: int
     bytes_before: int
     bytes_after: int
-    max_error: float
+    max_error: float | None
     unknown_operators: Mapping[str, int]
     missing_tensors: int = 0
     replaceable: int = 0
     uncounted: tuple[str, ...] = ()
     not_compared: tuple[str, ...] = ()
+    inexact_groups: int = 0
     nothing: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +118,8 @@ def slim_onnx(
     """Remove channels from an ONNX file: those that are dead, those of a plan, or the least important ones.
 
     Both files are run in onnxruntime before anything is written. With a plan, a ratio or a budget, the
-    reference is the file with the planned channels set to zero: how good the slim model is, is not looked at.
+    reference is the file with the planned channels set to zero: how good the slim model is, is not looked at. Channels
+    that are not exact are left out of that, and the report says how far their removal moves the outputs.
 
     Args:
         source: file to read.
@@ -164,42 +169,38 @@ def slim_onnx(
         options: dict[str, Any] = {"importance": importance, "align": channels, "allow_inexact": allow_inexact}
         options |= {"seed": seed, "freeze": freeze}
         plan, nothing = _one_shot(source, goals, shapes, options, latency_target or LatencyTarget())
-    name = Path(source).name
+    source, target = Path(source), Path(target)
+    name = source.name
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(folder_beside(Path(target)))
-        reference = Path(source) if plan is None else _masked(source, plan, shapes, folder)
-        not_run: tuple[str, ...] = ()
-        try:
-            proof = run_reference(reference, inputs, shapes, name)
-        except ModelLoadError:
-            part = runnable(reference, name, folder)
-            proof, not_run = run_reference(part.path, inputs, shapes, name), part.notes
+        folder = stack.enter_context(folder_beside(target))
+        work = _Work(source, folder, inputs, shapes, tolerance)
+        masked = None if plan is None else mask_file(source, plan, shapes, folder / "masked.onnx")
+        part = work.prove(masked.exact) if masked is not None and masked.exact is not None else None
+        proof, not_run = work.reference(source if masked is None else masked.path)
         give_back_memory()
         model = load_model(source)
-        tolerance = tolerance_of(load_model(proof.path) if not_run else model) if tolerance is None else tolerance
+        limit = work.limit(model, proof, bool(not_run))
         sizes = free_sizes(model, shapes)
-        done = slim_model(model, plan, sizes, _keeping(model, freeze, sizes) if plan is None and freeze else None)
-        changed = ZeroDenormalsPass()(model).modified or done.changed
-        if done.removal.groups:  # a branch that went leaves an addition behind
-            changed = ShiftPass()(model).modified or changed
+        done = _slimmed(model, plan, sizes, _keeping(model, freeze, sizes) if plan is None and freeze else None)
         model.producer_name, model.producer_version = "graphprune", __version__
         replaceable = sum(is_overridable(model, value) for value in model.graph.initializers.values())
-        with _draft(model, Path(source), Path(target), force, folder, bool(done.removal.groups)) as draft:
+        with _draft(model, source, target, force, folder, bool(done.removal.groups)) as draft:
             let_go(model)  # before onnxruntime maps those of the draft
             give_back_memory()
-            _check(draft, Path(source), Path(target).name)
+            _check(draft, source, target.name)
             ours = runnable(draft, "the slim file", folder).path if not_run else draft
-            verdict = (proof if changed else proof.shortened()).verdict_on(ours, tolerance)
+            if masked is not None and masked.inexact:
+                verdict = masked.moved(proof.distance_to(ours, limit), part)
+            else:
+                verdict = (proof if done.changed else proof.shortened()).verdict_on(ours, limit)
             if problem := proof.problem_when_optimized(ours):
-                logger.warning(
-                    "%s runs in onnxruntime only with its graph optimization off: %s", Path(target).name, problem
-                )
+                logger.warning("%s runs in onnxruntime only with its graph optimization off: %s", target.name, problem)
             given = proof.cases[0][0] if not not_run else None
             before, after = (onnx_cost(path, shapes=shapes, inputs=given) for path in (source, draft))
     if done.removal.groups and after.size_bytes > before.size_bytes:
         logger.warning(
             "%s is larger than %s: layers that shared numbers lose different channels, and each stores its own now",
-            *(Path(target).name, name),
+            *(target.name, name),
         )
     return SlimReport(
         removed_groups=done.removal.groups,
@@ -210,14 +211,63 @@ def slim_onnx(
         params_after=after.params,
         bytes_before=before.size_bytes,
         bytes_after=after.size_bytes,
-        max_error=verdict.error,
+        max_error=None if masked is not None and masked.inexact and part is None else verdict.error,
         unknown_operators=done.unknown,
         missing_tensors=done.removal.missing,
         replaceable=replaceable,
         uncounted=after.uncounted,
         not_compared=(*not_run, *verdict.notes),
+        inexact_groups=0 if masked is None else masked.inexact_groups,
         nothing="" if done.removal.groups else nothing,
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the proofs of one file have in common."""
+
+    source: Path
+    folder: Path
+    inputs: Mapping[str, np.ndarray] | None
+    shapes: Mapping[str, tuple[int, ...]] | None
+    tolerance: float | None
+
+    def reference(self, path: Path) -> tuple[Proof, tuple[str, ...]]:
+        """What a file gives, or the part of it that onnxruntime can run, and what is said of the rest."""
+        name = self.source.name
+        try:
+            return run_reference(path, self.inputs, self.shapes, name), ()
+        except ModelLoadError:
+            part = runnable(path, name, self.folder)
+            return run_reference(part.path, self.inputs, self.shapes, name), part.notes
+
+    def limit(self, model: ir.Model, proof: Proof, is_part: bool) -> float:
+        """The largest difference that is tolerated."""
+        return tolerance_of(load_model(proof.path) if is_part else model) if self.tolerance is None else self.tolerance
+
+    def prove(self, plan: PruningPlan) -> Verdict:
+        """What is found where a plan of exact groups alone is carried out.
+
+        Raises:
+            VerificationError: the file without them differs from the one with them at zero.
+        """
+        proof, not_run = self.reference(mask_file(self.source, plan, self.shapes, self.folder / "zeros.onnx").path)
+        model = load_model(self.source)
+        limit = self.limit(model, proof, bool(not_run))
+        _slimmed(model, plan, free_sizes(model, self.shapes))
+        draft = self.folder / "exact.onnx"
+        write(model, draft)
+        let_go(model)
+        return proof.verdict_on(runnable(draft, "the slim file", self.folder).path if not_run else draft, limit)
+
+
+def _slimmed(model: ir.Model, plan: PruningPlan | None, sizes: Mapping[str, int], keep: Keep | None = None) -> Slimmed:
+    """What was done to a model in place: channels removed, and what becomes superfluous with them."""
+    done = slim_model(model, plan, sizes, keep)
+    changed = ZeroDenormalsPass()(model).modified or done.changed
+    if done.removal.groups:  # a branch that went leaves an addition behind
+        changed = ShiftPass()(model).modified or changed
+    return replace(done, changed=changed)
 
 
 @contextlib.contextmanager
@@ -241,7 +291,7 @@ def _draft(model: ir.Model, source: Path, target: Path, force: bool, folder: Pat
         yield draft
 
 
-def _keeping(model: ir.Model, freeze: Sequence[str], sizes: Mapping[str, int]) -> Callable[[ChannelGraph], Mask]:
+def _keeping(model: ir.Model, freeze: Sequence[str], sizes: Mapping[str, int]) -> Keep:
     """Says which groups of a graph of the model must stay, (G,) bool.
 
     Raises:
@@ -286,21 +336,6 @@ def _one_shot(
     else:
         nothing = "nothing is removed: what was asked for is less than a channel of any layer that may lose some"
     return make_plan(graph, **goals, **options, target=target, shapes=shapes), nothing
-
-
-def _masked(
-    source: str | os.PathLike[str], plan: PruningPlan, shapes: Mapping[str, tuple[int, ...]] | None, folder: Path
-) -> Path:
-    """The file with the planned channels set to zero, which the slim one must equal."""
-    model = load_model(source)
-    if invalidity(Path(source)):  # onnxruntime runs some such files, and refuses others
-        runnable(Path(source), Path(source).name, folder)
-    heads = plan.options.get("whole_heads", False)
-    graph = trace_onnx(model, whole_heads=heads, sizes=free_sizes(model, shapes))
-    mask_groups(graph, planned_groups(graph, plan))
-    path = folder / "masked.onnx"
-    write(graph.front_end.model, path)
-    return path
 
 
 def _check(draft: Path, source: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from graphprune.passes.onnx.model import load_model
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.onnx_inputs import InputSpec, input_shapes, input_specs, random_inputs, refuse_other_shapes
 from graphprune.runtime.onnx_session import RUNTIME_ERRORS, one_line, open_session
-from graphprune.verification.closeness import OutputComparison
+from graphprune.verification.closeness import Judge, OutputComparison
 from graphprune.verification.judging import Answer, Judges
 from graphprune.verification.rounding import allow_rounding
 from graphprune.verification.selection import SelectionPair, pair_selections
@@ -94,6 +94,32 @@ class Proof:
             worst = max((*outputs, *inside), key=lambda result: result.badness)
             raise VerificationError(self._explain(draft, worst, tolerance))
         return _verdict(judges)
+
+    def distance_to(self, draft: Path, tolerance: float) -> Verdict:
+        """How far a file is that is meant to compute something else: the error is no judgement. NaN: nothing says it.
+
+        Raises:
+            VerificationError: an output has another form than the reference's, or is not finite where that is.
+        """
+        pair = pair_selections(self.path, draft)
+        selected = () if pair is None else pair.outputs
+        judges = [Judge(name, tolerance) for name in self.names]
+        apart: dict[str, str] = {}
+        found = self._answers(_open(draft, _OURS, ()), ())
+        for at, ((feed, expected), ours) in enumerate(zip(self.cases, found, strict=True)):
+            for judge, a, b in zip(judges, expected.outputs, ours.outputs, strict=True):
+                is_number = np.issubdtype(a.dtype, np.inexact)
+                if a.shape != b.shape and judge.name in selected:
+                    apart[judge.name] = f"'{judge.name}' selects another number of things, not compared"
+                elif a.shape == b.shape and is_number and not np.isfinite(a).all():
+                    apart[judge.name] = f"'{judge.name}' is not finite with the channels at zero, not compared"
+                else:
+                    judge.see(a, b, at * _APART, rows=_rows(feed))
+                if judge.problem:
+                    raise VerificationError(f"{_OURS} is no good: output '{judge.name}' {judge.problem}")
+        results = [judge.result() for judge in judges]
+        error = max((each.error for each in results if each.compared), default=float("nan"))
+        return Verdict(error, tuple(apart.values()))
 
     def problem_when_optimized(self, draft: Path) -> str:
         """What keeps onnxruntime from running a quantized file as it does by default, or "".

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from graphprune.passes.channels.exactness import exact_part, say_inexact
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
@@ -84,7 +84,8 @@ def slim(
         tolerance: largest difference relative to the largest output.
 
     Where groups go that are not exact (statistics over channels, see `ChannelGraph.why_inexact`), the masked model
-    computes something else; then the slim module is checked against the slim captured graph.
+    computes something else. Then a model without the exact ones alone is checked, and the slim module against the slim
+    captured graph; the log says how far that is from the masked model.
 
     Returns:
         A module of the same class where that is possible, else a `CapturedModule`; the log says which.
@@ -110,8 +111,10 @@ def slim(
     inputs = taken if isinstance(model, CapturedModule) else inputs
     modes = _modes(model)
     masked = mask(model, plan).eval()
-    inexact = bool((removed & ~graph.exact).any())
-    cut_inexactly = _cut_inexactly(run(masked, inputs), masked, graph, plan, removed, taken) if inexact else None
+    cut_inexactly = None
+    if inexact := say_inexact(graph, removed):
+        _check_part(model, graph, exact_part(graph, removed), inputs, taken, tolerance)
+        cut_inexactly = _cut_inexactly(run(masked, inputs), masked, graph, plan, removed, taken, inexact)
     if cut_inexactly is not None:
         reference = _Reference(run(cut_inexactly, taken), taken, lambda: copy.deepcopy(cut_inexactly))
     else:
@@ -129,14 +132,7 @@ def slim(
         return cut_inexactly.train(next(iter(modes.values()), False))
     tensors = named_tensors(masked)
     del masked
-    captured = cut_graph(graph, plan, removed, tensors).eval()
-    try:
-        _check(reference, captured, taken, tolerance, "the slim model")
-    except (RuntimeError, ValueError, IndexError, TypeError, VerificationError) as error:
-        where = first_difference(graph, tensors, captured, removed, taken, tolerance)
-        if where:
-            raise VerificationError(f"slim and masked model do not agree: {where}") from error
-        raise
+    captured = _cut_captured(graph, plan, removed, tensors, reference, taken, tolerance)
     return captured.train(next(iter(modes.values()), False))
 
 
@@ -162,20 +158,53 @@ def _cut_inexactly(
     plan: PruningPlan,
     removed: Mask,
     inputs: tuple[Any, ...],
+    inexact: str,
 ) -> CapturedModule:
     """The slim captured graph, of which only the form can be checked: what is removed changes statistics."""
     captured = cut_graph(graph, plan, removed, named_tensors(masked)).eval()
     after = run(captured, inputs)
     if [x.shape for x in before] != [x.shape for x in after]:
         raise VerificationError("the outputs of the slim model have other shapes than those of the model")
-    group = int(np.flatnonzero(removed & ~graph.exact)[0])
     worst = max((difference(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
-    logger.warning(
-        "%d of the removed groups are not exact (%s): the slim model differs from the masked one by %.2g",
-        int((removed & ~graph.exact).sum()),
-        graph.why_inexact(group),
-        worst,
-    )
+    logger.warning("%s: the slim model differs from the masked one by %.2g", inexact, worst)
+    return captured
+
+
+def _check_part(
+    model: nn.Module,
+    graph: ChannelGraph,
+    part: Mask,
+    inputs: tuple[Any, ...],
+    taken: tuple[Any, ...],
+    tolerance: float,
+) -> None:
+    """Raise VerificationError unless the model without the exact groups computes what it does with them at zero."""
+    if not part.any():
+        return
+    plan = graph.plan(part)
+    masked = mask(model, plan).eval()
+    reference = _Reference(run(masked, inputs), inputs, lambda: mask(model, plan).eval())
+    _cut_captured(graph, plan, part, named_tensors(masked), reference, taken, tolerance)
+
+
+def _cut_captured(
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    removed: Mask,
+    tensors: Mapping[str, torch.Tensor],
+    reference: _Reference,
+    inputs: tuple[Any, ...],
+    tolerance: float,
+) -> CapturedModule:
+    """The slim captured graph, with tensors of the masked model; it computes what the reference does."""
+    captured = cut_graph(graph, plan, removed, tensors).eval()
+    try:
+        _check(reference, captured, inputs, tolerance, "the slim model")
+    except (RuntimeError, ValueError, IndexError, TypeError, VerificationError) as error:
+        where = first_difference(graph, tensors, captured, removed, inputs, tolerance)
+        if where:
+            raise VerificationError(f"slim and masked model do not agree: {where}") from error
+        raise
     return captured
 
 

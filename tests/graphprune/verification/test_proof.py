@@ -148,3 +148,34 @@ def test_a_file_that_is_random_is_said_to_be_the_reason(source):
     with pytest.raises(VerificationError, match=r"the given file gives other numbers every time .* in eval mode"):
         slim_onnx(source, source.with_name("slim.onnx"))
     assert not source.with_name("slim.onnx").exists()
+
+
+def heads(path, factor=1.0, rows=3, bound=0.0):
+    """Two outputs of rows of four numbers: as they came in, and those above a bound."""
+    b = Builder(18)
+    x = b.call("Slice", b.input((3, 4)), *(b.literal(np.int64([at])) for at in (0, rows, 0)))
+    b.output(b.call("Mul", x, b.literal(np.float32(factor))), (rows, 4))
+    b.output(b.call("NonZero", b.call("Greater", x, b.literal(np.float32(bound)))), (2, "found"), TensorProto.INT64)
+    onnx.save(b.model(), path)
+    return path
+
+
+def test_how_far_a_file_moves_is_measured_and_not_judged(tmp_path):
+    reference = proof.run_reference(heads(tmp_path / "a.onnx"), None, None, "a.onnx")
+    assert reference.distance_to(tmp_path / "a.onnx", 1e-4) == proof.Verdict(0.0)
+    found = reference.distance_to(heads(tmp_path / "b.onnx", factor=1.5), 1e-4)
+    assert (found.error, found.notes) == (pytest.approx(0.5), ())
+    found = reference.distance_to(heads(tmp_path / "c.onnx", bound=0.7), 1e-4)
+    (note,) = found.notes
+    assert note.endswith("selects another number of things, not compared")
+
+
+def test_a_file_that_moves_has_the_form_of_the_reference(tmp_path):
+    reference = proof.run_reference(heads(tmp_path / "a.onnx"), None, None, "a.onnx")
+    with pytest.raises(VerificationError, match="has shape 2x4 where 3x4 is expected"):
+        reference.distance_to(heads(tmp_path / "b.onnx", rows=2), 1e-4)
+    with pytest.raises(VerificationError, match="holds NaN or infinity in the candidate"):
+        reference.distance_to(heads(tmp_path / "c.onnx", factor=np.inf), 1e-4)
+    reference = proof.run_reference(tmp_path / "c.onnx", None, None, "c.onnx")
+    (note,) = reference.distance_to(heads(tmp_path / "d.onnx"), 1e-4).notes
+    assert note.endswith("is not finite with the channels at zero, not compared")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from small import Net, image
 from torch import nn
 from zoo import captured_of, first_of, traced
 
@@ -299,3 +300,26 @@ def test_rounding_is_told_from_a_mistake(monkeypatch):
         monkeypatch.setattr(f"graphprune.passes.fx.{place}.cut_tensors", scaled(cut_tensors))
     with pytest.raises(VerificationError, match="differ"):
         slim(model, plan, inputs, graph=graph, tolerance=1e-5)
+
+
+def test_a_mistake_in_what_is_exact_is_found_beside_what_is_not(monkeypatch):
+    """A layer before a softmax over channels: without the channels of the softmax, masked and slim have to agree."""
+
+    def forward(net, x):
+        return net.last(torch.softmax(net.statistic(torch.relu(net.plain(x))), 1))
+
+    model = Net(forward, plain=nn.Linear(5, 8), statistic=nn.Linear(8, 6), last=nn.Linear(6, 2))
+    inputs = image(4, 5)
+    graph = trace(model, inputs)
+    plan = graph.plan(np.isin(np.arange(graph.n_groups) % 7, (1, 3)))
+    slim(model, plan, inputs, graph=graph)
+
+    def shifted(module, plan):
+        cut_tensors(module, plan)
+        layer = module.get_submodule("plain")
+        layer.bias = nn.Parameter(layer.bias.detach() + 0.1)
+
+    for place in ("slim", "cut"):
+        monkeypatch.setattr(f"graphprune.passes.fx.{place}.cut_tensors", shifted)
+    with pytest.raises(VerificationError, match="differ"):
+        slim(model, plan, inputs, graph=graph)
