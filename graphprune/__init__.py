@@ -11,10 +11,13 @@ runs on a machine without torch.
 """
 
 import sys
+import warnings
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graphprune.version import __version__
 
@@ -163,3 +166,34 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+#: Modules that have moved and that an example once imported: old name -> the module that it stands for.
+_MOVED = {
+    "graphprune.architecture": "graphprune.formats.architecture",
+    "graphprune.files": "graphprune.formats.files",
+    "graphprune.loading": "graphprune.formats.loading",
+    "graphprune.memory": "graphprune.runtime.memory",
+}
+
+
+class _Moved:
+    """Finds modules under their old names, after all other ways have failed, and warns."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, cast(Any, _Moved)) if name in _MOVED else None
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """As usual: the module that `exec_module` replaces."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        old = module.__name__
+        warnings.warn(f"{old} is {_MOVED[old]} now", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = import_module(_MOVED[old])
+
+
+if not any(getattr(finder, "__name__", "") == "_Moved" for finder in sys.meta_path):
+    sys.meta_path.append(cast(Any, _Moved))

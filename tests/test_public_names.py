@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 
 import pytest
@@ -44,3 +45,30 @@ def test_a_module_does_not_hide_the_function_of_its_name():
     # What an import of a submodule does to its package:
     setattr(gp, "compress", import_module("graphprune.compress"))  # noqa: B010
     assert callable(gp.compress)
+
+
+@pytest.mark.parametrize("old", gp._MOVED)
+def test_a_module_that_moved_is_found_under_its_old_name(old, monkeypatch):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    home = import_module(gp._MOVED[old])
+    spec = home.__spec__
+    with pytest.warns(DeprecationWarning, match=f"{old} is {gp._MOVED[old]} now") as caught:
+        assert import_module(old) is home
+    assert home.__name__ == gp._MOVED[old]
+    assert home.__spec__ is spec
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert import_module(old) is home  # said once
+
+
+def test_the_warning_names_the_line_that_imports(tmp_path):
+    script = tmp_path / "old.py"
+    script.write_text("x = 1\nfrom graphprune.files import atomic_write_json\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert f"{script}:2: DeprecationWarning: graphprune.files is graphprune.formats.files now" in done.stderr
+
+
+def test_names_that_never_were_are_missing_as_ever():
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'graphprune\.pruning'"):
+        import_module("graphprune.pruning")
