@@ -52,9 +52,9 @@ def written(model: ir.Model, final: Path, force: bool = True, *, outside: bool =
     refuse_overwrite(data, force)
     with atomic_write_together(data, final) as names, folder_beside(final) as folder:
         draft = folder / final.name  # The model refers to its data by name, so the names are the final ones.
-        wire.note_types(model)
-        with _told(final):
+        with _told(final), wire.without_packed(model) as packed:
             ir.save(model, draft, external_data=data.name, size_threshold_bytes=OUTSIDE_BYTES)
+        wire.put_in(draft, packed)
         yield draft
         for part, name in zip((data, final), names, strict=True):
             (folder / part.name).replace(name)

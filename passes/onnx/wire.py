@@ -10,7 +10,8 @@ Source: Protocol Buffers documentation, "Encoding"; field numbers from onnx.prot
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,9 @@ LARGE = 1 << 12
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _INITIALIZER = 7, 5  # of ModelProto, of GraphProto
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14  # of TensorProto
+
+#: A literal by its name.
+Named = tuple[str, ir.TensorProtocol]
 
 Field = tuple[int, int, int, int, int]
 """Number, wire type, start of the field, start and end of its content."""
@@ -142,17 +146,10 @@ def note_types(model: ir.Model) -> None:
 
 def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write a model as one file, all weights inside, of which no more than one at a time is in memory."""
-    graph = model.graph
-    note_types(model)
-    stored = dict(graph.initializers)
-    graph.initializers.clear()
-    try:
+    with _without(model, lambda tensor: True) as named:
         message = ir.to_proto(model)
-    finally:
-        graph.initializers.update(stored)
     content = message.graph.SerializeToString()
     message.ClearField("graph")
-    named = [(name, value.const_value) for name, value in stored.items() if value.const_value is not None]
     tensors = [tensor for _, tensor in named]
     heads = [_head(name, tensor) for name, tensor in named]
     sizes = [_tensor_size(head, tensor) for head, tensor in zip(heads, tensors, strict=True)]
@@ -167,6 +164,42 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
             if _is_streamed(tensor):
                 file.write(_prefix(_RAW_DATA, tensor.nbytes))
                 _copy(tensor, file)
+
+
+@contextmanager
+def _without(model: ir.Model, which: Callable[[ir.TensorProtocol], bool]) -> Iterator[list[Named]]:
+    """Take some literals out of a model for a while, with their names; it can be written without them."""
+    graph = model.graph
+    note_types(model)
+    stored = dict(graph.initializers)
+    held = {name: value.const_value for name, value in stored.items()}
+    taken = [(name, tensor) for name, tensor in held.items() if tensor is not None and which(tensor)]
+    for name, _ in taken:
+        del graph.initializers[name]
+    try:
+        yield taken
+    finally:
+        graph.initializers.clear()
+        graph.initializers.update(stored)
+
+
+def without_packed(model: ir.Model) -> AbstractContextManager[list[Named]]:
+    """Take literals out of a model for a while that another file would hold at several times their size."""
+    return _without(model, is_packed)
+
+
+def put_in(path: str | os.PathLike[str], literals: Sequence[Named]) -> None:
+    """Add literals to a file that has its weights in another, and take out what it says twice: the form of literals."""
+    message = onnx.load(path, load_external_data=False)
+    graph = message.graph
+    for name, tensor in literals:
+        graph.initializer.append(ir.to_proto(tensor))
+        graph.initializer[-1].name = name
+    names = {tensor.name for tensor in graph.initializer}
+    told = [value for value in graph.value_info if value.name not in names]
+    del graph.value_info[:]
+    graph.value_info.extend(told)
+    Path(path).write_bytes(message.SerializeToString())
 
 
 def _is_streamed(tensor: ir.TensorProtocol) -> bool:

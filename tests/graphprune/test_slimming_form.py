@@ -100,6 +100,28 @@ def test_no_slim_file_is_larger_than_what_came(source, model, goal):
     assert report.params_after <= report.params_before
 
 
+@pytest.mark.parametrize("goal", [{}, {"ratio": 0.5}])
+def test_small_numbers_stay_in_the_file_where_the_weights_lie_in_another(source, goal):
+    """Outside, each number of the table would take eight bytes in place of one."""
+    model = enlarged()
+    zero(model, "last.weight", (slice(None), slice(1, 7)))
+    weight = numpy_helper.from_array(np.ones((2, 200), np.float32), "behind")
+    model.graph.initializer.append(weight)
+    model.graph.node.append(helper.make_node("MatMul", ["columns", "behind"], ["y"]))
+    model.graph.node.insert(-1, helper.make_node("Reshape", [model.graph.output[0].name, "two"], ["columns"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.int64([-1, 2]), "two"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, (1024, 200)))
+    before = linked(source, model, save_as_external_data=True, location="weights.data", size_threshold=256)
+    target = source.with_name("slim.onnx")
+    report = slim_onnx(source, target, **goal)
+    assert report.removed_groups > 0
+    assert size_of(target) < before
+    tensors = {tensor.name: tensor for tensor in onnx.load(target, load_external_data=False).graph.initializer}
+    assert tensors["behind"].external_data
+    assert len(tensors["table"].int64_data) == 2 * 32 * 32
+    assert onnx.load(target).graph.name == "g"
+
+
 def test_a_file_that_would_have_grown_is_left_in_its_form(source):
     onnx.save(called(), source)
     slim_onnx(source, source.with_name("slim.onnx"))
