@@ -33,7 +33,7 @@ lint: $(STAMP)-$(LISTING)
 
 # Two processes of one thread each: two threads of one network wait for each other as soon as anything else runs.
 unit: $(STAMP)-$(LISTING)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 slow: $(STAMP)-$(LISTING)
 	$(BIN)/python -m pytest -q -m slow

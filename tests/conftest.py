@@ -1,9 +1,11 @@
 """Makes `zoo` and `small` importable from every test, and keeps measured latencies out of the user's cache.
 
 What torch builds anew for every export, and is always the same, is built once: without that an export of the small
-networks of the tests takes twice as long.
+networks of the tests takes twice as long. And what Python compiles is kept, whatever the environment says: two
+processes of tests start some forty others, and each would compile the project, and the tests, from their text.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
