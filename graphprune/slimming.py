@@ -3,28 +3,27 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from graphprune.formats.drafts import drafted, refuse_invalid
 from graphprune.formats.files import refuse_overwrite
-from graphprune.formats.masked import mask_file
-from graphprune.formats.onnx_cost import onnx_cost, size_of
-from graphprune.formats.onnx_files import copied, folder_beside, write, written
+from graphprune.formats.masked import Work, mask_file
+from graphprune.formats.onnx_cost import onnx_cost
+from graphprune.formats.onnx_files import folder_beside, write
 from graphprune.formats.runnable import runnable
-from graphprune.formats.sparse_storage import store_sparse_like
-from graphprune.formats.validity import invalidity
 from graphprune.freezing import frozen_groups, patterns_of
 from graphprune.latency.target import LatencyTarget
 from graphprune.passes.channels.graph import ChannelGraph
 from graphprune.passes.channels.labels import Mask
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import ModelLoadError, PlanError, UsageError, VerificationError
+from graphprune.passes.errors import BudgetError, PlanError, UsageError
 from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.passes.onnx.clean import ZeroDenormalsPass
 from graphprune.passes.onnx.contract import is_overridable
@@ -32,12 +31,9 @@ from graphprune.passes.onnx.layout import ShiftPass
 from graphprune.passes.onnx.model import free_sizes, load_model
 from graphprune.passes.onnx.pages import let_go
 from graphprune.passes.onnx.slim import Keep, Slimmed, slim_model
-from graphprune.passes.onnx.wire import outline
 from graphprune.runtime.machine import machine_facts
 from graphprune.runtime.memory import give_back_memory
-from graphprune.runtime.onnx_session import external_files
-from graphprune.verification.proof import Proof, Verdict, run_reference
-from graphprune.verification.verify import tolerance_of
+from graphprune.verification.proof import Verdict
 from graphprune.version import __version__
 
 __all__ = ["SlimReport", "slim_onnx"]
@@ -164,44 +160,89 @@ def slim_onnx(
     nothing = (
         "there is nothing to remove: no channel is dead" if plan is None else "the plan removes nothing of this file"
     )
+    source, target = Path(source), Path(target)
+    choose = None
     if goals:
         channels = _channels_of(align) if ratio is not None else align
         options: dict[str, Any] = {"importance": importance, "align": channels, "allow_inexact": allow_inexact}
         options |= {"seed": seed, "freeze": freeze}
-        plan, nothing = _one_shot(source, goals, shapes, options, latency_target or LatencyTarget())
-    source, target = Path(source), Path(target)
-    name = source.name
+        choose = partial(_one_shot, source, goals, shapes, options, latency_target or LatencyTarget())
+    may_grow = plan is not None  # as it is asked for channel by channel
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(folder_beside(target))
-        work = _Work(source, folder, inputs, shapes, tolerance)
-        masked = None if plan is None else mask_file(source, plan, shapes, folder / "masked.onnx")
-        part = work.prove(masked.exact) if masked is not None and masked.exact is not None else None
-        proof, not_run = work.reference(source if masked is None else masked.path)
+        if choose is not None:
+            plan, nothing = choose()
+        work = Work(source, stack.enter_context(folder_beside(target)), inputs, shapes, tolerance)
+        try:
+            return _slim(work, target, plan, freeze, force, nothing, may_grow=may_grow)
+        except _GrownError:
+            if choose is not None:
+                with contextlib.suppress(BudgetError):  # that the first plan keeps
+                    plan, nothing = choose(whole_vectors=True)
+            return _slim(work, target, plan, freeze, force, nothing, whole_vectors=True)
+
+
+class _GrownError(Exception):
+    """The slim file would be larger than the one that came."""
+
+
+def _slim(
+    work: Work,
+    target: Path,
+    plan: PruningPlan | None,
+    freeze: Sequence[str],
+    force: bool,
+    nothing: str,
+    *,
+    may_grow: bool = True,
+    whole_vectors: bool = False,
+) -> SlimReport:
+    """Write the slim file once it is proven.
+
+    Args:
+        work: the file, and what is to be compared.
+        target: the file to write.
+        plan: what goes; None: what is dead.
+        freeze: names of layers that stay.
+        force: overwrite.
+        nothing: what to say if nothing goes.
+        may_grow: write a file that is larger than the one that came, with a warning.
+        whole_vectors: vectors that several layers share stay shared, where nothing is planned.
+
+    Raises:
+        _GrownError: it would be larger, and may not be; nothing is written.
+    """
+    source, shapes, folder = work.source, work.shapes, work.folder
+    masked = None if plan is None else mask_file(source, plan, shapes, folder / "masked.onnx")
+    part = _prove(work, masked.exact) if masked is not None and masked.exact is not None else None
+    proof, not_run = work.reference(source if masked is None else masked.path)
+    give_back_memory()
+    model = load_model(source)
+    limit = work.limit(model, proof, bool(not_run))
+    sizes = free_sizes(model, shapes)
+    keep = _keeping(model, freeze, sizes) if plan is None and freeze else None
+    done = _slimmed(model, plan, sizes, keep, whole_vectors)
+    model.producer_name, model.producer_version = "graphprune", __version__
+    replaceable = sum(is_overridable(model, value) for value in model.graph.initializers.values())
+    with drafted(model, source, target, force, folder, bool(done.removal.groups)) as draft:
+        let_go(model)  # before onnxruntime maps those of the draft
         give_back_memory()
-        model = load_model(source)
-        limit = work.limit(model, proof, bool(not_run))
-        sizes = free_sizes(model, shapes)
-        done = _slimmed(model, plan, sizes, _keeping(model, freeze, sizes) if plan is None and freeze else None)
-        model.producer_name, model.producer_version = "graphprune", __version__
-        replaceable = sum(is_overridable(model, value) for value in model.graph.initializers.values())
-        with _draft(model, source, target, force, folder, bool(done.removal.groups)) as draft:
-            let_go(model)  # before onnxruntime maps those of the draft
-            give_back_memory()
-            _check(draft, source, target.name)
-            ours = runnable(draft, "the slim file", folder).path if not_run else draft
-            if masked is not None and masked.inexact:
-                verdict = masked.moved(proof.distance_to(ours, limit), part)
-            else:
-                verdict = (proof if done.changed else proof.shortened()).verdict_on(ours, limit)
-            if problem := proof.problem_when_optimized(ours):
-                logger.warning("%s runs in onnxruntime only with its graph optimization off: %s", target.name, problem)
-            given = proof.cases[0][0] if not not_run else None
-            before, after = (onnx_cost(path, shapes=shapes, inputs=given) for path in (source, draft))
-    if done.removal.groups and after.size_bytes > before.size_bytes:
-        logger.warning(
-            "%s is larger than %s: layers that shared numbers lose different channels, and each stores its own now",
-            *(target.name, name),
-        )
+        refuse_invalid(draft, source, target.name)
+        ours = runnable(draft, "the slim file", folder).path if not_run else draft
+        if masked is not None and masked.inexact:
+            verdict = masked.moved(proof.distance_to(ours, limit), part)
+        else:
+            verdict = (proof if done.changed else proof.shortened()).verdict_on(ours, limit)
+        if problem := proof.problem_when_optimized(ours):
+            logger.warning("%s runs in onnxruntime only with its graph optimization off: %s", target.name, problem)
+        given = proof.cases[0][0] if not not_run else None
+        before, after = (onnx_cost(path, shapes=shapes, inputs=given) for path in (source, draft))
+        if done.removal.groups and after.size_bytes > before.size_bytes:
+            if not may_grow:
+                raise _GrownError
+            logger.warning(
+                "%s is larger than %s: layers that shared numbers lose different channels, and each stores its own now",
+                *(target.name, source.name),
+            )
     return SlimReport(
         removed_groups=done.removal.groups,
         removed_channels=done.removal.channels,
@@ -222,73 +263,35 @@ def slim_onnx(
     )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What the proofs of one file have in common."""
+def _prove(work: Work, plan: PruningPlan) -> Verdict:
+    """What is found where a plan of exact groups alone is carried out.
 
-    source: Path
-    folder: Path
-    inputs: Mapping[str, np.ndarray] | None
-    shapes: Mapping[str, tuple[int, ...]] | None
-    tolerance: float | None
-
-    def reference(self, path: Path) -> tuple[Proof, tuple[str, ...]]:
-        """What a file gives, or the part of it that onnxruntime can run, and what is said of the rest."""
-        name = self.source.name
-        try:
-            return run_reference(path, self.inputs, self.shapes, name), ()
-        except ModelLoadError:
-            part = runnable(path, name, self.folder)
-            return run_reference(part.path, self.inputs, self.shapes, name), part.notes
-
-    def limit(self, model: ir.Model, proof: Proof, is_part: bool) -> float:
-        """The largest difference that is tolerated."""
-        return tolerance_of(load_model(proof.path) if is_part else model) if self.tolerance is None else self.tolerance
-
-    def prove(self, plan: PruningPlan) -> Verdict:
-        """What is found where a plan of exact groups alone is carried out.
-
-        Raises:
-            VerificationError: the file without them differs from the one with them at zero.
-        """
-        proof, not_run = self.reference(mask_file(self.source, plan, self.shapes, self.folder / "zeros.onnx").path)
-        model = load_model(self.source)
-        limit = self.limit(model, proof, bool(not_run))
-        _slimmed(model, plan, free_sizes(model, self.shapes))
-        draft = self.folder / "exact.onnx"
-        write(model, draft)
-        let_go(model)
-        return proof.verdict_on(runnable(draft, "the slim file", self.folder).path if not_run else draft, limit)
+    Raises:
+        VerificationError: the file without them differs from the one with them at zero.
+    """
+    proof, not_run = work.reference(mask_file(work.source, plan, work.shapes, work.folder / "zeros.onnx").path)
+    model = load_model(work.source)
+    limit = work.limit(model, proof, bool(not_run))
+    _slimmed(model, plan, free_sizes(model, work.shapes))
+    draft = work.folder / "exact.onnx"
+    write(model, draft)
+    let_go(model)
+    return proof.verdict_on(runnable(draft, "the slim file", work.folder).path if not_run else draft, limit)
 
 
-def _slimmed(model: ir.Model, plan: PruningPlan | None, sizes: Mapping[str, int], keep: Keep | None = None) -> Slimmed:
+def _slimmed(
+    model: ir.Model,
+    plan: PruningPlan | None,
+    sizes: Mapping[str, int],
+    keep: Keep | None = None,
+    whole_vectors: bool = False,
+) -> Slimmed:
     """What was done to a model in place: channels removed, and what becomes superfluous with them."""
-    done = slim_model(model, plan, sizes, keep)
+    done = slim_model(model, plan, sizes, keep, whole_vectors)
     changed = ZeroDenormalsPass()(model).modified or done.changed
     if done.removal.groups:  # a branch that went leaves an addition behind
         changed = ShiftPass()(model).modified or changed
     return replace(done, changed=changed)
-
-
-@contextlib.contextmanager
-def _draft(model: ir.Model, source: Path, target: Path, force: bool, folder: Path, is_cut: bool) -> Iterator[Path]:
-    """The model as a file that becomes `target`, in the form that the source has: weights sparse, or in another file.
-
-    Where nothing was cut and the file would have grown (local functions written out, say), it is the source as it came.
-    """
-    holders = external_files(onnx.load_model_from_string(outline(source))) - {os.path.realpath(source)}
-    outside = bool(holders)  # of the weights; an outline refers to those inside as to the file itself
-    if not is_cut:
-        trial = folder / f"trial-{target.name}"
-        with written(model, trial, outside=outside) as path:
-            store_sparse_like(source, path)
-        if size_of(trial) > size_of(source):
-            with copied(source, target, force) as draft:
-                yield draft
-            return
-    with written(model, target, force, outside=outside) as draft:
-        store_sparse_like(source, draft)
-        yield draft
 
 
 def _keeping(model: ir.Model, freeze: Sequence[str], sizes: Mapping[str, int]) -> Keep:
@@ -323,12 +326,13 @@ def _one_shot(
     shapes: Mapping[str, tuple[int, ...]] | None,
     options: Mapping[str, Any],
     target: LatencyTarget,
+    whole_vectors: bool = False,
 ) -> tuple[PruningPlan, str]:
     """The plan that removes what the weights alone say is least important, and what to say if that is nothing."""
     from graphprune.api import plan as make_plan  # needs torch, which nothing else here does
 
     model = load_model(source)
-    graph = trace_onnx(model, sizes=free_sizes(model, shapes))
+    graph = trace_onnx(model, sizes=free_sizes(model, shapes), whole_vectors=whole_vectors)
     if not graph.n_groups:
         nothing = "nothing can be removed: `graphprune inspect` says why of each layer"
     elif not graph.exact.any() and not options["allow_inexact"]:
@@ -336,12 +340,3 @@ def _one_shot(
     else:
         nothing = "nothing is removed: what was asked for is less than a channel of any layer that may lose some"
     return make_plan(graph, **goals, **options, target=target, shapes=shapes), nothing
-
-
-def _check(draft: Path, source: Path, name: str) -> None:
-    """Raise VerificationError unless the file is valid ONNX, or the one that it comes from is not either."""
-    problem = invalidity(draft)
-    if problem and not invalidity(source):
-        raise VerificationError(f"{name}: the slim file would be no valid ONNX: {problem}")
-    if problem:
-        logger.warning("%s is not valid ONNX, and so is what is made of it: %s", source, problem)

@@ -5,19 +5,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from graphprune.formats.onnx_files import write
 from graphprune.formats.runnable import runnable
 from graphprune.formats.validity import invalidity
 from graphprune.passes.channels.exactness import exact_part, say_inexact
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.onnx.analyze import trace_onnx
+from graphprune.passes.errors import ModelLoadError
 from graphprune.passes.onnx.cut import mask_groups
 from graphprune.passes.onnx.model import free_sizes, load_model
-from graphprune.passes.onnx.slim import planned_groups
-from graphprune.verification.proof import Verdict
+from graphprune.passes.onnx.slim import planned_groups, trace_planned
+from graphprune.verification.proof import Proof, Verdict, run_reference
+from graphprune.verification.verify import tolerance_of
 
-__all__ = ["Masked", "mask_file"]
+__all__ = ["Masked", "Work", "mask_file"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the proofs of one slim file have in common.
+
+    Attributes:
+        source: the file that it is made from.
+        folder: for files that are needed on the way.
+        inputs: arrays by input name to compare with, besides random ones.
+        shapes: sizes of inputs that the file leaves free (beyond the batch).
+        tolerance: largest difference; None: what the file's number format leaves.
+    """
+
+    source: Path
+    folder: Path
+    inputs: Mapping[str, np.ndarray] | None
+    shapes: Mapping[str, tuple[int, ...]] | None
+    tolerance: float | None
+
+    def reference(self, path: Path) -> tuple[Proof, tuple[str, ...]]:
+        """What a file gives, or the part of it that onnxruntime can run, and what is said of the rest."""
+        name = self.source.name
+        try:
+            return run_reference(path, self.inputs, self.shapes, name), ()
+        except ModelLoadError:
+            part = runnable(path, name, self.folder)
+            return run_reference(part.path, self.inputs, self.shapes, name), part.notes
+
+    def limit(self, model: ir.Model, proof: Proof, is_part: bool) -> float:
+        """The largest difference that is tolerated."""
+        return tolerance_of(load_model(proof.path) if is_part else model) if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
@@ -70,8 +104,7 @@ def mask_file(source: Path, plan: PruningPlan, shapes: Mapping[str, tuple[int, .
     model = load_model(source)
     if invalidity(source):  # onnxruntime runs some such files, and refuses others
         runnable(source, source.name, path.parent)
-    heads = plan.options.get("whole_heads", False)
-    graph = trace_onnx(model, whole_heads=heads, sizes=free_sizes(model, shapes))
+    graph = trace_planned(model, plan, free_sizes(model, shapes))
     removed = planned_groups(graph, plan)
     part = exact_part(graph, removed)
     inexact, number = say_inexact(graph, removed), int((removed & ~part).sum())

@@ -81,6 +81,8 @@ class Analysis:
     def __init__(self, whole_heads: bool = False) -> None:
         """`whole_heads`: attention loses heads, instead of the same channel of every head."""
         self.whole_heads = whole_heads
+        #: In which ways, of those that there are, the network is analyzed; a plan notes them.
+        self.options = {"whole_heads": whole_heads}
         self.space = LabelSpace()
         self.carriers: dict[tuple[str, int], Labels] = {}
         self.parameter_shapes: dict[str, tuple[int, ...]] = {}

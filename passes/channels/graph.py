@@ -292,7 +292,7 @@ class ChannelGraph:
             gone = np.flatnonzero((ids >= 0) & removed[ids])
             if gone.size:
                 cut.setdefault(name, {})[dim] = tuple(gone.tolist())
-        options = {"whole_heads": True} if self._analysis.whole_heads else {}
+        options = {name: True for name, is_set in self._analysis.options.items() if is_set}
         return PruningPlan(cut, {name: self.shapes[name] for name in cut}, self._inputs, meta, options)
 
     def with_unreached(self, removed: Mask) -> Mask:

@@ -78,6 +78,7 @@ def trace_onnx(
     dead: bool = False,
     whole_heads: bool = False,
     sizes: Mapping[str, int] | None = None,
+    whole_vectors: bool = False,
 ) -> ChannelGraph:
     """The coupled channel groups of an ONNX model.
 
@@ -89,6 +90,8 @@ def trace_onnx(
             are zero; `ChannelGraph.exact` then holds the answer.
         whole_heads: attention loses heads, instead of the same channel of every head.
         sizes: what symbolic dimensions of the inputs stand for; by default the batch is 2, others 64.
+        whole_vectors: shared vectors stay shared, and the layers that read one lose the same channels. What is cut so
+            never stores more numbers than before.
 
     Raises:
         ModelLoadError: the file is missing or is no ONNX model.
@@ -101,8 +104,11 @@ def trace_onnx(
             "weights lie in blocks of one kind of processor: slim the original"
         )
     name_apart(model)
-    split_shared(model)
-    return _Walk(model, dead, whole_heads, dict(sizes or {})).graph()
+    if not whole_vectors:
+        split_shared(model)
+    walk = _Walk(model, dead, whole_heads, dict(sizes or {}))
+    walk.analysis.options = {"whole_heads": whole_heads, "whole_vectors": whole_vectors}
+    return walk.graph()
 
 
 class _Walk(Facts):

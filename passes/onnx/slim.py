@@ -87,7 +87,11 @@ class ChannelRemovalPass(GraphPass):
     """
 
     def __init__(
-        self, plan: PruningPlan | None = None, sizes: Mapping[str, int] | None = None, keep: Keep | None = None
+        self,
+        plan: PruningPlan | None = None,
+        sizes: Mapping[str, int] | None = None,
+        keep: Keep | None = None,
+        whole_vectors: bool = False,
     ) -> None:
         """Remove channels of a plan, or dead ones.
 
@@ -95,8 +99,10 @@ class ChannelRemovalPass(GraphPass):
             plan: the plan; without one, dead channels go.
             sizes: what free sizes of the inputs stand for during the analysis, by name.
             keep: says which groups of a graph stay though they are dead.
+            whole_vectors: dead channels of layers that share a vector go together; see `trace_onnx`.
         """
         super().__init__()
+        self.whole_vectors = whole_vectors
         self.sizes = sizes
         self.keep = keep
         self.plan = plan
@@ -117,14 +123,14 @@ class ChannelRemovalPass(GraphPass):
 
     def _planned(self, model: ir.Model) -> bool:
         assert self.plan is not None
-        graph = trace_onnx(model, whole_heads=self.plan.options.get("whole_heads", False), sizes=self.sizes)
+        graph = trace_planned(model, self.plan, self.sizes)
         self.unknown = graph.unknown
         return self._remove(graph, planned_groups(graph, self.plan))
 
     def _dead(self, model: ir.Model) -> bool:
         modified = False
         for _ in range(_ROUNDS):
-            graph = trace_onnx(model, dead=True, sizes=self.sizes)
+            graph = trace_onnx(model, dead=True, sizes=self.sizes, whole_vectors=self.whole_vectors)
             self.unknown = graph.unknown
             if not (eliminate_zero_adds(graph) or self._remove(graph, self._dead_in(graph))):
                 break
@@ -152,13 +158,14 @@ def slim_model(
     plan: PruningPlan | None = None,
     sizes: Mapping[str, int] | None = None,
     keep: Keep | None = None,
+    whole_vectors: bool = False,
 ) -> Slimmed:
     """Remove channels and what became superfluous from a model, in place; for the rest see `ChannelRemovalPass`.
 
     A plan is applied as it stands, before anything else. Then the passes run until none of them finds anything: in
     which order they do makes no difference to the result.
     """
-    removal = ChannelRemovalPass(plan, sizes, keep)
+    removal = ChannelRemovalPass(plan, sizes, keep, whole_vectors)
     changed = plan is not None and removal(model).modified
     total = removal.removal
     passes: list[ir.passes.PassBase] = [EliminateIdentityPass(), FoldBatchNormPass(), FoldBiasPass()]
@@ -189,6 +196,12 @@ def dead_groups(graph: ChannelGraph) -> Mask:
     if graph.flow.fates(frozenset(s.index for s in graph.sets if removed[s.groups].all())) is None:
         removed[[group_set.groups[0] for group_set in emptied]] = False
     return graph.with_unreached(removed)
+
+
+def trace_planned(model: ir.Model, plan: PruningPlan, sizes: Mapping[str, int] | None = None) -> ChannelGraph:
+    """The graph of a model, analyzed in the way that the plan was made in; see `trace_onnx`."""
+    options = {name: plan.options.get(name, False) for name in ("whole_heads", "whole_vectors")}
+    return trace_onnx(model, sizes=sizes, **options)
 
 
 def planned_groups(graph: ChannelGraph, plan: PruningPlan) -> Mask:

@@ -7,9 +7,11 @@ import pytest
 from builder import FLOAT, INT64, Builder, difference, image, network, run, shapes, zero
 from onnx import helper, numpy_helper
 
-from graphprune.errors import ModelLoadError, OutputExistsError, PlanError, UsageError
+from graphprune import slimming
+from graphprune.errors import BudgetError, ModelLoadError, OutputExistsError, PlanError, UsageError
 from graphprune.formats.onnx_cost import size_of
 from graphprune.passes.channels.plan import PruningPlan
+from graphprune.passes.onnx.analyze import trace_onnx
 from graphprune.slimming import slim_onnx
 
 
@@ -128,24 +130,73 @@ def test_a_file_that_would_have_grown_is_left_in_its_form(source):
     assert source.with_name("slim.onnx").read_bytes() == source.read_bytes()
 
 
-def test_a_file_that_grows_all_the_same_says_so(source, caplog):
-    """Layers of few numbers share a vector of many, which each has to have for itself once they lose other channels."""
+def sharing():
+    """Layers of few numbers share a vector of many; without another channel each would need one of its own."""
     b = Builder(17)
     x, slopes = b.conv(b.input(("n", 3, 4, 4)), 3, 1, 1), b.literal(np.linspace(0.1, 0.9, 64, dtype=np.float32))
     scores = []
     for number in range(8):
-        y = b.call("Conv", x, b.weight(64, 1, 1, 1))
+        y = b.call("Conv", x, b.weight(64, 1, 1, 1, name=f"first{number}"))
         y = b.call("Sin", b.call("Mul", b.call("Transpose", y, perm=[0, 2, 3, 1]), slopes))
         scores.append(b.call("MatMul", y, b.weight(64, 1, name=f"last{number}")))
     b.output(b.call("Concat", *scores, axis=3), ("n", 4, 4, 8))
-    model = b.model()
+    return b.model()
+
+
+@pytest.mark.parametrize("goal", [{}, {"ratio": 0.02}])
+def test_layers_whose_own_vectors_would_make_the_file_larger_lose_the_same_channels(source, goal, caplog):
+    model = sharing()
     for number in range(8):
-        zero(model, f"last{number}", [number])
+        zero(model, f"last{number}", [0, number + 1])  # the first is dead in all of them, the other in one
+    before = linked(source, model)
+    report = slim_onnx(source, source.with_name("slim.onnx"), **goal)
+    found = shapes(onnx.load(source.with_name("slim.onnx")))
+    assert [found[f"last{number}"] for number in range(8)] == [(63, 1)] * 8
+    assert sorted(found.values()).count((63,)) == 1
+    assert report.removed_groups == 1
+    assert report.bytes_after == size_of(source.with_name("slim.onnx")) < before
+    assert not caplog.records
+
+
+def test_a_budget_that_needs_vectors_apart_is_kept_though_the_file_grows(source, caplog, monkeypatch):
+    onnx.save(sharing(), source)
+    right = slimming._one_shot
+
+    def chosen(*arguments, whole_vectors=False):
+        if whole_vectors:
+            raise BudgetError("no layer can lose that much")
+        graph = trace_onnx(source)
+        removed = np.zeros(graph.n_groups, bool)
+        removed[[graph.axes[(f"last{number}", 0)][number] for number in range(8)]] = True
+        return graph.plan(removed), right(*arguments)[1]
+
+    monkeypatch.setattr(slimming, "_one_shot", chosen)
+    report = slim_onnx(source, source.with_name("slim.onnx"), macs=0.99)
+    assert report.removed_groups == 8
+    assert "slim.onnx is larger than net.onnx" in caplog.text
+
+
+def test_a_plan_is_carried_out_though_the_file_grows_and_that_is_said(source, caplog):
+    model = sharing()
     onnx.save(model, source)
-    report = slim_onnx(source, source.with_name("slim.onnx"))
+    gone = {f"{layer}{number}": {0: (number,)} for number in range(8) for layer in ("first", "last")}
+    plan = PruningPlan(gone, {name: (64, 1, 1, 1) if name.startswith("first") else (64, 1) for name in gone})
+    report = slim_onnx(source, source.with_name("slim.onnx"), plan)
     assert report.removed_groups == 8
     assert report.bytes_after > report.bytes_before
     assert "slim.onnx is larger than net.onnx" in caplog.text
+
+
+def test_a_plan_for_shared_vectors_says_so_and_outlives_its_run(source, tmp_path):
+    onnx.save(sharing(), source)
+    graph = trace_onnx(source, whole_vectors=True)
+    assert (graph.n_groups, trace_onnx(source).n_groups) == (64, 8 * 64)
+    plan = graph.plan(np.arange(64) == 5)
+    assert plan.options == {"whole_vectors": True}
+    plan.save(tmp_path / "plan.json")
+    report = slim_onnx(source, source.with_name("slim.onnx"), tmp_path / "plan.json")
+    assert report.removed_groups == 1
+    assert report.bytes_after < report.bytes_before
 
 
 @pytest.mark.parametrize("grows", [False, True])
