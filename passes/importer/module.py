@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, fx, nn
 
 from graphprune.passes.errors import UnsupportedModelError
@@ -28,6 +28,7 @@ _SETTINGS = {
     *(("Clip", 1), ("Clip", 2), ("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Pad", 2), ("Dropout", 1)),
     *(("Dropout", 2), ("OneHot", 2), ("Range", 0), ("Range", 1), ("Range", 2), ("DequantizeLinear", 1)),
 }
+_NO_WEIGHTS = _STATISTICS | _SETTINGS
 
 
 def import_onnx(source: str | Path | ir.Model) -> "OnnxModule":
@@ -38,21 +39,22 @@ def import_onnx(source: str | Path | ir.Model) -> "OnnxModule":
         UnsupportedModelError: an operator has no torch form; names all such operators.
     """
     model = source if isinstance(source, ir.Model) else load_model(source)
-    for tidy in (
-        UnlistLiteralsPass(),
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        EliminateIdentityPass(),
-        EliminateDeadCodePass(),
-    ):
-        model = tidy(model).model
-    return _of_arity(len(model.graph.inputs))(model).eval()
+    # Not by their `__call__`, which looks for faults: it was done when the file was read, and takes as long as reading.
+    for tidy in (UnlistLiteralsPass(), EliminateIdentityPass(), EliminateDeadCodePass()):
+        tidy.call(model)
+    names = tuple(str(value.name) for value in model.graph.inputs)
+    plain = all(name.isidentifier() and not iskeyword(name) for name in names) and "self" not in names
+    return _taking(names if plain else tuple(f"x{at}" for at in range(len(names))))(model).eval()
 
 
 @cache
-def _of_arity(count: int) -> "type[OnnxModule]":
-    """The class whose `forward` has so many arguments: torch.export takes no `*inputs` for a free batch."""
-    names = ", ".join(f"x{at}" for at in range(count))
-    forward = eval(f"lambda self, {names}: self.compute(({names},))")  # nothing of the file is in this text
+def _taking(arguments: tuple[str, ...]) -> "type[OnnxModule]":
+    """The class whose `forward` has these arguments: torch.export takes no `*inputs` for a free batch.
+
+    Those of the captured graph are called so, too: what is given by name finds its input there.
+    """
+    names = ", ".join(arguments)
+    forward = eval(f"lambda self, {names}: self.compute(({names},))")  # identifiers alone are in this text
     return type("OnnxModule", (OnnxModule,), {"forward": forward, "__doc__": OnnxModule.__doc__})
 
 
@@ -77,7 +79,8 @@ class OnnxModule(nn.Module):
         self.output_names = tuple(str(value.name) for value in graph.outputs)
         self.input_types = tuple(value.dtype or ir.DataType.FLOAT for value in graph.inputs)
         self.input_shapes = tuple(_stated(value) for value in graph.inputs)
-        self._nodes = list(graph)
+        literals = dict(_literals(graph))
+        self._nodes = [node for node in graph if not _is_constant(node)]
         self._opsets = {
             ("" if domain in _STANDARD else domain): version for domain, version in model.opset_imports.items()
         }
@@ -90,10 +93,11 @@ class OnnxModule(nn.Module):
         self._last_use = _last_uses(self._nodes, self._outputs)
         self._known: dict[str, np.ndarray] = {}
         self._stored: dict[str, str] = {}
+        self._taken: set[str] = set()
         read = {value for node in self._nodes for value in _read(node)} | set(self._outputs)
-        for name, value in graph.initializers.items():
+        for name, value in literals.items():
             if not unknown or value in read:
-                self._store(str(name), value)
+                self._store(name, value)
 
     def _leave_out(self, graph: ir.Graph, unknown: Sequence[ir.Node]) -> None:
         """Give what enters the part behind the last layers that has no torch form, in place of what comes out."""
@@ -113,15 +117,17 @@ class OnnxModule(nn.Module):
     def _store(self, name: str, value: ir.Value) -> None:
         tensor = value.const_value
         assert tensor is not None
-        uses = {(use.node.op_type, use.idx) for use in value.uses()}
-        if not tensor.dtype.is_floating_point() and tensor.size <= SMALL:
+        kind = tensor.dtype
+        is_float = kind.is_floating_point()
+        if not is_float and tensor.size <= SMALL:
             self._known[name] = np.array(tensor.numpy())
             return
         array = np.array(tensor.numpy(), order="C")
         if array.dtype.isbuiltin == 2:  # bfloat16, a type that numpy does not have by itself
             array = array.astype(np.float32)
-        numbers = torch.from_numpy(array).to(torch_type(tensor.dtype))
-        is_weight = tensor.dtype.is_floating_point() and numbers.numel() > 1 and not uses & (_STATISTICS | _SETTINGS)
+        numbers = torch.from_numpy(array).to(torch_type(kind))
+        is_weight = is_float and array.size > 1
+        is_weight = is_weight and not any((use.node.op_type, use.idx) in _NO_WEIGHTS for use in value.uses())
         owner: nn.Module = self
         free = self._free(name)
         if "." in free:  # torch keeps dots for modules in modules
@@ -135,6 +141,7 @@ class OnnxModule(nn.Module):
         else:
             owner.register_buffer(last, numbers)
         self._stored[name] = free
+        self._taken.add(free)
         if free != name:
             self.renamed[free] = name
 
@@ -143,7 +150,7 @@ class OnnxModule(nn.Module):
         parts = [part or "_" for part in name.split(".")]
         while True:
             free = ".".join(f"{part}_" if hasattr(_PLAIN, part) else part for part in parts)
-            if free not in self._stored.values():
+            if free not in self._taken:
                 return free
             parts[-1] += "_"
 
@@ -196,6 +203,21 @@ class OnnxModule(nn.Module):
 
 #: What every module has, and a captured graph.
 _PLAIN = fx.GraphModule({}, fx.Graph())
+
+
+def _is_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" and node.domain in _STANDARD
+
+
+def _literals(graph: ir.Graph) -> Iterator[tuple[str, ir.Value]]:
+    """Every literal of a graph by name, those in Constant nodes too: their values hold the numbers from here on."""
+    for name, value in graph.initializers.items():
+        yield str(name), value
+    for node in filter(_is_constant, graph):
+        (value,), (kind,) = node.outputs, node.attributes.values()
+        if value.const_value is None:
+            value.const_value = kind.value if kind.name == "value" else ir.tensor(kind.value, name=value.name)
+        yield str(value.name), value
 
 
 def _stated(value: ir.Value) -> tuple[int | str | None, ...]:

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -137,3 +138,29 @@ def test_weights_behind_other_nodes_are_the_initializers(tmp_path):
     with torch.no_grad():
         found = module(torch.from_numpy(rows)).numpy()
     np.testing.assert_allclose(found, outputs(tmp_path / "net.onnx", rows), atol=1e-5)
+
+
+def test_literals_in_constant_nodes_of_every_form_are_known():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    forms (float[n, 2, 4] x) => (float[n, 4, 2] y, float[2] pair)
+    {
+      sizes = Constant <value_ints: ints = [0, 4, 2]> ()
+      half = Constant <value_float: float = 0.5> ()
+      axis = Constant <value_int: int = 0> ()
+      pair = Constant <value_floats: floats = [3.0, 4.0]> ()
+      copy = Identity (pair)
+      kernel = Constant <value = float[2] {1.0, 2.0}> ()
+      a = Reshape (x, sizes)
+      b = Mul (a, half)
+      c = Gather (copy, axis)
+      d = Add (b, c)
+      y = Mul (d, kernel)
+    }
+    """
+    module = import_onnx(ir.from_onnx_text(text))
+    assert {name for name, _ in module.named_parameters()} >= {"kernel"}
+    x = torch.arange(16.0).reshape(2, 2, 4)
+    y, pair = module(x)
+    torch.testing.assert_close(y, (x.reshape(2, 4, 2) * 0.5 + 3) * torch.tensor([1.0, 2.0]))
+    assert pair.tolist() == [3, 4]
