@@ -289,7 +289,8 @@ def data_options(*, required: bool = False) -> tuple[Decorator, ...]:
             "--data",
             type=click.Path(path_type=Path),
             required=required,
-            help="Images: a folder, a zip (images.zip::train for a folder in it), or a .npy or .npz array.",
+            help="Images: a folder, a zip (images.zip::train for a folder in it), or a .npy or .npz array. "
+            "For several inputs: an .npz file with an array for each, by name.",
         ),
         click.option("--mean", type=FloatList(), help="Mean of each channel, of pixels in 0..1. Default: ImageNet's."),
         click.option("--std", type=FloatList(), help="Standard deviation of each channel. Default: ImageNet's."),

@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 
 from graphprune.allocation import LATENCY, SEARCHES
 from graphprune.config import RECONSTRUCTED, CompressConfig
-from graphprune.data import ImageSource
+from graphprune.data import ImageSource, Source
 from graphprune.delivery.closed_form import ClosedForm
 from graphprune.delivery.deliver import Delivery, member_names
 from graphprune.delivery.int8_files import int8_name, quantize_members, said
@@ -122,7 +122,8 @@ def compress(
 
     Args:
         model: a module, an exported program, a captured module, or the path of a .pt2 file.
-        images: what to learn from: a path, what `load_images` returned, or an array of network inputs.
+        images: what to learn from: a path, what `load_images` returned, or an array of network inputs; for a model of
+            several inputs, or of one that is no image, arrays by input, as a mapping or the path of an .npz file.
         example_inputs: the arguments of one call, to capture the model with; by default a few of the images.
         macs: share of the multiply-accumulates that may be left; goes before the one in `config`. Several make a
             family: as many students learn from one teacher and from each other, and each is delivered.
@@ -194,7 +195,7 @@ def compress(
             with clock("seeing what every layer computes"):
                 part = None if reporter is None else reporter.part
                 closed_form = ClosedForm(graph, engine.batches.source, settings.seed, part, rotates=False)
-        shared = {"preprocessing": source.preprocess.to_dict()}
+        shared = {"preprocessing": None if source.preprocess is None else source.preprocess.to_dict()}
         folder.check(shared)
         _log_model(engine.graph)
         delivery = Delivery(engine, staging, loaded)
@@ -319,16 +320,20 @@ def _read(
     eval_images: Images | None,
     options: DataOptions,
     reporter: Reporter | None,
-) -> tuple[ImageSource, ImageSource | None]:
+) -> tuple[Source, Source | None]:
     progress = None if reporter is None else reporter.images
     source = read_images(images, options, model, progress)
     if eval_images is None:
         return source, None
-    seen = source.preprocess
-    same = DataOptions(image_size=seen.image_size, channels=seen.channels, mean=seen.mean, std=seen.std)
+    same = DataOptions()
+    if isinstance(source, ImageSource):
+        seen = source.preprocess
+        same = DataOptions(image_size=seen.image_size, channels=seen.channels, mean=seen.mean, std=seen.std)
     judges = read_images(eval_images, same, model, progress)
-    if judges.preprocess.input_shape != seen.input_shape:
-        sizes = ["x".join(map(str, images.preprocess.input_shape)) for images in (judges, source)]
+    if judges.shapes != source.shapes:
+        sizes = [
+            ", ".join("x".join(map(str, shape[1:])) for shape in part.shapes.values()) for part in (judges, source)
+        ]
         raise DataError(
             f"the images to measure on ({judges.name}) are {sizes[0]}, those to learn from {sizes[1]}: "
             "give both in one size"
@@ -337,7 +342,7 @@ def _read(
 
 
 def _captured(
-    model: nn.Module | ExportedProgram, source: ImageSource, example_inputs: tuple[Any, ...] | None
+    model: nn.Module | ExportedProgram, source: Source, example_inputs: tuple[Any, ...] | None
 ) -> ChannelGraph:
     """Capture and analyze the model."""
     graph = analyze(capture_on(model, source, example_inputs))
@@ -348,7 +353,7 @@ def _captured(
 
 def _engine(
     graph: ChannelGraph,
-    source: ImageSource,
+    source: Source,
     config: CompressConfig,
     checkpoint: Path | None,
     resume: bool,

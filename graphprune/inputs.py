@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from graphprune.data import ImageSource, Preprocess, load_images
+from graphprune.data import ImageSource, Preprocess, Samples, Source, load_images
+from graphprune.data.batches import as_batch, tensors_of
+from graphprune.data.named_arrays import dims_text, names_of
+from graphprune.formats.input_arrays import arrays_for, samples_for
 from graphprune.formats.user_code import one_line
 from graphprune.passes.errors import CaptureError, DataError, UnsupportedModelError, UsageError
 from graphprune.passes.fx.capture import at_sizes, capture, module_of
 from graphprune.passes.fx.captured import CapturedModule
-from graphprune.passes.fx.outputs import layouts, run, turned
+from graphprune.passes.fx.outputs import layouts, run
 from graphprune.passes.fx.sizes import has_sizes_of
 from graphprune.runtime.torch_mode import evaluation
 from graphprune.verification.model_runner import captured_batch, describe_inputs
@@ -36,8 +39,11 @@ __all__ = [
 
 logger = logging.getLogger("graphprune")
 
-Images = str | os.PathLike[str] | ImageSource | np.ndarray | torch.Tensor
-"""Where images come from: a path (folder, zip, .npz, .npy), a loaded source, or an array of network inputs."""
+Images = str | os.PathLike[str] | ImageSource | Samples | np.ndarray | torch.Tensor | Mapping[str, Any]
+"""Where images come from: a path (folder, zip, .npz, .npy), a loaded source, or an array of network inputs.
+
+Or, for models of several inputs and of such as are no images, arrays by input: a mapping, or the path of an .npz file.
+"""
 
 _EXAMPLES = 8
 _OF_FILES = (1, 3)  # channels that images from files can have
@@ -78,7 +84,8 @@ def expected_images(model: nn.Module | ExportedProgram) -> tuple[int | None, tup
     if len(specs) != 1 or len(specs[0].dims) != 4:
         found = ", ".join("x".join(str(n) if isinstance(n, int) else "?" for n in spec.dims) for spec in specs)
         raise UnsupportedModelError(
-            f"the model takes {found}; only a single input of images (NxCxHxW) can be learned from"
+            f"the model takes {found}; images are for a single input of images (NxCxHxW): give an array for each "
+            f"input by name ({names_of(specs)}), as an .npz file or a mapping"
         )
     channels, height, width = image_sizes(specs[0].dims)
     return channels, (height, width) if height is not None and width is not None else None
@@ -124,26 +131,33 @@ def read_images(
     options: DataOptions,
     model: nn.Module | ExportedProgram | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> ImageSource:
-    """Return the images, brought to the size and the channels that the model takes.
+) -> Source:
+    """Return the images, brought to the size and the channels that the model takes; arrays by input as they are.
 
     Raises:
         DataError: they are missing, unreadable, or not what the model takes.
-        UnsupportedModelError: the model takes something else than one input of images.
+        UnsupportedModelError: the model takes images in another form.
     """
+    arrays = arrays_for(images, model)
+    if arrays is not None:
+        if options.mean or options.std or options.image_size or options.channels:
+            raise UsageError("arrays are taken as they are: `mean`, `std`, `image_size`, `channels` are for images")
+        name = str(images) if isinstance(images, str | os.PathLike) else "the arrays given"
+        samples = samples_for(arrays, model, name)
+        return samples if options.limit is None else samples.sample(options.limit, 0)
     source = _read(images, options, model, progress)
-    if model is not None:
+    if model is not None and isinstance(source, ImageSource):
         _require_shape(model, source, None)
     return source
 
 
 def _read(
-    images: Images,
+    images: Any,
     options: DataOptions,
     model: nn.Module | ExportedProgram | None,
     progress: Callable[[int, int], None] | None,
-) -> ImageSource:
-    if isinstance(images, ImageSource):
+) -> Source:
+    if isinstance(images, ImageSource | Samples):
         return images
     if isinstance(images, torch.Tensor):
         images = images.detach().cpu().float().numpy() if images.is_floating_point() else images.cpu().numpy()
@@ -165,13 +179,13 @@ def _read(
 
 
 def capture_on(
-    model: nn.Module | ExportedProgram, source: ImageSource, example_inputs: tuple[Any, ...] | None = None
+    model: nn.Module | ExportedProgram, source: Source, example_inputs: tuple[Any, ...] | None = None
 ) -> CapturedModule:
     """Capture a model on the first images, and make sure that it takes them in batches of any size.
 
     Args:
         model: a module, an exported program or a captured module.
-        source: images as the model is to see them.
+        source: images, or arrays for all inputs, as the model is to see them.
         example_inputs: the arguments of one call to capture with, instead of images.
 
     Raises:
@@ -180,19 +194,21 @@ def capture_on(
         UnsupportedModelError: the model takes something else than one input of images, or computes in another precision
             than float32.
     """
-    images = torch.from_numpy(source.batch(np.arange(_EXAMPLES) % len(source)))
+    batch = as_batch(source.batch(np.arange(_EXAMPLES) % len(source)))
+    given = tensors_of(batch)
     _require_float32(model)
-    _require_shape(model, source, example_inputs)
+    if isinstance(source, ImageSource):
+        _require_shape(model, source, example_inputs)
     if isinstance(model, ExportedProgram):
-        if not has_sizes_of((module := module_of(model)).graph, (images,)):
-            _require_taken(module, (images,), source)
-        captured = capture(model, (images,))
+        if not has_sizes_of((module := module_of(model)).graph, given):
+            _require_taken(module, given, source)
+        captured = capture(model, given)
     elif isinstance(model, CapturedModule):
-        captured = at_sizes(model, (images,))
+        captured = at_sizes(model, given)
     else:
-        _require_taken(model, _call(images, example_inputs), source)
-        captured = capture(model, example_inputs or (images,))
-    _require_any_batch(captured, images)
+        _require_taken(model, _call(given, example_inputs), source)
+        captured = capture(model, example_inputs or given)
+    _require_any_batch(captured, [tensors_of(batch[:1]), tensors_of(batch[1:2])])
     return captured
 
 
@@ -262,17 +278,25 @@ def _require_shape(
         )
 
 
-def _call(images: torch.Tensor, example_inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The arguments of a call with these images: with flags and the like where the examples have them."""
-    return tuple(images if isinstance(x, torch.Tensor) else x for x in example_inputs or (images,))
+def _call(given: tuple[torch.Tensor, ...], example_inputs: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The arguments of a call with these tensors: with flags and the like where the examples have them."""
+    following = iter(given)
+    return tuple(next(following) if isinstance(x, torch.Tensor) else x for x in example_inputs or given)
 
 
-def _require_taken(model: nn.Module, inputs: tuple[Any, ...], source: ImageSource) -> None:
+def _require_taken(model: nn.Module, inputs: tuple[Any, ...], source: Source) -> None:
     """Run the module on a few images, for an error in the model's own words."""
     try:
         with evaluation(model):
             run(model, inputs)
     except Exception as error:  # the user's own forward: it may raise anything
+        if not isinstance(source, ImageSource):
+            shapes = ", ".join(
+                f"'{name}' {dims_text([n or None for n in shape])}" for name, shape in source.shapes.items()
+            )
+            raise DataError(
+                f"the model does not take the arrays of {source.name} ({shapes}): {one_line(error)}"
+            ) from error
         shape = "x".join(map(str, source.preprocess.input_shape))
         raise DataError(
             f"the model does not take images of {shape} (channels x height x width) from {source.name}: "
@@ -280,15 +304,14 @@ def _require_taken(model: nn.Module, inputs: tuple[Any, ...], source: ImageSourc
         ) from error
 
 
-def _require_any_batch(captured: CapturedModule, images: torch.Tensor) -> None:
+def _require_any_batch(captured: CapturedModule, samples: Sequence[tuple[torch.Tensor, ...]]) -> None:
     """A graph with one batch size written into it gives other results, or none, for another.
 
     Outputs are learned sample by sample: all of them hold the samples along their first dimension.
     """
     problem, found = "", []
-    images = torch.cat([images, *turned((images,))])[:2]  # there may be one only
     try:
-        found = layouts(captured, [(image[None],) for image in images])
+        found = layouts(captured, samples)
     except (RuntimeError, ValueError, IndexError) as error:
         problem = f" ({one_line(error)})"
     if problem or any(layout.dims is None for layout in found):

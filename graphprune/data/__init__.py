@@ -7,5 +7,9 @@ This package needs no torch; `graphprune.data.batches`, which feeds training, do
 
 from graphprune.data.images import ImageSource, load_images
 from graphprune.data.preprocess import Preprocess
+from graphprune.data.samples import Samples
 
-__all__ = ["ImageSource", "Preprocess", "load_images"]
+__all__ = ["ImageSource", "Preprocess", "Samples", "Source", "load_images"]
+
+Source = ImageSource | Samples
+"""What a model can be shown: images, or arrays for its inputs."""

@@ -4,7 +4,7 @@ The images of a batch, their crops and their flips are functions of (seed, epoch
 therefore resumes bit for bit from two integers, and two runs of one seed see the same images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,10 +15,54 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphprune.data.images import ImageSource
+from graphprune.data.samples import Arrays, Samples
 from graphprune.passes.errors import DataError, UsageError
 
 # What a stream of random numbers is for; keeps the streams of one seed apart.
 _ORDER, _AUGMENTATION = 0, 1
+
+
+class Inputs:
+    """A batch for a model of several inputs: a tensor for each, in their order.
+
+    Its length is the number of samples, which stand along the first dimension; single numbers are the same for all.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return next(len(tensor) for tensor in self.tensors if tensor.ndim)
+
+    def __getitem__(self, rows: slice) -> "Inputs":
+        """These samples."""
+        return changed(self, lambda tensor: tensor[rows] if tensor.ndim else tensor)
+
+
+Batch = Tensor | Inputs
+"""Samples as a model takes them: of its only input, or of several."""
+
+
+def as_batch(arrays: NDArray[Any] | Arrays) -> Batch:
+    """Return what a source gives as a batch."""
+    if isinstance(arrays, tuple):
+        return Inputs(tuple(torch.from_numpy(np.asarray(array, order="C")) for array in arrays))
+    return torch.from_numpy(arrays)
+
+
+def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
+    """Return the arguments of a call with a batch."""
+    return batch.tensors if isinstance(batch, Inputs) else (batch,)
+
+
+def changed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the batch with every tensor of it changed."""
+    return Inputs(tuple(change(tensor) for tensor in batch.tensors)) if isinstance(batch, Inputs) else change(batch)
+
+
+def parts_of(batch: Batch, size: int) -> list[Batch]:
+    """Return the batch as several, of so many samples at most."""
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +94,7 @@ NO_AUGMENTATION = Augmentation(crop=False, flip=False)
 
 
 class TrainingBatches:
-    """Endless, shuffled, augmented and normalized batches by epoch and step.
+    """Endless, shuffled, augmented and normalized batches by epoch and step; arrays are given as they are.
 
     Every epoch is a new permutation of the images. A last, smaller batch is left out, unless there are
     fewer images than a batch: then all of them are the batch.
@@ -61,7 +105,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, source: ImageSource, batch_size: int, *, seed: int, augmentation: Augmentation | None = None
+        self, source: ImageSource | Samples, batch_size: int, *, seed: int, augmentation: Augmentation | None = None
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"the batch size is {batch_size}: it must be at least 1")
@@ -72,25 +116,28 @@ class TrainingBatches:
         self.batch_size = min(batch_size, len(source))
         self.steps_per_epoch = len(source) // self.batch_size
         self.source = source
-        self._pixels = torch.from_numpy(source.pixels)
+        self._pixels = torch.from_numpy(source.pixels) if isinstance(source, ImageSource) else None
         self._seed = seed
         self._augmentation = Augmentation() if augmentation is None else augmentation
         self._order_epoch = -1
-        self._order: NDArray[np.int64] = source.indices
+        self._every = source.indices if isinstance(source, ImageSource) else np.arange(len(source))
+        self._order: NDArray[np.int64] = self._every
 
-    def batch(self, epoch: int, step: int) -> Tensor:
+    def batch(self, epoch: int, step: int) -> Batch:
         """Return one batch, whatever was asked for before; both numbers count from 0.
 
-        Shapes: returns (batch_size, channels, height, width).
+        Shapes: returns (batch_size, channels, height, width) for images.
         """
+        chosen = self.chosen(epoch, step)
+        if not isinstance(self.source, ImageSource) or self._pixels is None:
+            return as_batch(self.source.batch(chosen))
         random = np.random.default_rng((self._seed, _AUGMENTATION, epoch, step))
-        chosen = torch.from_numpy(self.chosen(epoch, step))
-        augmented = augment(self._pixels, chosen, self._augmentation, random)
+        augmented = augment(self._pixels, torch.from_numpy(chosen), self._augmentation, random)
         batch = torch.from_numpy(self.source.preprocess(augmented.numpy()))
         return blend(batch, self._augmentation.mix, random) if self._augmentation.mix else batch
 
     def chosen(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Return which of the source's `pixels` a batch is made of."""
+        """Return which of the source's `pixels`, or of its samples, a batch is made of."""
         start = step * self.batch_size
         return self._order_of(epoch)[start : start + self.batch_size]
 
@@ -126,14 +173,14 @@ class TrainingBatches:
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._order_epoch:
             random = np.random.default_rng((self._seed, _ORDER, epoch))
-            self._order = random.permutation(self.source.indices)
+            self._order = random.permutation(self._every)
             self._order_epoch = epoch
         return self._order
 
 
-def evaluation_batches(source: ImageSource, batch_size: int) -> Iterator[Tensor]:
-    """Yield all images in order, normalized, as tensors; the last batch may be smaller."""
-    return map(torch.from_numpy, source.batches(batch_size))
+def evaluation_batches(source: ImageSource | Samples, batch_size: int) -> Iterator[Batch]:
+    """Yield all images in order, normalized, as tensors, or all samples; the last batch may be smaller."""
+    return map(as_batch, source.batches(batch_size))
 
 
 def augment(pixels: Tensor, chosen: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:

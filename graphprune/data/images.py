@@ -14,6 +14,7 @@ from graphprune.data.arrays import is_array_file, read_array_file, resize_array
 from graphprune.data.decode import decode_files
 from graphprune.data.files import class_labels, open_files
 from graphprune.data.preprocess import Images, Preprocess
+from graphprune.data.samples import held_out
 from graphprune.passes.errors import DataError, UsageError
 
 logger = logging.getLogger("graphprune")
@@ -67,6 +68,11 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of what is fed, of the only input (""); 0 where the images stand."""
+        return {"": (0, *self.preprocess.input_shape)}
+
     def batch(self, positions: NDArray[np.int64] | slice) -> NDArray[np.float32]:
         """Return these images of this source, normalized.
 
@@ -100,23 +106,9 @@ class ImageSource:
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:number])
 
     def split(self, fraction: float, seed: int) -> tuple["ImageSource", "ImageSource"]:
-        """Return the rest and a held-out random part; the same seed gives the same parts.
-
-        Args:
-            fraction: share of the held-out part; both parts get at least one image.
-            seed: of the random choice.
-
-        Raises:
-            UsageError: the fraction is not between 0 and 1.
-            DataError: there are fewer than two images.
-        """
-        if not 0 < fraction < 1:
-            raise UsageError(f"the held-out share is {fraction}: it must be between 0 and 1")
-        if len(self) < 2:
-            raise DataError(f"{self.name} has {len(self)} image(s): two are needed to hold some out")
-        held_out = min(max(1, round(fraction * len(self))), len(self) - 1)
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self.subset(np.sort(order[held_out:])), self.subset(np.sort(order[:held_out]))
+        """Return the rest and a held-out random part; see `held_out`."""
+        rest, held = held_out(len(self), fraction, seed, self.name)
+        return self.subset(rest), self.subset(held)
 
     def checksum(self) -> int:
         """Return a number that changes when the images or their order do."""

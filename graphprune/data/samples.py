@@ -1,11 +1,16 @@
 """What any model is fed with, sample by sample: an array for every input, or images in the form that it takes."""
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphprune.passes.errors import DataError, UsageError
+
 Arrays = tuple[NDArray, ...]
+
+_CHUNK = 256  # samples
 
 
 class Samples:
@@ -14,7 +19,13 @@ class Samples:
     Attributes:
         name: where they came from, for messages.
         shapes: by input, the shape of what is fed; 0 where the samples stand.
+        labels, class_names, skipped, preprocess: what images have beside their pixels, and arrays have not.
     """
+
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    preprocess: None = None
 
     def __init__(
         self,
@@ -34,7 +45,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def batch(self, positions: NDArray[np.int64]) -> Arrays:
+    def batch(self, positions: NDArray[np.int64] | slice) -> Arrays:
         """Return these samples, an array for every input."""
         return self._read(self._indices[positions])
 
@@ -51,6 +62,41 @@ class Samples:
     def sample(self, number: int, seed: int) -> "Samples":
         """Return so many samples, or all, drawn at random and in random order."""
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:number])
+
+    def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
+        """Return the rest and a held-out random part; see `held_out`."""
+        rest, held = held_out(len(self), fraction, seed, self.name)
+        return self.subset(rest), self.subset(held)
+
+    def checksum(self) -> int:
+        """Return a number that changes when the samples or their order do."""
+        found = 0
+        for batch in self.batches(_CHUNK):
+            for array in batch:
+                found = zlib.crc32(np.ascontiguousarray(array).data, found)
+        return found
+
+
+def held_out(count: int, fraction: float, seed: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of so many samples are the rest and which are held out; the same seed gives the same parts.
+
+    Args:
+        count: how many samples there are.
+        fraction: share of the held-out part; both parts get at least one.
+        seed: of the random choice.
+        name: where the samples came from.
+
+    Raises:
+        UsageError: the fraction is not between 0 and 1.
+        DataError: there are fewer than two samples.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"the held-out share is {fraction}: it must be between 0 and 1")
+    if count < 2:
+        raise DataError(f"{name} has {count} image(s): two are needed to hold some out")
+    held = min(max(1, round(fraction * count)), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def samples_of_arrays(arrays: Mapping[str, NDArray], axes: Sequence[int | None], count: int, name: str) -> Samples:

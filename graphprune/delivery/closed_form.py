@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from graphprune.data import ImageSource
+from graphprune.data import Source
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.reconstruction.reconstruct import Reconstruction
 from graphprune.reconstruction.report import LayerReport, summary
@@ -42,7 +42,7 @@ class ClosedForm:
     def __init__(
         self,
         graph: "ChannelGraph",
-        images: ImageSource,
+        images: Source,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
         *,

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from graphprune.allocation import SEARCHES
 from graphprune.api import plan
 from graphprune.config import Budget, CompressConfig
-from graphprune.data import ImageSource
+from graphprune.data import Source
+from graphprune.data.batches import as_batch, tensors_of
 from graphprune.delivery.untrained import Untrained
 from graphprune.formats.export import export_onnx
 from graphprune.formats.imported import cut_at_heads
@@ -89,16 +89,15 @@ class Delivery:
         # The graph's own copy: that of the engine may be in another memory layout.
         self.dense: CapturedModule = engine.graph.front_end.module
         held = engine.held_out
-        self.shapes = {"": (0, *held.preprocess.input_shape)}
+        self.shapes = held.shapes
         self._images = held.batch(slice(0, _CHECKED_IMAGES))
-        self._example = (torch.from_numpy(held.batch(np.arange(_EXAMPLES) % len(held))),)
-        self._metadata = {
-            "graphprune_version": __version__,
-            "graphprune_preprocessing": json.dumps(held.preprocess.to_dict()),
-        }
+        self._example = tensors_of(as_batch(held.batch(np.arange(_EXAMPLES) % len(held))))
+        self._metadata = {"graphprune_version": __version__}
+        if held.preprocess is not None:
+            self._metadata["graphprune_preprocessing"] = json.dumps(held.preprocess.to_dict())
 
     @property
-    def source(self) -> ImageSource:
+    def source(self) -> Source:
         """The images that are learned from, or fitted to."""
         return self.engine.source if isinstance(self.engine, Untrained) else self.engine.batches.source
 

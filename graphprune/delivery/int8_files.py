@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from typing import Any
 
-from graphprune.data import ImageSource
+from graphprune.data import Source
 from graphprune.delivery.deliver import Delivery
 from graphprune.int8.quantize import AUTO, QuantizeOptions, quantize_onnx
 from graphprune.latency.target import LatencyTarget
@@ -28,7 +28,7 @@ def said(error: Exception) -> str:
 
 
 def quantize_members(
-    delivery: Delivery, images: ImageSource, options: QuantizeOptions
+    delivery: Delivery, images: Source, options: QuantizeOptions
 ) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
     """Write an int8 file for every slim model; return what is to be known of each, and what kept others from it.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphprune.data import ImageSource
+from graphprune.data import Source
 from graphprune.delivery.deliver import Delivery, Member, count_parameters
 from graphprune.delivery.int8_files import add_timing
 from graphprune.formats.sparse_storage import is_smaller_sparse
@@ -60,8 +60,8 @@ class BenchmarkOptions:
 
 def measure(
     delivery: Delivery,
-    source: ImageSource,
-    judged_on: ImageSource | None,
+    source: Source,
+    judged_on: Source | None,
     options: BenchmarkOptions,
     int8: list[dict[str, Any]] | None = None,
     metric: Metric | None = None,
@@ -128,7 +128,7 @@ def measure(
         "config": {**delivery.engine.config.to_dict(), "lr": delivery.engine.config.peak_lr},
         "torch_threads": torch.get_num_threads(),
         "trained_on": str(delivery.engine.device),
-        "preprocessing": source.preprocess.to_dict(),
+        "preprocessing": None if source.preprocess is None else source.preprocess.to_dict(),
         "data": {
             "images": source.name,
             "number": len(source),
@@ -139,7 +139,7 @@ def measure(
     }
 
 
-def try_metric(delivery: Delivery, judged_on: ImageSource | None, metric: Metric) -> None:
+def try_metric(delivery: Delivery, judged_on: Source | None, metric: Metric) -> None:
     """Ask the user's own measure about the dense file and itself on a few images, before any training.
 
     Raises:
@@ -248,7 +248,7 @@ def _timed(delivery: Delivery, options: BenchmarkOptions) -> BenchmarkReport:
     return report
 
 
-def _warn_of_bad_start(quality: Quality, judged_on: ImageSource) -> None:
+def _warn_of_bad_start(quality: Quality, judged_on: Source) -> None:
     """An accuracy near chance says that the images are not what the model was trained on."""
     classes = len(judged_on.class_names)
     if quality.accuracy and classes > 2 and quality.accuracy["dense"] < 1.5 / classes:

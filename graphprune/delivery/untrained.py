@@ -7,7 +7,7 @@ import torch
 
 from graphprune.allocation import count, count_dense
 from graphprune.config import Budget, CompressConfig
-from graphprune.data import ImageSource
+from graphprune.data import Source
 from graphprune.delivery.closed_form import ClosedForm
 from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.channels.plan import PruningPlan
@@ -43,7 +43,7 @@ class Untrained:
     def __init__(
         self,
         graph: "ChannelGraph",
-        images: ImageSource,
+        images: Source,
         config: CompressConfig,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:

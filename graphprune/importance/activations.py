@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphprune.data.batches import Batch, tensors_of
+
 if TYPE_CHECKING:
     from graphprune.passes.channels.graph import ChannelGraph
     from graphprune.passes.fx.captured import CapturedModule
@@ -48,7 +50,7 @@ class ActivationStatistics:
         self,
         module: "CapturedModule",
         graph: "ChannelGraph",
-        batches: Callable[[], Iterable[Tensor]],
+        batches: Callable[[], Iterable[Batch]],
         present: np.ndarray | None = None,
     ) -> None:
         self._module = module
@@ -83,7 +85,7 @@ class ActivationStatistics:
         seen = 0
         for batch in self._batches():
             batch = batch if most is None else batch[: most - seen]
-            for part, dim, features in zip(parts, dims, tapped(batch)[1], strict=True):
+            for part, dim, features in zip(parts, dims, tapped(*tensors_of(batch))[1], strict=True):
                 if dim > 0 and len(features) == len(batch):
                     part.append(per_image(features.movedim(dim, 1).float()))
             seen += len(batch)

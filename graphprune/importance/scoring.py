@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphprune.data.batches import evaluation_batches
+from graphprune.data.batches import Batch, changed, evaluation_batches, tensors_of
 from graphprune.importance.activations import ActivationStatistics
 from graphprune.importance.criteria import Evidence, criterion, scale_parameters
 from graphprune.importance.group_index import GroupIndex
@@ -22,7 +22,7 @@ from graphprune.importance.learned import Learned
 from graphprune.importance.output_loss import Form, flatten_outputs, logits
 from graphprune.passes.errors import UsageError
 from graphprune.reconstruction.reconstruct import cost_scores
-from graphprune.runtime.precision import number_format
+from graphprune.runtime.precision import in_format, number_format
 
 if TYPE_CHECKING:
     from graphprune.inputs import Images
@@ -84,18 +84,19 @@ def score_groups(
     tapped = module.with_taps((), learned.nodes).eval()
     for batch in batches():
         module.zero_grad()
-        torch.autograd.backward(_own_loss(flatten_outputs(tapped(batch)[0]), learned))
+        torch.autograd.backward(_own_loss(flatten_outputs(tapped(*tensors_of(batch))[0]), learned))
         total += chosen(evidence)
     return total.numpy()
 
 
-def _batches(images: "Images", module: "CapturedModule", seed: int) -> Callable[[], Iterator[Tensor]]:
+def _batches(images: "Images", module: "CapturedModule", seed: int) -> Callable[[], Iterator[Batch]]:
     """Batches of the images drawn, as often as they are asked for; read once."""
     from graphprune.inputs import DataOptions, read_images, refuse_fixed_batch
 
     refuse_fixed_batch(module, f"scores are found on batches of {_BATCH} and fewer")
     source, kind = read_images(images, DataOptions(), module).sample(_MOST_IMAGES, seed), number_format(module)
-    return lambda: (batch.to(kind) for batch in evaluation_batches(source, _BATCH))
+    formed = partial(in_format, dtype=kind)
+    return lambda: (changed(batch, formed) for batch in evaluation_batches(source, _BATCH))
 
 
 def _own_loss(outputs: list[Tensor], learned: Learned) -> Tensor:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from graphprune.data import ImageSource, Preprocess, load_images
 from graphprune.data.arrays import is_array_file, load_arrays
-from graphprune.data.samples import Samples, samples_of_arrays
+from graphprune.data.named_arrays import dims_text, names_of, samples_of_inputs
+from graphprune.data.samples import Samples
 from graphprune.inputs import DataOptions, Images
 from graphprune.passes.errors import DataError, UnsupportedModelError, UsageError
 from graphprune.runtime.onnx_inputs import InputSpec, input_specs
@@ -63,6 +64,8 @@ def samples_of(
         UnsupportedModelError: the model's metadata cannot be read.
     """
     specs, given = specs_of(model), data or DataOptions()
+    if isinstance(images, Samples):
+        return _in_order(images, specs)
     if (images is None) == (inputs is None):
         raise UsageError("int8 needs `images`, or arrays for all `inputs`: give one of the two")
     if isinstance(images, np.ndarray | torch.Tensor):
@@ -75,10 +78,24 @@ def samples_of(
     if inputs is not None:
         if given.mean or given.std or given.image_size:
             raise UsageError("arrays are taken as they are: `mean`, `std` and `image_size` are for images")
-        samples = _of_arrays(specs, inputs, name)
+        samples = samples_of_inputs(specs, inputs, name)
         return samples if given.limit is None else samples.sample(given.limit, 0)
     assert images is not None
     return _of_images(_image(_only(specs)), images, given, _noted(model))
+
+
+def _in_order(samples: Samples, specs: Sequence[InputSpec]) -> Samples:
+    """The same samples for a model, which must have the inputs that they are for.
+
+    Raises:
+        DataError: it has others.
+    """
+    names = [spec.name for spec in specs]
+    if list(samples.shapes) != names:
+        raise DataError(
+            f"{samples.name}: samples for {', '.join(samples.shapes)}, and the model takes {names_of(specs)}"
+        )
+    return samples
 
 
 def example_of(source: Path, inputs: Mapping[str, Any]) -> dict[str, NDArray]:
@@ -89,7 +106,7 @@ def example_of(source: Path, inputs: Mapping[str, Any]) -> dict[str, NDArray]:
     """
     specs = input_specs(open_session(source, optimize=False, mapped=True), str(source))
     first = specs[0].dims[0] if specs[0].dims else 1
-    samples = _of_arrays(specs, inputs, "the arrays given")
+    samples = samples_of_inputs(specs, inputs, "the arrays given")
     batch = next(samples.batches(first if isinstance(first, int) else 1, fixed=True))
     return {spec.name: array for spec, array in zip(specs, batch, strict=True)}
 
@@ -97,88 +114,10 @@ def example_of(source: Path, inputs: Mapping[str, Any]) -> dict[str, NDArray]:
 def _only(specs: Sequence[InputSpec]) -> InputSpec:
     if len(specs) != 1:
         raise DataError(
-            f"the model has {len(specs)} inputs ({_named(specs)}), and images are for a single one: give arrays for "
+            f"the model has {len(specs)} inputs ({names_of(specs)}), and images are for a single one: give arrays for "
             "all of its inputs by name, as `inputs`"
         )
     return specs[0]
-
-
-# Arrays
-
-
-def _of_arrays(specs: Sequence[InputSpec], inputs: Mapping[str, Any], name: str) -> Samples:
-    if missing := [spec for spec in specs if spec.name not in inputs]:
-        held = ", ".join(f"'{key}'" for key in inputs) or "none"
-        raise DataError(f"{name}: there is no array for the input {_named(missing)} of the model, only {held}")
-    if unused := sorted(set(inputs) - {spec.name for spec in specs}):
-        logger.warning("%s: no input is called '%s', that array is not used", name, "', '".join(unused))
-    arrays = {spec.name: _as_taken(spec, inputs[spec.name], name) for spec in specs}
-    axes, count = _batch_axes(specs, arrays, name)
-    for spec, axis in zip(specs, axes, strict=True):
-        sizes = arrays[spec.name].shape
-        if any(
-            isinstance(d, int) and d != n and at != axis for at, (d, n) in enumerate(zip(spec.dims, sizes, strict=True))
-        ):
-            raise _misfit(spec, sizes, name)
-    return samples_of_arrays(arrays, axes, count, name)
-
-
-def _as_taken(spec: InputSpec, given: Any, name: str) -> NDArray:
-    """An array in the number format of an input.
-
-    Raises:
-        DataError: it is empty, has other dimensions, holds numbers that are not finite, or of another kind.
-    """
-    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-    if array.ndim != len(spec.dims):
-        raise _misfit(spec, array.shape, name)
-    if not array.size:
-        raise DataError(f"{name}: the array for the input '{spec.name}' is empty, of shape {array.shape}")
-    is_pixels = array.dtype == np.uint8 and issubclass(spec.dtype, np.floating)
-    if is_pixels or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        what = "pixels, perhaps: normalize them first, or give images" if is_pixels else "convert it first"
-        raise DataError(
-            f"{name}: the array for the input '{spec.name}' holds {array.dtype} where the model takes "
-            f"{np.dtype(spec.dtype)} ({what})"
-        )
-    if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
-        raise DataError(
-            f"{name}: the array for the input '{spec.name}' holds numbers that are not finite: look at how it was made"
-        )
-    return array.astype(spec.dtype, copy=False)
-
-
-def _batch_axes(specs: Sequence[InputSpec], arrays: Mapping[str, NDArray], name: str) -> tuple[list[int | None], int]:
-    """Along which dimension of each array the samples stand (None: it is the same for all), and how many there are.
-
-    It is the one that is called as the first of the first input, or else the first one.
-    """
-    batch = next((spec.dims[0] for spec in specs if spec.dims), None)
-    places = [spec.dims.index(batch) if isinstance(batch, str) and batch in spec.dims else 0 for spec in specs]
-    counted = [
-        (arrays[spec.name].shape[at], spec.dims[at]) for spec, at in zip(specs, places, strict=True) if spec.dims
-    ]
-    if not counted:
-        raise DataError(f"{name}: no input of the model has a batch, so there are no samples to calibrate on")
-    count, stated = next(((size, dim) for size, dim in counted if size != dim), counted[0])
-    axes: list[int | None] = []
-    for spec, at in zip(specs, places, strict=True):
-        size, dim = (arrays[spec.name].shape[at], spec.dims[at]) if spec.dims else (0, 0)
-        if spec.dims and size == count and (not isinstance(dim, int) or dim == stated):
-            axes.append(at)
-        elif size == dim or (isinstance(dim, str) and dim != batch):
-            axes.append(None)
-        elif isinstance(dim, int) and dim != stated:
-            raise _misfit(spec, arrays[spec.name].shape, name)
-        else:
-            raise DataError(f"{name}: there are {count} samples, and {size} of the input '{spec.name}'")
-    return axes, count
-
-
-def _misfit(spec: InputSpec, sizes: Sequence[int], name: str) -> DataError:
-    return DataError(
-        f"{name}: the array for the input '{spec.name}' is {_dims(sizes)} where the model takes {_dims(spec.dims)}"
-    )
 
 
 # Images
@@ -223,7 +162,7 @@ def _image(spec: InputSpec) -> _ImageInput:
     found = _image_input(spec)
     if found is None:
         raise DataError(
-            f"the model takes {_dims(spec.dims)} numbers in {np.dtype(spec.dtype)}, which are no images of 1 or 3 "
+            f"the model takes {dims_text(spec.dims)} numbers in {np.dtype(spec.dtype)}, which are no images of 1 or 3 "
             "channels: give an array for its input, as `inputs`"
         )
     return found
@@ -250,8 +189,8 @@ def _of_images(taken: _ImageInput, images: Any, given: DataOptions, noted: Prepr
     expected, shape = (channels, height, width), source.preprocess.input_shape
     if any(want not in (None, got) for want, got in zip(expected, shape, strict=True)):
         raise DataError(
-            f"{source.name}: images of {_dims(shape)} (channels x height x width) where the model takes "
-            f"{_dims(expected)}"
+            f"{source.name}: images of {dims_text(shape)} (channels x height x width) where the model takes "
+            f"{dims_text(expected)}"
         )
     if taken.takes_bytes and source.pixels.dtype != np.uint8:
         raise DataError(f"{source.name}: holds floating-point numbers where the model takes bytes (0..255)")
@@ -274,11 +213,3 @@ def _noted(model: onnx.ModelProto) -> Preprocess | None:
             f"its metadata graphprune_preprocessing cannot be read ({one_line(error)}): take that entry out, and give "
             "`mean` and `std`"
         ) from error
-
-
-def _dims(dims: Sequence[int | str | None]) -> str:
-    return "x".join(str(dim) if isinstance(dim, int) else "?" for dim in dims) or "a single number"
-
-
-def _named(specs: Sequence[InputSpec]) -> str:
-    return ", ".join(f"'{spec.name}'" for spec in specs)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graphprune.data.batches import Batch, tensors_of
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.fold import attribute
 
@@ -19,6 +20,12 @@ class Batched(list):
 def prepared(images: Tensor) -> Tensor:
     """Images in the memory layout in which convolutions, and rows taken from their results, are quick."""
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def arguments(graph: fx.Graph, batch: Batch) -> dict[fx.Node, Tensor]:
+    """Input of a graph -> what it gets of a batch."""
+    nodes = (node for node in graph.nodes if node.op == "placeholder")
+    return {node: prepared(tensor) for node, tensor in zip(nodes, tensors_of(batch), strict=True)}
 
 
 def deaths(graph: fx.Graph, looks: Sequence[tuple[fx.Node, fx.Node]] = ()) -> dict[fx.Node, list[fx.Node]]:

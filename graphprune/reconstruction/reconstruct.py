@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphprune.data import ImageSource
+from graphprune.data import Source
+from graphprune.data.batches import as_batch, evaluation_batches, parts_of, tensors_of
 from graphprune.inputs import DataOptions, Images, capture_on, read_images, refuse_fixed_batch
 from graphprune.passes.channels.plan import PruningPlan
 from graphprune.passes.errors import DataError, UsageError
@@ -74,7 +75,7 @@ class Reconstruction:
     def __init__(
         self,
         graph: "ChannelGraph",
-        images: ImageSource,
+        images: Source,
         *,
         number: int = _IMAGES,
         seed: int = 0,
@@ -101,10 +102,9 @@ class Reconstruction:
                 *(len(self.source), FEW_IMAGES),
             )
         self._number = positions
-        every = torch.from_numpy(self.source.batch(slice(0, None)))
+        every = as_batch(self.source.batch(slice(0, None)))
         first = max(1, min(len(every) - 1, round((1 - held) * len(every))))
-        parts = (torch.split(part, _BATCH) for part in (every[:first], every[first:]))
-        self._batches: list[Tensor] = [batch for part in parts for batch in part]
+        self._batches = [batch for part in (every[:first], every[first:]) for batch in parts_of(part, _BATCH)]
         self._held = -(-first // _BATCH)
         self._seen: dict[str, Seen] = {}
 
@@ -239,7 +239,7 @@ def reconstruct(
         for name, tensor in state.items():
             if name in held:
                 held[name].copy_(tensor)
-    example = (torch.from_numpy(source.batch(slice(0, min(len(source), 8)))),)
+    example = tensors_of(as_batch(source.batch(slice(0, min(len(source), 8)))))
     slimmed = slim(masked, plan, example, graph=graph)
     agreement, distance = _compared(captured, slimmed, judging, output_loss)
     seconds = (round(time.perf_counter() - started, 2), round(time.process_time() - worked, 2))
@@ -247,21 +247,18 @@ def reconstruct(
     return Reconstructed(slimmed, masked, report)
 
 
-def set_apart(images: ImageSource, seed: int) -> tuple[ImageSource, ImageSource]:
+def set_apart(images: Source, seed: int) -> tuple[Source, Source]:
     """Images to fit to, and images to judge by: a fifth, at least 100, at most half."""
     wanted = max(_JUDGED * len(images), _LEAST_JUDGED)
     return images.split(min(wanted / max(len(images), 1), 0.5), seed)
 
 
-def _compared(
-    dense: nn.Module, slimmed: nn.Module, images: ImageSource, output_loss: str
-) -> tuple[float | None, float]:
+def _compared(dense: nn.Module, slimmed: nn.Module, images: Source, output_loss: str) -> tuple[float | None, float]:
     """Agreement (None where outputs are no classes) and squared distance relative to the spread."""
     agreement, distance = Agreement(), Distance()
     ends = ends_of(dense)
-    for batch in images.batches(_BATCH):
-        inputs = (torch.from_numpy(batch),)
-        ours, theirs = ([x.numpy() for x in run(net, inputs)] for net in (dense, slimmed))
+    for batch in evaluation_batches(images, _BATCH):
+        ours, theirs = ([x.numpy() for x in run(net, tensors_of(batch))] for net in (dense, slimmed))
         kinds = kinds_of([x.shape for x in ours], output_loss, ends, len(batch), are_floats(ours))
         agreement.see(ours, theirs, kinds, len(batch))
         pairs = [

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.data.batches import Batch, tensors_of
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.cut import named_tensors
 from graphprune.passes.fx.outputs import difference, run
@@ -153,18 +154,18 @@ def _turned(parts: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
     return [part @ matrix.to(part.dtype) for part in parts]
 
 
-def require_same_function(module: "CapturedModule", changed: Mapping[str, Tensor], images: Tensor) -> float:
+def require_same_function(module: "CapturedModule", changed: Mapping[str, Tensor], images: Batch) -> float:
     """The largest difference that other parameters make to the outputs in inference.
 
     Raises:
         VerificationError: it is more than rounding explains.
     """
     other = copy.deepcopy(module).eval()
-    before, tensors = run(other, (images,)), named_tensors(other)
+    before, tensors = run(other, tensors_of(images)), named_tensors(other)
     with torch.no_grad():
         for name, tensor in changed.items():
             tensors[name].copy_(tensor)
-    after = run(other, (images,))
+    after = run(other, tensors_of(images))
     worst = max((difference(a, b) for a, b in zip(before, after, strict=True)), default=0.0)
     if not worst <= _TOLERANCE:
         raise VerificationError(

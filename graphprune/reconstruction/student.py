@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from graphprune.data.batches import Batch
 from graphprune.passes.fx.analyze import bind_arguments
 from graphprune.passes.fx.cut import named_tensors
 from graphprune.passes.fx.dropout import bypass_dropout
@@ -17,7 +18,7 @@ from graphprune.reconstruction.curves import folded
 from graphprune.reconstruction.fit import Fit, Problem, solve
 from graphprune.reconstruction.layers import FEW_ROWS, MOST_COLUMNS, Layer
 from graphprune.reconstruction.moments import Moments, Ridge
-from graphprune.reconstruction.nodes import Batched, constants, deaths, evaluate, prepared
+from graphprune.reconstruction.nodes import Batched, arguments, constants, deaths, evaluate
 from graphprune.reconstruction.sampling import pick, positions, rows
 from graphprune.reconstruction.teacher import Seen
 from graphprune.reconstruction.write import write
@@ -104,7 +105,7 @@ class Student:
 
     @torch.no_grad()
     def fit(
-        self, batches: Sequence[Tensor], held: int, progress: Callable[[int, int], None] | None = None
+        self, batches: Sequence[Batch], held: int, progress: Callable[[int, int], None] | None = None
     ) -> list[Solved]:
         """Solve every layer that reads something else than before, from the first to the last.
 
@@ -118,13 +119,14 @@ class Student:
         dying = deaths(self._run.graph)
         found: list[Solved] = []
         images = [len(batch) for batch in batches]
+        given = [arguments(self._run.graph, batch) for batch in batches]
         for node in self._run.graph.nodes:
             if node.op == "output":
                 break
             if any(source in touched or str(source.target) in self._cut for source in node.all_input_nodes):
                 touched.add(node)
             if node.op == "placeholder":
-                env[node] = Batched(prepared(batch) for batch in batches)
+                env[node] = Batched(tensors[node] for tensors in given) if given[0][node].ndim else given[0][node]
             elif node.name in self._layers:
                 layer = self._layers[node.name]
                 found.append(self._solve(layer, node, env, touched, held, images))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from graphprune.data.batches import Batch
 from graphprune.passes.fx.cut import named_tensors
 from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.passes.fx.fuse import activate_in_place, fold_norms
 from graphprune.reconstruction.layers import Layer
 from graphprune.reconstruction.moments import Second
-from graphprune.reconstruction.nodes import constants, deaths, prepared
+from graphprune.reconstruction.nodes import arguments, constants, deaths
 from graphprune.reconstruction.sampling import centre, pick, positions, rows
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Teacher:
     @torch.no_grad()
     def watch(
         self,
-        batches: Sequence[Tensor],
+        batches: Sequence[Batch],
         *,
         moments: bool,
         targets: bool,
@@ -124,7 +125,7 @@ class Teacher:
             at.setdefault(own, []).append((layer, "result"))
             at.setdefault(self._goal(layer), []).append((layer, "target"))
         for number, batch in enumerate(batches):
-            self._pass(number, prepared(batch), at, seen, moments, targets)
+            self._pass(number, batch, at, seen, moments, targets)
             if progress is not None:
                 progress(number + 1, len(batches))
         return seen
@@ -132,19 +133,17 @@ class Teacher:
     def _pass(
         self,
         number: int,
-        batch: Tensor,
+        batch: Batch,
         at: Mapping[fx.Node, list[tuple[Layer, str]]],
         seen: Mapping[str, Seen],
         moments: bool,
         targets: bool,
     ) -> None:
-        env: dict[fx.Node, Any] = dict(self._constants)
+        env: dict[fx.Node, Any] = {**self._constants, **arguments(self._module.graph, batch)}
         for node in self._module.graph.nodes:
             if node.op == "output":
                 break
-            if node.op == "placeholder":
-                env[node] = batch
-            elif node.op == "call_function":
+            if node.op == "call_function":
                 args = fx.map_arg(node.args, env.__getitem__)
                 env[node] = node.target(*args, **fx.map_arg(node.kwargs, env.__getitem__))
             for layer, what in at.get(node, ()):

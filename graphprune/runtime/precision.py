@@ -117,6 +117,11 @@ def _seconds(
     return {name: min(values[1:]) for name, values in times.items()}
 
 
+def in_format(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a number format, where it is one of floating point: integers are indices and the like."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 def number_format(module: nn.Module) -> torch.dtype:
     """The format that a model computes in: that of its first parameter of floating point."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

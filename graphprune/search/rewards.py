@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from graphprune.data import ImageSource
-from graphprune.data.batches import evaluation_batches
+from graphprune.data import Source
+from graphprune.data.batches import Batch, changed, evaluation_batches, tensors_of
 from graphprune.importance.output_loss import flatten_outputs
 from graphprune.inputs import DataOptions, Images, read_images, refuse_fixed_batch
 from graphprune.passes.errors import UsageError
 from graphprune.passes.fx.dropout import bypass_dropout
-from graphprune.runtime.precision import Precision, number_format
+from graphprune.runtime.precision import Precision, in_format, number_format
 from graphprune.search.options import Trial
 from graphprune.training.batchnorm import reestimate_batch_norm
 from graphprune.training.checkpoint import model_digest
@@ -76,21 +75,23 @@ class OneShot:
         few = np.arange(min(len(source), max(2, round(_CALIBRATION * len(source)))))
         self._calibration = self._in_own_format(source.subset(few))
         with torch.no_grad():
-            outputs = [flatten_outputs(self._dense(batch)) for batch in self._batches]
+            outputs = [flatten_outputs(self._dense(*tensors_of(batch))) for batch in self._batches]
         if not outputs or not outputs[0]:
             raise UsageError("the model returns no floating-point tensor, so there is nothing to judge by")
         ends = [end for end in ends_of(self._dense) if end is None or end.kind != "labels"]
         first = outputs[0]
         self._kinds = kinds_of([output.shape for output in first], output_loss, ends, len(first[0]))
         self._expected = [_arrays(output) for output in outputs]
-        seen = f"{model_digest(self._dense)} {source.checksum()} {len(source)} {source.preprocess.to_dict()}"
+        how = source.shapes if source.preprocess is None else source.preprocess.to_dict()
+        seen = f"{model_digest(self._dense)} {source.checksum()} {len(source)} {how}"
         if output_loss != "auto":
             seen += f" {output_loss}"
         self.fingerprint = hashlib.sha256(seen.encode()).hexdigest()
 
-    def _in_own_format(self, source: ImageSource) -> list[Tensor]:
+    def _in_own_format(self, source: Source) -> list[Batch]:
         dtype = number_format(self._dense)
-        return [_LAYOUT.images(batch.to(dtype)) for batch in evaluation_batches(source, _BATCH)]
+        batches = evaluation_batches(source, _BATCH)
+        return [changed(batch, lambda tensor: _LAYOUT.images(in_format(tensor, dtype))) for batch in batches]
 
     @torch.no_grad()
     def __call__(self, kept: np.ndarray) -> Trial:
@@ -103,7 +104,7 @@ class OneShot:
         module.eval()
         agreement, distance = Agreement(), Distance()
         for batch, expected in zip(self._batches, self._expected, strict=True):
-            found = _arrays(flatten_outputs(module(batch)))
+            found = _arrays(flatten_outputs(module(*tensors_of(batch))))
             distance.see(expected, found, len(batch))
             agreement.see(expected, found, self._kinds, len(batch))
         # A cut may send the answers to infinity; that is as bad as it gets, and no number that JSON has a word for.

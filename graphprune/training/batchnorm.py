@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from graphprune.data.batches import Batch, tensors_of
 
 if TYPE_CHECKING:
     from graphprune.passes.fx.captured import CapturedModule
@@ -20,7 +22,7 @@ _RUNNING_MEAN, _RUNNING_VAR, _MOMENTUM = 3, 4, 6  # positions among their argume
 
 
 @torch.no_grad()
-def reestimate_batch_norm(module: "CapturedModule", forward: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batch_norm(module: "CapturedModule", forward: nn.Module, batches: Iterable[Batch]) -> None:
     """Replace the running mean and variance of every BatchNorm in `module` by their mean over `batches`.
 
     Those of InstanceNorm likewise. A network without any, and one that is given no batch, stays as it is.
@@ -41,7 +43,7 @@ def reestimate_batch_norm(module: "CapturedModule", forward: nn.Module, batches:
         # From zero, one forward pass leaves weight * statistic of the batch in the buffer.
         for name in buffers:
             module.get_buffer(name).zero_()
-        forward(batch)
+        forward(*tensors_of(batch))
         for name, weight in buffers.items():
             sums[name] += module.get_buffer(name).double() / weight * len(batch)
         count += len(batch)

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from graphprune.allocation import check_reachable
 from graphprune.config import RECONSTRUCTED, CompressConfig
-from graphprune.data import ImageSource
-from graphprune.data.batches import Augmentation, TrainingBatches
+from graphprune.data import Source
+from graphprune.data.batches import Augmentation, Batch, TrainingBatches, as_batch, changed, tensors_of
 from graphprune.formats.files import remove_half_written
 from graphprune.importance.learned import Learned
 from graphprune.importance.output_loss import OutputLoss, describe_forms, flatten_outputs, spreads_of
@@ -32,7 +31,7 @@ from graphprune.latency.stopwatch import Stopwatch
 from graphprune.passes.errors import TrainingError, UsageError
 from graphprune.runtime.device import resolve_device
 from graphprune.runtime.memory import freed_memory_kept
-from graphprune.runtime.precision import Precision, choose_precision, number_format
+from graphprune.runtime.precision import Precision, choose_precision, in_format, number_format
 from graphprune.runtime.torch_mode import torch_threads
 from graphprune.training.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from graphprune.training.divergence import Divergence
@@ -81,7 +80,7 @@ class Engine:
         self,
         teacher: "CapturedModule",
         graph: "ChannelGraph",
-        images: ImageSource,
+        images: Source,
         config: CompressConfig,
         *,
         checkpoint: Path | None = None,
@@ -93,6 +92,8 @@ class Engine:
         self.processes = processes or Processes(device=resolve_device(config.device))
         self.config = config
         self.graph = graph
+        rest: Source
+        self.held_out: Source
         rest, self.held_out = images.split(min(config.holdout / len(images), _MOST_HELD_OUT), config.seed)
         augmentation = Augmentation(crop=config.crop, flip=config.flip, mix=config.mix)
         whole_batch = config.batch_size * self.processes.world
@@ -169,25 +170,26 @@ class Engine:
         _log.info("outputs: %s", describe_forms(forms, self.config.output_loss))
         spreads: list[float] = []
         if not all(form.is_classes for form in forms):
-            looked_at = map(torch.from_numpy, self.held_out.batches(self.batches.batch_size))
+            looked_at = map(as_batch, self.held_out.batches(self.batches.batch_size))
             answers = [outputs, *(self.teacher.answers(self._prepared(batch)) for batch in looked_at)]
             spreads = spreads_of(answers, forms)
         loss = OutputLoss(forms, self.config.temperature, spreads)
         self.divergence = Divergence(self.config.lambda_out * loss.of_ignorance(outputs), self.config.peak_lr)
         return loss
 
-    def _whole_batch(self, epoch: int, step: int) -> Tensor:
+    def _whole_batch(self, epoch: int, step: int) -> Batch:
         return self._prepared(self.batches.batch(epoch, step))
 
-    def _batch(self, epoch: int, step: int) -> Tensor:
+    def _batch(self, epoch: int, step: int) -> Batch:
         """This process's part of a batch."""
         return self.processes.part(self._whole_batch(epoch, step))
 
-    def _prepared(self, batch: Tensor) -> Tensor:
+    def _prepared(self, batch: Batch) -> Batch:
         """A batch in the number format of the model, on the device and in the memory layout of the run."""
-        return self.precision.images(batch.to(self._dtype))
+        found: Batch = changed(batch, lambda tensor: self.precision.images(in_format(tensor, self._dtype)))
+        return found
 
-    def _look(self) -> Iterator[Tensor]:
+    def _look(self) -> Iterator[Batch]:
         """Images for a sensitivity that looks at activations: always the same."""
         for step in range(min(self.batches.steps_per_epoch, math.ceil(_LOOKED_AT / self.batches.batch_size))):
             yield self._whole_batch(0, step)
@@ -279,7 +281,7 @@ class Engine:
             if not student.is_bn_frozen:
                 student.freeze_bn(self._calibration())
 
-    def _train_step(self, step: int, batch: Tensor) -> float:
+    def _train_step(self, step: int, batch: Batch) -> float:
         learning = learning_at(step, self.students, self.config.students_per_step)
         target, target_features = self.teacher.targets(batch)
         with self.precision.autocast():
@@ -312,7 +314,8 @@ class Engine:
         student = module.with_taps((), self.learned.nodes)
         student.train()
         with precision.autocast():
-            outputs = flatten_outputs(student(precision.images(self._batch(0, 0)))[0])
+            inputs = tensors_of(changed(self._batch(0, 0), precision.images))
+            outputs = flatten_outputs(student(*inputs)[0])
         torch.autograd.backward(torch.stack([output.float().square().mean() for output in outputs]).sum())
 
     # -- measuring ---------------------------------------------------------------------------------------------
@@ -345,7 +348,7 @@ class Engine:
                 " ".join(f"{unit} {share:.3f}" for unit, share in student.shares().items()),
             )
 
-    def _calibration(self) -> Iterator[Tensor]:
+    def _calibration(self) -> Iterator[Batch]:
         """Training batches that no step has seen in this form.
 
         Augmented, as in training: weights have settled to the statistics of such images (measured: those of plain

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.data import ImageSource
-from graphprune.data.batches import evaluation_batches
+from graphprune.data import Source
+from graphprune.data.batches import Batch, evaluation_batches, tensors_of
 from graphprune.importance.output_loss import OutputLoss, flatten_outputs
 from graphprune.training.start import Standing
 
@@ -35,10 +35,10 @@ class HeldOut:
 
     def __init__(
         self,
-        images: ImageSource,
-        teacher: Callable[[Tensor], list[Tensor]],
+        images: Source,
+        teacher: Callable[[Batch], list[Tensor]],
         loss: OutputLoss,
-        prepare: Callable[[Tensor], Tensor],
+        prepare: Callable[[Batch], Batch],
         batch_size: int,
     ) -> None:
         self.images = images
@@ -55,7 +55,7 @@ class HeldOut:
         shares, sizes = [], []
         for number, images in enumerate(evaluation_batches(self.images, self._batch)):
             batch = self._prepare(images)
-            output = flatten_outputs(student.tapped(batch)[0])
+            output = flatten_outputs(student.tapped(*tensors_of(batch))[0])
             shares.append(self._loss.agreement(self._answer(number, batch), output))
             sizes.append(len(batch))
         student.learn_on()
@@ -68,12 +68,13 @@ class HeldOut:
         losses, sizes = [], []
         for images in evaluation_batches(self.images, self._batch):
             batch = self._prepare(images)
-            losses.append(float(self._loss(self._teacher(batch), flatten_outputs(student.tapped(batch)[0]))))
+            found = flatten_outputs(student.tapped(*tensors_of(batch))[0])
+            losses.append(float(self._loss(self._teacher(batch), found)))
             sizes.append(len(batch))
         student.learn_on()
         return Standing(self.agreement(student), float(np.average(losses, weights=sizes)) if sizes else math.nan)
 
-    def _answer(self, number: int, batch: Tensor) -> list[Tensor]:
+    def _answer(self, number: int, batch: Batch) -> list[Tensor]:
         """The teacher's; classes are small and asked for only once."""
         if number in self._answers:
             return self._answers[number]

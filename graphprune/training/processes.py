@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx
 
+from graphprune.data.batches import Batch, parts_of
 from graphprune.importance.output_loss import in_full
 from graphprune.passes.fx import captured
 from graphprune.passes.fx.device import CPU
@@ -70,9 +71,9 @@ class Processes:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def part(self, batch: Tensor) -> Tensor:
+    def part(self, batch: Batch) -> Batch:
         """This process's images of a batch."""
-        return batch if self.world == 1 else batch.chunk(self.world)[self.rank]
+        return batch if self.world == 1 else parts_of(batch, -(-len(batch) // self.world))[self.rank]
 
     def mean_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes."""

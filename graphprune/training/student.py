@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.config import CompressConfig
+from graphprune.data.batches import Batch, tensors_of
 from graphprune.importance.activations import ActivationStatistics
 from graphprune.importance.criteria import Evidence, scale_parameters
 from graphprune.importance.group_index import GroupIndex
@@ -56,7 +57,7 @@ class Student:
         number: int,
         taps: list[str],
         learned: Sequence[str],
-        look: Callable[[], Iterable[Tensor]] = tuple,
+        look: Callable[[], Iterable[Batch]] = tuple,
         processes: Processes | None = None,
         sparsity: LinearSparsity | None = None,
     ) -> None:
@@ -149,7 +150,7 @@ class Student:
         if self.is_bn_frozen:  # and nothing else: cuDNN has no gradient of a recurrent layer in inference
             set_training(self.tapped.inner, False, norms_only=True)
 
-    def freeze_bn(self, batches: Iterable[Tensor]) -> None:
+    def freeze_bn(self, batches: Iterable[Batch]) -> None:
         """From now on BatchNorm computes as in inference, with the statistics of these batches.
 
         What is learned is then what is delivered: without the noise of a batch's statistics, and without statistics
@@ -159,9 +160,9 @@ class Student:
         self.is_bn_frozen = True
         self._tap()
 
-    def __call__(self, batch: Tensor) -> tuple[Any, list[Tensor | None]]:
+    def __call__(self, batch: Batch) -> tuple[Any, list[Tensor | None]]:
         """Outputs, and features at the taps (None where nothing of a tap is left)."""
-        output, features = self.tapped(batch)
+        output, features = self.tapped(*tensors_of(batch))
         found = iter(features)
         return output, [None if name is None else next(found) for name in self._tapped_at]
 

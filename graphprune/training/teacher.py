@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from graphprune.data.batches import Batch, tensors_of
 from graphprune.importance.output_loss import flatten_outputs
 from graphprune.passes.fx.fuse import activate_in_place, fold_norms
 from graphprune.runtime.precision import Precision
@@ -45,13 +46,13 @@ class Teacher:
         activate_in_place(self.tapped.inner)
 
     @torch.no_grad()
-    def answers(self, batch: Tensor) -> list[Tensor]:
+    def answers(self, batch: Batch) -> list[Tensor]:
         """The floating-point outputs for a batch, without autocast: what agreement is measured against."""
-        return flatten_outputs(self.tapped(batch)[0])
+        return flatten_outputs(self.tapped(*tensors_of(batch))[0])
 
     @torch.no_grad()
-    def targets(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def targets(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """What students are to learn from a batch: outputs, and features at the taps."""
         with self._precision.autocast():
-            output, features = self.tapped(batch)
+            output, features = self.tapped(*tensors_of(batch))
         return flatten_outputs(output), features

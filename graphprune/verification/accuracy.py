@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.data import ImageSource
-from graphprune.data.samples import Samples
+from graphprune.data import Source
 from graphprune.verification.agreement import Agreement, plain
 from graphprune.verification.model_runner import Runner, open_runner
 from graphprune.verification.numbers import BATCH, Numbers
@@ -63,7 +62,7 @@ class Quality:
 def measure_quality(
     dense: str | os.PathLike[str],
     slim: str | os.PathLike[str],
-    source: ImageSource,
+    source: Source,
     *,
     threads: int = 1,
     output_loss: str = "auto",
@@ -94,16 +93,18 @@ def measure_quality(
     ends = ends_of(numbers.pair.models[0])
     right: dict[str, int] | None = None if source.labels is None else dict.fromkeys(runners, 0)
     for positions, batch in batches_of(source, *runners.values(), step=numbers.step):
-        answers = {name: runner.answer([batch]) for name, runner in runners.items()}
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        answers = {name: runner.answer(inputs) for name, runner in runners.items()}
+        size = next(len(array) for array in inputs if array.ndim)
         outputs = {name: found for name, (found, _) in answers.items()}
         rows = len(positions)
         before, after = (numbers.judged(at, *answers[name]) for at, name in enumerate(names))
         ours, theirs = before[: len(numbers.names)], after[: len(numbers.names)]
-        kinds = kinds_of([output.shape for output in ours], output_loss, ends, len(batch), are_floats(ours))
+        kinds = kinds_of([output.shape for output in ours], output_loss, ends, size, are_floats(ours))
         agreement.see(ours, theirs, kinds, rows=rows)
-        distance.see(before, after, rows, batch=len(batch))
+        distance.see(before, after, rows, batch=size)
         if own is not None:
-            own.see(ours, theirs, rows, len(batch))
+            own.see(ours, theirs, rows, size)
         if right is not None and source.labels is not None and _is_classifier(outputs["dense"], source):
             for name, found in outputs.items():
                 right[name] += int((found[0][:rows].argmax(axis=1) == source.labels[positions]).sum())
@@ -116,11 +117,11 @@ def measure_quality(
     return Quality(len(source), source.name, agreement.share, worst.distance, accuracy, where, notes, each, measured)
 
 
-def _is_classifier(outputs: list[np.ndarray], source: ImageSource) -> bool:
+def _is_classifier(outputs: list[np.ndarray], source: Source) -> bool:
     return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] == len(source.class_names)
 
 
-def batches_of(source: ImageSource | Samples, *runners: Runner, step: int = BATCH) -> Iterator[tuple[np.ndarray, Any]]:
+def batches_of(source: Source, *runners: Runner, step: int = BATCH) -> Iterator[tuple[np.ndarray, Any]]:
     """Positions of the samples of a batch, and the batch as the source gives it; filled up where its size is fixed."""
     fixed = next((runner.fixed_batch for runner in runners if runner.fixed_batch), None)
     step = fixed or step

@@ -46,7 +46,10 @@ def export(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[ExportedP
 
 def _attempts(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Any]:
     """The sizes that may vary, as torch.export wants them: as many as can be, the batch alone, none."""
-    batch = [{0} if isinstance(x, torch.Tensor) and x.dim() > 1 else set() for x in example_inputs]
+    tensors = [x if isinstance(x, torch.Tensor) else torch.tensor(0) for x in example_inputs]
+    size = next((x.shape[0] for x in tensors if x.dim() > 1), None)
+    # Of one dimension: a number for each sample, or else something that all share.
+    batch = [{0} if x.dim() > 1 or (x.dim() == 1 and x.shape[0] == size) else set[int]() for x in tensors]
     free = free_sizes(model.graph) if isinstance(model, fx.GraphModule) else []
     every = [own | {*more} for own, more in zip(batch, free, strict=False)]
     found = [every, batch] if len(every) == len(batch) and every != batch else [batch]

@@ -36,3 +36,13 @@ def test_a_sample_is_drawn_at_random_and_the_same_again():
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 3
     assert len(samples().sample(99, 0)) == 5
+
+
+def test_a_part_is_held_out_as_of_images_and_another_order_is_seen():
+    numbers = samples_of_arrays({"a": np.arange(20.0), "b": np.arange(40.0).reshape(20, 2)}, [0, 0], 20, "numbers")
+    rest, held = numbers.split(0.2, seed=1)
+    first, second = rest.batch(slice(0, None)), held.batch(slice(0, None))
+    assert sorted(np.concatenate([first[0], second[0]])) == list(range(20))
+    np.testing.assert_array_equal(first[1][:, 0], first[0] * 2)
+    assert numbers.checksum() == numbers.subset(np.arange(20)).checksum()
+    assert len({source.checksum() for source in (numbers, rest, numbers.subset(np.arange(20)[::-1]))}) == 3
