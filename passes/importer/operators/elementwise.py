@@ -164,6 +164,10 @@ def _dropout(call: Call) -> Result:
     return [x, torch.ones_like(x, dtype=torch.bool)][: max(1, len(call.node.outputs))]
 
 
+def _bias_gelu(call: Call) -> Tensor:
+    return F.gelu(call.tensor(0) + call.tensor(1))
+
+
 def _quick_gelu(call: Call) -> Tensor:
     x = call.tensor(0)
     return x * torch.sigmoid(x * call.attr("alpha", 1.702))
@@ -257,6 +261,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "HardSigmoid": _hard_sigmoid,
     "Gelu": _gelu,
+    "com.microsoft::BiasGelu": _bias_gelu,
     "com.microsoft::Gelu": _gelu,
     "com.microsoft::QuickGelu": _quick_gelu,
     "ThresholdedRelu": _thresholded,

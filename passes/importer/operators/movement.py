@@ -12,6 +12,7 @@ from graphprune.passes.importer.call import Call, Operator, Result
 __all__ = ["OPERATORS"]
 
 _FAR = 1 << 62  # ends of slices beyond it mean "to the end"
+_PADDINGS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 def _reshape(call: Call) -> Result:
@@ -155,11 +156,23 @@ def _pad(call: Call) -> Tensor:
         while len(flat) > 2 and flat[-2:] == [0, 0]:
             flat = flat[:-2]
         return F.pad(x, flat, value=float(value))
-    if any(flat[2 * (x.dim() - 2) :]):
-        raise call.refuse(f"{mode} padding of samples or channels")
-    return F.pad(
-        x, flat[: 2 * (x.dim() - 2)], mode={"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode]
-    )
+    is_map = 3 <= x.dim() <= 5 and not any(flat[2 * (x.dim() - 2) :])
+    if is_map and mode in _PADDINGS:
+        return F.pad(x, flat[: 2 * (x.dim() - 2)], mode=_PADDINGS[mode])
+    for axis in (axis for axis in range(x.dim()) if before[axis] or behind[axis]):
+        x = _picked(call, x, axis, (before[axis], behind[axis]), mode)
+    return x
+
+
+def _picked(call: Call, x: Tensor, axis: int, amounts: tuple[int, int], mode: str) -> Tensor:
+    """One axis padded with what it holds itself: mirrored, repeated at its ends, or from its other end."""
+    size = x.shape[axis]
+    if not isinstance(size, int):
+        raise call.refuse(f"{mode} padding of samples")
+    if min(amounts) < 0 or mode not in _PADDINGS:
+        raise call.refuse(f"{mode} padding by {amounts[0]} and {amounts[1]}")
+    index = np.pad(np.arange(size), amounts, mode=mode)  # type: ignore[call-overload]  # a mode known only now
+    return x.index_select(axis, torch.from_numpy(index))
 
 
 def _depth_to_space(call: Call) -> Tensor:

@@ -37,6 +37,13 @@ def _layer_norm(call: Call) -> Tensor:
     return F.layer_norm(x, x.shape[axis:], call.tensor(1), call.optional(2), call.attr("epsilon", 1e-5))
 
 
+def _rms_norm(call: Call) -> Tensor:
+    x = call.tensor(0)
+    axes = list(range(call.attr("axis", -1) % x.dim(), x.dim()))
+    squares = x.square().mean(axes, keepdim=True)
+    return x * torch.rsqrt(squares + call.attr("epsilon", 1e-5)) * call.tensor(1)
+
+
 def _lrn(call: Call) -> Tensor:
     return F.local_response_norm(
         call.tensor(0), call.attr("size"), call.attr("alpha", 1e-4), call.attr("beta", 0.75), call.attr("bias", 1.0)
@@ -61,6 +68,7 @@ OPERATORS: dict[str, Operator] = {
     "GroupNormalization": _group_norm,
     "LayerNormalization": _layer_norm,
     "LRN": _lrn,
+    "RMSNormalization": _rms_norm,
     "LpNormalization": _lp_norm,
     "MeanVarianceNormalization": _mean_variance,
 }

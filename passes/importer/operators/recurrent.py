@@ -48,7 +48,10 @@ def _run(call: Call, kind: str) -> Result:
     activations = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[kind]
     directions, is_reverse = _check(call, activations)
     if kind == "GRU" and not call.attr("linear_before_reset", 0):
-        raise call.refuse("its reset comes before the product, which torch's GRU does not know")
+        raise call.refuse(
+            "its reset comes before the product, which torch's GRU does not know: write it with linear_before_reset=1, "
+            "as torch and Keras do, and train that; as it is it can be slimmed"
+        )
     x, hidden = call.tensor(0), call.attr("hidden_size")
     batch_first = bool(call.attr("layout", 0))
     if batch_first:
