@@ -80,7 +80,7 @@ def checked(path: Path) -> Row:
         imported = time.process_time()
         beside = path.with_suffix(".npz")
         feeds = dict(np.load(beside)) if beside.exists() else None
-        error = difference(module, path, 0, feeds)
+        found = difference(module, path, 0, feeds, _TOLERANCE)
     except GraphPruneError as refusal:
         return {"status": "refused", "reason": without_folders(str(refusal).splitlines()[0])}
     except RUNTIME_ERRORS as fault:
@@ -88,8 +88,7 @@ def checked(path: Path) -> Row:
     except Exception as fault:  # whatever it is, it is the finding
         return {"status": "bug", **describe(fault)}
     times = {"onnxruntime_seconds": round(loaded - start, 3), "import_seconds": round(imported - loaded, 3)}
-    status = "equal" if error <= _TOLERANCE else "unequal"
-    return {"status": status, "error": error, "left_out": module.left_out, **times}
+    return {"status": found.status(_TOLERANCE), **vars(found), "left_out": module.left_out, **times}
 
 
 def report(rows: dict[str, Row]) -> None:
