@@ -1,5 +1,7 @@
 """`compress` of ONNX files: what comes out is the user's own file, slimmer, with numbers that learned."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -141,3 +143,52 @@ def test_a_detector_learns_at_its_raw_heads_and_is_delivered_whole(tmp_path):
         assert not list((tmp_path / f"out{epochs}").glob(".*onnx"))
         anchors = {t.name: numpy_helper.to_array(t).tobytes() for t in old.graph.initializer}["anchors"]
         assert {t.name: numpy_helper.to_array(t).tobytes() for t in new.graph.initializer}["anchors"] == anchors
+
+
+class StopsAt:
+    """A reporter during whose step the machine goes down."""
+
+    def __init__(self, step):
+        self.last = step
+
+    def stage(self, name):
+        pass
+
+    def images(self, done, total):
+        pass
+
+    def evaluation(self, done, total, best):
+        pass
+
+    def step(self, step, total, loss, cost, phase):
+        if step == self.last:
+            raise OSError("no power")
+
+
+def test_a_family_with_int8_and_a_measure_of_ones_own_is_resumed_and_ends_the_same(tmp_path):
+    path = own_file(tmp_path / "digits.onnx")
+    config = dataclasses.replace(CONFIG, macs=(0.8, 0.5), n_students=2, epochs=2, checkpoint_steps=2)
+    ways = {
+        **{"config": config, "benchmark": QUICK, "metric": largest_alike},
+        "quantize": gp.QuantizeOptions(min_agreement=0.1, calibration_images=16, search_images=16),
+    }
+    whole = gp.compress(path, _normalized(), output=tmp_path / "whole", **ways)
+    with pytest.raises(OSError, match="no power"):
+        gp.compress(path, _normalized(), output=tmp_path / "stopped", reporter=StopsAt(5), **ways)
+    assert not (tmp_path / "stopped" / "metrics.json").exists()
+    resumed = gp.compress(path, _normalized(), output=tmp_path / "stopped", resume=True, **ways)
+
+    names = ["slim-macs0.8", "slim-macs0.5"]
+    assert list(resumed.family) == names
+    for result, folder in ((whole, "whole"), (resumed, "stopped")):
+        assert [fact["of"] for fact in result.metrics["int8"]] == names
+        for member in result.metrics["members"]:
+            assert 0 <= member["quality"]["metric"] <= 1
+            assert member["reached"]["macs"] <= member["budget"]["macs"]
+        for name in names:
+            assert onnx.load(tmp_path / folder / f"{name}.onnx").doc_string == "reads digits"
+            assert (tmp_path / folder / f"{name}-int8.onnx").exists()
+    for name in names:
+        before, after = (onnx.load(tmp_path / folder / f"{name}.onnx") for folder in ("whole", "stopped"))
+        for one, other in zip(before.graph.initializer, after.graph.initializer, strict=True):
+            np.testing.assert_allclose(numpy_helper.to_array(one), numpy_helper.to_array(other), atol=1e-6)

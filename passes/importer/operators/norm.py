@@ -18,7 +18,9 @@ def _batch_norm(call: Call) -> Tensor:
 
 
 def _instance_norm(call: Call) -> Tensor:
-    return F.instance_norm(call.tensor(0), weight=call.tensor(1), bias=call.tensor(2), eps=call.attr("epsilon", 1e-5))
+    x, scale, shift = (call.tensor(at) for at in range(3))
+    # Not by `F.instance_norm`, which refuses maps of one position: what is left of those is the shift.
+    return torch.instance_norm(x, scale, shift, None, None, True, 0.1, call.attr("epsilon", 1e-5), False)
 
 
 def _group_norm(call: Call) -> Tensor:

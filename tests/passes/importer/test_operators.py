@@ -203,6 +203,7 @@ def test_resizing_to_sizes_of_old_opsets_and_of_axes(tmp_path):
     [
         ("BatchNormalization", {"literals": (floats(6), floats(6), floats(6), floats(6, positive=True))}),
         ("InstanceNormalization", {"literals": (floats(6), floats(6))}),
+        ("InstanceNormalization", {"literals": (floats(6), floats(6)), "shape": (2, 6, 1, 1)}),
         ("GroupNormalization", {"opset": 21, "literals": (floats(6), floats(6)), "num_groups": 3}),
         ("LayerNormalization", {"literals": (floats(8), floats(8))}),
         ("LayerNormalization", {"literals": (floats(9, 8),), "axis": 2}),
@@ -215,7 +216,7 @@ def test_resizing_to_sizes_of_old_opsets_and_of_axes(tmp_path):
     ],
 )
 def test_normalizations(tmp_path, kind, options):
-    check(tmp_path, one(kind, **options), {"x": IMAGE}, tolerance=1e-5)
+    check(tmp_path, one(kind, **options), {"x": options.get("shape", IMAGE)}, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("opset", [11, 18])
