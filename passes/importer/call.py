@@ -121,8 +121,20 @@ class Call:
 
     @property
     def is_static(self) -> bool:
-        """Are all inputs sizes or absent?"""
-        return all(value is None or isinstance(value, np.ndarray) for value in self.inputs)
+        """Are all inputs sizes or absent? A literal of one number beside a size is one as well: a stride, a half."""
+        are_sizes = [isinstance(value, np.ndarray) for value in self.inputs]
+        if not any(are_sizes):
+            return not any(isinstance(value, Tensor) for value in self.inputs)
+        return all(
+            is_size or value is None or self._is_number(at)
+            for at, (is_size, value) in enumerate(zip(are_sizes, self.inputs, strict=True))
+        )
+
+    def _is_number(self, at: int) -> bool:
+        """Is an input a literal of one number, which is no weight?"""
+        source = self.node.inputs[at]
+        held = None if source is None else source.const_value
+        return held is not None and held.size == 1
 
     def static(self, at: int) -> np.ndarray:
         """The numbers of an input that must be known before the network runs.

@@ -164,3 +164,37 @@ def test_literals_in_constant_nodes_of_every_form_are_known():
     y, pair = module(x)
     torch.testing.assert_close(y, (x.reshape(2, 4, 2) * 0.5 + 3) * torch.tensor([1.0, 2.0]))
     assert pair.tolist() == [3, 4]
+
+
+def test_sizes_that_are_computed_in_floats_beside_literals_are_sizes(tmp_path):
+    """As exporters write padding that makes a map as large as it was, divided by the stride."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    same (float[n, 3, high, wide] x) => (float[n, 3, a, b] y)
+    {
+      two = Constant <value_float: float = 2.0> ()
+      zero = Constant <value_float: float = 0.0> ()
+      one = Constant <value_ints: ints = [1]> ()
+      none = Constant <value_ints: ints = [0, 0, 0]> ()
+      last = Constant <value_int: int = 3> ()
+      shape = Shape (x)
+      wide_now = Gather <axis: int = 0> (shape, last)
+      width = Cast <to: int = 1> (wide_now)
+      half = Div (width, two)
+      windows = Ceil (half)
+      covered = Mul (windows, two)
+      lacking = Sub (covered, width)
+      positive = Clip (lacking, zero)
+      whole = Cast <to: int = 7> (positive)
+      axis = Constant <value_ints: ints = [0]> ()
+      many = Unsqueeze (whole, axis)
+      pads = Concat <axis: int = 0> (none, axis, none, many)
+      y = Pad (x, pads)
+    }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    module = import_onnx(tmp_path / "net.onnx")
+    for width in (6, 7):
+        x = torch.ones(2, 3, 4, width)
+        assert torch.equal(module(x), torch.nn.functional.pad(x, (0, width % 2)))
+    assert capture(module, (torch.ones(2, 3, 4, 7),))(torch.ones(5, 3, 4, 7)).shape == (5, 3, 4, 8)
