@@ -3,15 +3,20 @@ from functools import partial
 import pytest
 import torch
 
-from graphprune import demo
+from graphprune import BenchmarkOptions, demo
 from graphprune.cli import main
 
 
 def test_the_whole_way(tmp_path, capsys, monkeypatch):
     torch.set_num_threads(1)
     out = tmp_path / "demo"
-    # Half an epoch instead of ten: what is shown here is the way, not the result.
-    monkeypatch.setattr(demo, "demonstrate", partial(demo.demonstrate, training_epochs=1, epochs=0.6))
+    # Half an epoch instead of ten, on some of the images, and a glance at the clock: what is shown here is the way, not
+    # the result.
+    every = demo.load_digits()
+    some = demo.Digits(every.train[:400], every.train_labels[:400], every.val[:100], every.val_labels[:100])
+    monkeypatch.setattr(demo, "load_digits", lambda: some)
+    monkeypatch.setattr(demo, "compress", partial(demo.compress, benchmark=BenchmarkOptions(seconds=0.05)))
+    monkeypatch.setattr(demo, "demonstrate", partial(demo.demonstrate, training_epochs=1, epochs=2))
     assert main(["demo", "-o", str(out)]) == 0
     stdout, stderr = capsys.readouterr()
     for row in ("MACs", "parameters", "file size", "latency", "agreement", "accuracy"):

@@ -111,7 +111,7 @@ def test_the_onnx_files_of_many_agree(tmp_path_factory, recipe, seed):
     check_onnx(recipe, seed, tmp_path_factory.mktemp("onnx") / "slim.onnx")
 
 
-@settings(NETWORKS)
+@settings(NETWORKS, max_examples=16)
 @given(RECIPES, st.integers(0, 9))
 def test_masked_and_slim_agree(recipe, seed):
     check(recipe, seed)
