@@ -72,7 +72,7 @@ def _mean(call: Call) -> Tensor:
 def _clip(call: Call) -> Result:
     low, high = (call.attr("min"), call.attr("max")) if call.opset < 11 else (_limit(call, 1), _limit(call, 2))
     if call.is_static and call.has(0):
-        least = (lambda n: n) if low is None else (lambda n: _SYM.sym_max(n, low))
+        least: Callable[[Any], Any] = (lambda n: n) if low is None else (lambda n: _SYM.sym_max(n, low))
         return _on_sizes(least if high is None else (lambda n: _SYM.sym_min(least(n), high)), call.static(0))
     x = call.tensor(0)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
