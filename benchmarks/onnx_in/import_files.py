@@ -3,6 +3,9 @@
     python benchmarks/onnx/run.py fetch --folder WORK           # files in packages of others, test data of onnx
     python benchmarks/onnx_in/import_files.py --folder WORK     # each in a process of its own
 
+    python benchmarks/onnx_in/export_networks.py --folder ZOO   # networks of torchvision and timm
+    python benchmarks/onnx_in/import_files.py --folder ZOO --name exports
+
 Compared on the inputs that lie beside a file, or else on random ones. Load times are processor seconds of onnxruntime,
 without its optimization, and of the import without the comparison. Stopped runs go on where they were.
 """
@@ -34,10 +37,11 @@ _TOLERANCE = 1e-5
 
 
 def main() -> None:
-    """Check what is not checked yet, and write results/files.json."""
+    """Check what is not checked yet, and write results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="what `benchmarks/onnx/run.py fetch` has filled")
     parser.add_argument("--limit", type=float, default=300, help="seconds for one process")
+    parser.add_argument("--name", default="files", help="of the result")
     parser.add_argument("--only", default="**/*.onnx", help="a pattern of files")
     arguments = parser.parse_args()
     files = arguments.folder / "files"
@@ -50,7 +54,7 @@ def main() -> None:
             atomic_write_text(kept, json.dumps(run_child((str(path),), arguments.limit, 1, child)))
         rows[name] = json.loads(kept.read_text())
         print(name, rows[name]["status"], rows[name].get("error", rows[name].get("reason", "")), flush=True)
-    report(rows)
+    report(rows, arguments.name)
 
 
 def child() -> None:
@@ -91,17 +95,17 @@ def checked(path: Path) -> Row:
     return {"status": found.status(_TOLERANCE), **vars(found), "left_out": module.left_out, **times}
 
 
-def report(rows: dict[str, Row]) -> None:
+def report(rows: dict[str, Row], name: str) -> None:
     """Write what was found."""
     summary = {
-        "command": "python benchmarks/onnx_in/import_files.py --folder WORK",
+        "command": f"python benchmarks/onnx_in/import_files.py --folder WORK --name {name}",
         **facts(),
         "tolerance": _TOLERANCE,
         "files": dict(Counter(row["status"] for row in rows.values())),
         "rows": rows,
     }
     (HERE / "results").mkdir(exist_ok=True)
-    atomic_write_text(HERE / "results" / "files.json", json.dumps(summary, indent=1) + "\n")
+    atomic_write_text(HERE / "results" / f"{name}.json", json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":
