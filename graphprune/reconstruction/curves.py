@@ -25,7 +25,11 @@ _APART = 1e-9  # share of the largest score by which neighbours in an order diff
 
 
 def curves(
-    graph: "ChannelGraph", layers: Sequence[Layer], seen: Mapping[str, Seen], rotated: Mapping[int, np.ndarray]
+    graph: "ChannelGraph",
+    layers: Sequence[Layer],
+    seen: Mapping[str, Seen],
+    rotated: Mapping[int, np.ndarray],
+    first: float = 1.0,
 ) -> np.ndarray:
     """(n_groups,) scores: of a set, the k that go first lose together what their elimination cost.
 
@@ -34,9 +38,10 @@ def curves(
         layers: what reads them.
         seen: what was seen of the layers, with second moments.
         rotated: by set, what its channels cost one by one in the basis that it can be held in, where there is one.
+        first: what an error of the first layer counts beside one of the last; see `Seen.worth`.
     """
     scores = np.zeros(graph.n_groups)
-    readers = _readers(graph, layers, seen)
+    readers = _readers(graph, layers, seen, first)
     saved = graph.cost.macs_marginal(graph.all_kept())
     for sets, own in _meeting(graph, readers):
         groups = np.concatenate([graph.sets[index].groups for index in sets])
@@ -100,7 +105,7 @@ def norm_scale(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _readers(
-    graph: "ChannelGraph", layers: Sequence[Layer], seen: Mapping[str, Seen]
+    graph: "ChannelGraph", layers: Sequence[Layer], seen: Mapping[str, Seen], first: float
 ) -> list[tuple[frozenset[int], Reader]]:
     """The sets that each layer reads, and what it costs to take channels from it."""
     tensors = named_tensors(graph.front_end.module)
@@ -111,7 +116,7 @@ def _readers(
         if ids is None or held.second is None or not (ids >= 0).any():
             continue
         weight, _ = folded(layer, tensors, layer.groups)
-        weight = weight * held.worth**0.5
+        weight = weight * held.worth(first) ** 0.5
         second = held.second.centred()
         if not held.is_by_tap and layer.groups == 1:
             taps = shape[2:].numel()

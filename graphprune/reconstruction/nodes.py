@@ -1,6 +1,6 @@
 """Running a captured graph node by node, over batches that are all at the same node, or batch by batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +9,9 @@ from torch import Tensor, fx
 from graphprune.data.batches import Batch, tensors_of
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.fold import attribute
+from graphprune.reconstruction.batches import Again, Batches, Kept
 
-__all__ = ["Batched", "constants", "deaths", "evaluate", "prepared"]
-
-
-class Batched(list):
-    """The results of one node for every batch."""
+__all__ = ["constants", "deaths", "evaluate", "of_batches", "prepared"]
 
 
 def prepared(images: Tensor) -> Tensor:
@@ -61,19 +58,24 @@ def constants(module: CapturedModule) -> dict[fx.Node, Any]:
     return found
 
 
-def evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
-    """What an operator gives: once, or where one of its inputs is `Batched`, for every batch."""
+def evaluate(node: fx.Node, env: Mapping[fx.Node, Any], is_kept: bool) -> Any:
+    """What an operator gives: once, or where one of its inputs is `Batches`, for every batch."""
     assert callable(node.target)
-    inputs = node.all_input_nodes
-    counts = {len(env[source]) for source in inputs if isinstance(env[source], Batched)}
+    inputs = {source: env[source] for source in node.all_input_nodes}
+    counts = {len(value) for value in inputs.values() if isinstance(value, Batches)}
     if not counts:
         return node.target(*fx.map_arg(node.args, env.__getitem__), **fx.map_arg(node.kwargs, env.__getitem__))
-    found = Batched()
-    for number in range(counts.pop()):
 
-        def held(source: fx.Node, number: int = number) -> Any:
-            value = env[source]
-            return value[number] if isinstance(value, Batched) else value
+    def one(number: int) -> Any:
+        def held(source: fx.Node) -> Any:
+            value = inputs[source]
+            return value[number] if isinstance(value, Batches) else value
 
-        found.append(node.target(*fx.map_arg(node.args, held), **fx.map_arg(node.kwargs, held)))
-    return found
+        return node.target(*fx.map_arg(node.args, held), **fx.map_arg(node.kwargs, held))  # type: ignore[operator]
+
+    return of_batches(node, one, counts.pop(), is_kept)
+
+
+def of_batches(node: fx.Node, one: Callable[[int], Any], count: int, is_kept: bool) -> Batches:
+    """The results of a node, computed now or when they are asked for."""
+    return Kept(map(one, range(count))) if is_kept else Again(one, count, keeps_last=len(node.users) > 1)

@@ -10,21 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphprune.allocation.policies import allocate
+from graphprune.allocation.problem import Problem, count_dense
+from graphprune.allocation.removable import removable_groups
 from graphprune.data import Source
-from graphprune.data.batches import as_batch, evaluation_batches, parts_of, tensors_of
+from graphprune.data.batches import as_batch, evaluation_batches, tensors_of
 from graphprune.inputs import DataOptions, Images, capture_on, read_images, refuse_fixed_batch
 from graphprune.passes.channels.plan import PruningPlan
-from graphprune.passes.errors import DataError, UsageError
-from graphprune.passes.fx.analyze import analyze, concrete
+from graphprune.passes.errors import BudgetError, DataError, UsageError
+from graphprune.passes.fx.analyze import analyze
 from graphprune.passes.fx.captured import CapturedModule
 from graphprune.passes.fx.cut import cut_graph, named_tensors
 from graphprune.passes.fx.outputs import run
 from graphprune.passes.fx.plain import plain_copy
 from graphprune.passes.fx.slim import slim
 from graphprune.passes.fx.spread import owned, restore
+from graphprune.reconstruction.batches import ImageBatches, bytes_an_image, small_enough
 from graphprune.reconstruction.curves import curves
 from graphprune.reconstruction.layers import Layer, find_layers
-from graphprune.reconstruction.nodes import deaths
 from graphprune.reconstruction.report import LayerReport, ReconstructionReport, described
 from graphprune.reconstruction.rotation import find_basis, require_same_function, rotate, rotate_seen
 from graphprune.reconstruction.student import Student
@@ -49,8 +52,12 @@ Progress = Callable[[int, int], None]
 FEW_IMAGES = 128
 _IMAGES = 1000
 _BATCH = 50
+#: What an error of the first layer may count beside one of the last; tried out on so many images, at this share of the
+#: multiply-accumulates; and what it counts where images are too few for that.
+_FIRSTS, _TRIED, _SHARE, _UNTRIED = (1.0, 0.1), 190, 0.5, 0.3
 _JUDGED, _LEAST_JUDGED = 0.2, 100  # share of the images that nothing is fitted to, and how many these are at least
-_MOST_BYTES = 1 << 30  # of results that are needed at once
+_MOST_BYTES = 3 << 28  # of results that are needed at once
+_BATCH_BYTES = 1 << 24  # of the largest result of a batch: beyond that, caches hold too little of it
 
 
 class Reconstruction:
@@ -87,13 +94,16 @@ class Reconstruction:
             raise UsageError("a reconstruction runs the model, and an ONNX graph is not run: give a torch model")
         if len(images) < 2:
             raise DataError(f"{images.name} has {len(images)} image(s): two are needed to fit to one and try the other")
-        refuse_fixed_batch(graph.front_end.module, f"a reconstruction looks at {_BATCH} images at a time and fewer")
+        refuse_fixed_batch(graph.front_end.module, "a reconstruction looks at several images at a time")
         self.graph = graph
         self.layers, self.unfit = find_layers(graph)
         self.trunks = find_trunks(graph, self.layers) if rotates else []
-        room = max(2, int(_MOST_BYTES / max(_bytes_an_image(graph.front_end.module), 1)))
-        self.source = images.sample(min(number, room), seed)
-        if room < min(number, len(images)):
+        sizes = bytes_an_image(graph.front_end.module.graph)
+        wanted = min(number, len(images))
+        self._limit, needed = small_enough(graph.front_end.module.graph, sizes, _MOST_BYTES / wanted)
+        room = max(2, _MOST_BYTES // max(needed, 1))
+        self.source = images.sample(min(wanted, room), seed)
+        if room < wanted:
             logger.warning("fitted to %d of the images: memory is kept for the results of no more", len(self.source))
         if len(self.source) < FEW_IMAGES:
             logger.warning(
@@ -102,11 +112,11 @@ class Reconstruction:
                 *(len(self.source), FEW_IMAGES),
             )
         self._number = positions
-        every = as_batch(self.source.batch(slice(0, None)))
-        first = max(1, min(len(every) - 1, round((1 - held) * len(every))))
-        self._batches = [batch for part in (every[:first], every[first:]) for batch in parts_of(part, _BATCH)]
-        self._held = -(-first // _BATCH)
+        first = max(1, min(len(self.source) - 1, round((1 - held) * len(self.source))))
+        size = max(1, min(_BATCH, int(_BATCH_BYTES / max(1, max(sizes.values(), default=1)))))
+        self._batches = ImageBatches(self.source, first, size)
         self._seen: dict[str, Seen] = {}
+        self._first = _UNTRIED
 
     def look(self, *, moments: bool, progress: Progress | None = None) -> None:
         """Run the dense network; `moments`, where costs are asked for."""
@@ -115,10 +125,40 @@ class Reconstruction:
         )
 
     def scores(self) -> np.ndarray:
-        """(n_groups,) see `curves`."""
+        """(n_groups,) see `curves`; with that weight of early errors that does better where both are tried.
+
+        What follows makes up for most of an early error in one network, and for little of it in another.
+        """
+        found = [self._curves(first) for first in _FIRSTS]
+        plans = [plan for plan in (_reference(self.graph, scores) for scores in found) if plan is not None]
+        if len(plans) < len(found) or len({plan.removed == plans[0].removed for plan in plans}) == 1:
+            return found[0]
+        if len(self.source) < 2 * FEW_IMAGES:
+            return self._curves(self._first)
+        tried, judged = _parts(self.source)
+        other = Reconstruction(self.graph, tried, positions=self._number, rotates=bool(self.trunks))
+        other.look(moments=False)
+        errors = []
+        for first, plan in zip(_FIRSTS, plans, strict=True):
+            other._first = first
+            errors.append(other._error(plan, judged))
+        best = int(np.argmin(errors))
+        self._first = _FIRSTS[best]
+        logger.debug("errors of early layers count %g of those of the last (%s)", self._first, errors)
+        return found[best]
+
+    def _curves(self, first: float) -> np.ndarray:
         dense = named_tensors(self.graph.front_end.module)
-        rotated = {trunk.index: find_basis(trunk, self._seen, dense).costs.numpy() for trunk in self.trunks}
-        return curves(self.graph, self.layers, self._seen, rotated)
+        rotated = {trunk.index: find_basis(trunk, self._seen, dense, first).costs.numpy() for trunk in self.trunks}
+        return curves(self.graph, self.layers, self._seen, rotated, first)
+
+    @torch.no_grad()
+    def _error(self, plan: PruningPlan, images: Source) -> float:
+        """Squared distance of the outputs, relative to their spread, on images that nothing is fitted to."""
+        dense = self.graph.front_end.module
+        fitted = copy.deepcopy(dense)
+        fitted.load_state_dict(self.fit(plan)[0])
+        return _compared(dense.eval(), fitted.eval(), images, "auto")[1]
 
     def fit(self, plan: PruningPlan, progress: Progress | None = None) -> tuple[dict[str, Tensor], list[LayerReport]]:
         """State of the dense network that computes what the fitted slim one does, and what became of the layers.
@@ -133,9 +173,8 @@ class Reconstruction:
         for nodes in ([layer.result for layer in self.layers], [layer.source for layer in self.layers]):
             pairs = zip(self.layers, nodes, strict=True)
             kept.append({layer.name: _channels(graph, values[node], layer, removed) for layer, node in pairs})
-        cut = frozenset(plan.removed)
-        student = Student(module, self.layers, seen, self._number, cut, kept[0], kept[1], dense)
-        solved = student.fit(self._batches, self._held, progress)
+        student = Student(module, self.layers, seen, frozenset(plan.removed), kept[0], kept[1], dense)
+        solved = student.fit(self._batches, self._limit, progress)
         return restore(graph, module, ~removed), described(solved, self.layers, self.unfit, turned)
 
     def _rotated(self, removed: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Seen], frozenset[str]]:
@@ -149,7 +188,7 @@ class Reconstruction:
         for trunk in self.trunks:
             gone = removed[trunk.groups]
             if gone.any() and not gone.all():
-                matrix = find_basis(trunk, seen, dense).with_last_at(gone).matrix
+                matrix = find_basis(trunk, seen, dense, self._first).with_last_at(gone).matrix
                 changed |= rotate(trunk, matrix, dense)
                 dense |= changed
                 seen |= rotate_seen(trunk, matrix, seen)
@@ -157,6 +196,23 @@ class Reconstruction:
         if changed:
             require_same_function(self.graph.front_end.module, changed, self._batches[0][:8])
         return dense, seen, frozenset(turned)
+
+
+def _reference(graph: "ChannelGraph", scores: np.ndarray) -> PruningPlan | None:
+    """A plan that leaves a part of the multiply-accumulates; None where none does."""
+    budget = {"macs": _SHARE * count_dense(graph)["macs"]}
+    try:
+        return graph.plan(
+            allocate(Problem(graph, scores, budget, removable_groups(graph.sets, graph.exact, False)), "threshold")
+        )
+    except BudgetError:
+        return None
+
+
+def _parts(images: Source) -> tuple[Source, Source]:
+    """A few images to try a fit on, and a few others to judge it by."""
+    number = min(_TRIED, len(images) // 2)
+    return images.subset(np.arange(number)), images.subset(np.arange(number, 2 * number))
 
 
 def _channels(graph: "ChannelGraph", value: "Value", layer: Layer, removed: np.ndarray) -> Tensor:
@@ -266,24 +322,3 @@ def _compared(dense: nn.Module, slimmed: nn.Module, images: Source, output_loss:
         ]
         distance.see([a for a, _ in pairs], [b for _, b in pairs], len(batch))
     return agreement.share, distance.value
-
-
-def _bytes_an_image(module: CapturedModule) -> int:
-    """Bytes of the results that are needed at once for one image, where they are most."""
-    dying, sizes, alive, most = deaths(module.graph), {}, 0, 0
-    batch = 1
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        values = value if isinstance(value, list | tuple) else [value]
-        if node.op == "placeholder" and isinstance(value, Tensor) and value.ndim:
-            batch = concrete(value.shape[0])
-        if node.op in ("placeholder", "call_function"):
-            sizes[node] = sum(
-                v.element_size() * int(np.prod([concrete(size) for size in v.shape]))
-                for v in values
-                if isinstance(v, Tensor)
-            )
-            alive += sizes[node]
-            most = max(most, alive)
-        alive -= sum(sizes.pop(source, 0) for source in dying.get(node, ()))
-    return most // max(batch, 1)

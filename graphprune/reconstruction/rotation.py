@@ -10,7 +10,7 @@ multiplied by Qᵀ, readers by Q. (Compare Hsu et al. 2022 and Ashkboos et al. 2
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from graphprune.data.batches import Batch, tensors_of
 from graphprune.passes.errors import VerificationError
 from graphprune.passes.fx.cut import named_tensors
 from graphprune.passes.fx.outputs import difference, run
+from graphprune.reconstruction.batches import RowBlocks
 from graphprune.reconstruction.curves import folded, norm_scale
 from graphprune.reconstruction.fit import Fit
 from graphprune.reconstruction.layers import Layer
@@ -62,17 +63,18 @@ class Basis:
         return Basis(self.matrix[:, order], self.costs[order])
 
 
-def find_basis(trunk: Trunk, seen: Mapping[str, Seen], tensors: Mapping[str, Tensor]) -> Basis:
+def find_basis(trunk: Trunk, seen: Mapping[str, Seen], tensors: Mapping[str, Tensor], first: float = 1.0) -> Basis:
     """The basis whose first channels are worth most, in that order.
 
     Args:
         trunk: the trunk.
         seen: what was seen of the layers, with targets: those of the writers are the trunk.
         tensors: parameters and buffers of the network, by name.
+        first: what an error of the first layer counts beside one of the last; see `Seen.worth`.
     """
     read = []
     for layer, places in trunk.readers:
-        weight = folded(layer, tensors, 1)[0][0] * seen[layer.name].worth ** 0.5
+        weight = folded(layer, tensors, 1)[0][0] * seen[layer.name].worth(first) ** 0.5
         read += [weight[torch.from_numpy(at)] for at in places]
     both = torch.cat(read, 1)
     factor = torch.linalg.cholesky(_covariance(trunk, seen))
@@ -86,11 +88,10 @@ def _covariance(trunk: Trunk, seen: Mapping[str, Seen]) -> Tensor:
     size = len(trunk.groups)
     total, looked = torch.zeros(size, size, dtype=torch.float64), 0
     for layer, places in trunk.writers:
-        for target in seen[layer.name].target:
-            rows = target[:, torch.from_numpy(places)].double()
-            rows = rows - rows.mean(0)
-            total += rows.T @ rows
-            looked += len(rows)
+        rows = seen[layer.name].target.all()[:, torch.from_numpy(places)].double()
+        rows -= rows.mean(0)
+        total += rows.T @ rows
+        looked += len(rows)
     found = total / max(looked, 1)
     return found + torch.eye(size, dtype=torch.float64) * (_RIDGE * found.diagonal().mean().clamp_min(1e-30))
 
@@ -146,12 +147,12 @@ def rotate_seen(trunk: Trunk, matrix: Tensor, seen: Mapping[str, Seen]) -> dict[
         found[layer.name] = replace(own, target=_turned(own.target, _across(matrix, places)))
     for layer, rows in trunk.readers:
         own = found[layer.name]
-        found[layer.name] = replace(own, read=_turned(own.read, _across(matrix, rows[0])) if own.read else [])
+        found[layer.name] = replace(own, read=_turned(own.read, _across(matrix, rows[0])))
     return {layer.name: found[layer.name] for layer, _ in (*trunk.writers, *trunk.readers)}
 
 
-def _turned(parts: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
-    return [part @ matrix.to(part.dtype) for part in parts]
+def _turned(blocks: RowBlocks, matrix: Tensor) -> RowBlocks:
+    return blocks.mapped(lambda rows: rows @ matrix.to(rows.dtype))
 
 
 def require_same_function(module: "CapturedModule", changed: Mapping[str, Tensor], images: Batch) -> float:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from graphprune.data.batches import Batch
 from graphprune.passes.fx.analyze import bind_arguments
 from graphprune.passes.fx.cut import named_tensors
 from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.passes.fx.fuse import activate_in_place
+from graphprune.reconstruction.batches import Again, Batches, ImageBatches, bytes_an_image, kept_nodes
 from graphprune.reconstruction.curves import folded
 from graphprune.reconstruction.fit import Fit, Problem, solve
 from graphprune.reconstruction.layers import FEW_ROWS, MOST_COLUMNS, Layer
 from graphprune.reconstruction.moments import Moments, Ridge
-from graphprune.reconstruction.nodes import Batched, arguments, constants, deaths, evaluate
+from graphprune.reconstruction.nodes import arguments, constants, deaths, evaluate, of_batches
 from graphprune.reconstruction.sampling import pick, positions, rows
 from graphprune.reconstruction.teacher import Seen
 from graphprune.reconstruction.write import write
@@ -53,7 +53,6 @@ class Student:
         module: the cut network; its weights are changed.
         layers: of the dense network, in the order of computation.
         seen: what was seen of them there, with targets.
-        number: positions of an image.
         cut: names of the parameters that lost something.
         keep: by layer, which outputs are left.
         left: by layer, which channels of what it reads are left.
@@ -65,7 +64,6 @@ class Student:
         module: "CapturedModule",
         layers: Sequence[Layer],
         seen: Mapping[str, Seen],
-        number: int,
         cut: frozenset[str],
         keep: Mapping[str, Tensor],
         left: Mapping[str, Tensor],
@@ -78,7 +76,7 @@ class Student:
         self._nodes = {node.name: node for node in self._run.graph.nodes}
         self._layers = {layer.name: layer for layer in layers if layer.name in self._nodes}
         self._advance_joins()
-        self._seen, self._number, self._keep, self._left = seen, number, keep, left
+        self._seen, self._keep, self._left = seen, keep, left
         self._dense = {
             layer.name: folded(layer, dense, layer.groups) for layer in self._layers.values() if seen[layer.name].read
         }
@@ -105,42 +103,51 @@ class Student:
 
     @torch.no_grad()
     def fit(
-        self, batches: Sequence[Batch], held: int, progress: Callable[[int, int], None] | None = None
+        self, batches: ImageBatches, limit: float, progress: Callable[[int, int], None] | None = None
     ) -> list[Solved]:
         """Solve every layer that reads something else than before, from the first to the last.
 
         Args:
             batches: the images that the teacher saw.
-            held: the batches from this one on are held out.
+            limit: bytes an image of the dense network's results that are kept; larger ones are computed again.
             progress: told how many of the layers are done.
         """
         env: dict[fx.Node, Any] = dict(constants(self._run))
         touched: set[fx.Node] = set()
         dying = deaths(self._run.graph)
         found: list[Solved] = []
-        images = [len(batch) for batch in batches]
-        given = [arguments(self._run.graph, batch) for batch in batches]
+        images = batches.sizes()
+        self._kept = kept_nodes(self._run.graph, bytes_an_image(self._run.graph), limit)
         for node in self._run.graph.nodes:
             if node.op == "output":
                 break
             if any(source in touched or str(source.target) in self._cut for source in node.all_input_nodes):
                 touched.add(node)
             if node.op == "placeholder":
-                env[node] = Batched(tensors[node] for tensors in given) if given[0][node].ndim else given[0][node]
+                env[node] = self._given(node, batches)
             elif node.name in self._layers:
                 layer = self._layers[node.name]
-                found.append(self._solve(layer, node, env, touched, held, images))
+                found.append(self._solve(layer, node, env, touched, batches.held, images))
                 env[node] = self._evaluated(layer, node, env)
                 if progress is not None:
                     progress(len(found), len(self._layers))
             elif node.name in self._norms and node.all_input_nodes[0].name in self._layers:
                 env[node] = env[node.all_input_nodes[0]]
             elif node.op == "call_function":
-                env[node] = evaluate(node, env)
+                env[node] = evaluate(node, env, node in self._kept)
             for source in dying.get(node, ()):
                 if source.op != "get_attr":
                     env.pop(source, None)
         return found
+
+    def _given(self, node: fx.Node, batches: ImageBatches) -> Any:
+        """What an input gets, for every batch; a number is the same for all."""
+
+        def one(number: int) -> Tensor:
+            return arguments(self._run.graph, batches[number])[node]
+
+        first = one(0)
+        return Again(one, len(batches)) if first.ndim else first
 
     def _solve(
         self,
@@ -158,7 +165,7 @@ class Student:
         beside = self._beside(layer, env)
         if source not in touched and (beside is None or beside not in touched):
             return Solved(layer, None, "nothing that it reads has changed")
-        if not isinstance(env.get(source), Batched):
+        if not isinstance(env.get(source), Batches):
             return Solved(layer, None, "what it reads does not depend on the images")
         if not weight.numel():
             return Solved(layer, None, "nothing of it is left")
@@ -195,7 +202,7 @@ class Student:
         x, goal, beside = [], [], []
         for number, value in enumerate(read):
             shape = (len(value), *seen.shape[1:])  # as many samples as it reads, and the positions that it had
-            where = positions(layer, shape, images[number], self._number, number)
+            where = positions(layer, shape, images[number], seen.positions, number)
             x.append(rows(layer, value, where, shape, kernel, groups))
             wanted = seen.target[number]
             goal.append(wanted if keep is None else wanted[:, keep])
@@ -220,7 +227,7 @@ class Student:
         middle = sum(at * math.prod(kernel[dim + 1 :]) for dim, at in enumerate(index))
         left = columns // taps
         own = x[:, :, middle * left : (middle + 1) * left]
-        every = torch.cat(self._seen[layer.name].read)[None]
+        every = self._seen[layer.name].read.all()[None]
         prior = torch.zeros(1, left, every.shape[2], dtype=torch.float64)
         prior[0, torch.arange(left), self._left[layer.name]] = 1
         moments = Moments(own, held, is_biased=True)
@@ -241,11 +248,17 @@ class Student:
         matrix = layer.weight_of(weight, held.shape).to(held.dtype)
         shift = bias.flatten().to(held.dtype)
         read = env[self._nodes[layer.source]]
-        if layer.kind == "matrix":
-            return Batched(torch.matmul(x, matrix) + shift for x in read)
-        if layer.kind == "linear":
-            return Batched(torch.nn.functional.linear(x, matrix, shift) for x in read)
         rest = node.args[3:]
         kwargs = {key: value for key, value in node.kwargs.items() if key not in ("weight", "bias")}
-        assert callable(node.target)
-        return Batched(node.target(x, matrix, shift, *rest, **kwargs) for x in read)
+        target = node.target
+        assert callable(target)
+
+        def one(number: int) -> Any:
+            x = read[number]
+            if layer.kind == "matrix":
+                return torch.matmul(x, matrix) + shift
+            if layer.kind == "linear":
+                return torch.nn.functional.linear(x, matrix, shift)
+            return target(x, matrix, shift, *rest, **kwargs)
+
+        return of_batches(node, one, len(read), node in self._kept)

@@ -12,6 +12,7 @@ from graphprune.data.batches import Batch
 from graphprune.passes.fx.cut import named_tensors
 from graphprune.passes.fx.dropout import bypass_dropout
 from graphprune.passes.fx.fuse import activate_in_place, fold_norms
+from graphprune.reconstruction.batches import ImageBatches, RowBlocks
 from graphprune.reconstruction.layers import Layer
 from graphprune.reconstruction.moments import Second
 from graphprune.reconstruction.nodes import arguments, constants, deaths
@@ -25,8 +26,8 @@ __all__ = ["Seen", "Teacher"]
 
 #: Columns beyond which second moments are taken of channels alone, and not of the taps of each.
 _MOST_COLUMNS = 1536
-#: What an error of the first layer counts beside one of the last, each relative to the spread of its target.
-_FIRST = 0.1
+_MOST_READ = 40_000_000  # numbers that a layer reads at all positions together
+_ENOUGH = 100  # rows for each number that a result is made of: more tell nothing new
 _THINNED = 2  # costs of elimination are told from fewer positions than weights are fitted to
 
 
@@ -35,6 +36,7 @@ class Seen:
     """What was seen of one layer.
 
     Attributes:
+        positions: of an image that were looked at.
         shape: of its result for the first batch.
         target: by batch, (samples * positions, outputs) of what is to be kept up: the layer's result, or the sum that
             it goes into.
@@ -43,28 +45,39 @@ class Seen:
         is_by_tap: whether `second` has a column for each tap of a channel.
         spread: sum over rows of the variance of the target, summed over its channels. Of a branch it is the variance of
             the trunk, which an error of the branch is small against or not.
+        mean: of the target.
         looked: rows of the target.
         depth: how far behind the first layer it comes, 1 for the last.
     """
 
+    positions: int
     shape: tuple[int, ...] = ()
-    target: list[Tensor] = field(default_factory=list)
-    read: list[Tensor] = field(default_factory=list)
+    target: RowBlocks = field(default_factory=RowBlocks)
+    read: RowBlocks = field(default_factory=RowBlocks)
     second: Second | None = None
     is_by_tap: bool = True
     spread: float = 0.0
+    mean: Tensor | float = 0.0
     looked: int = 0
     depth: float = 1.0
+
+    def add_spread(self, rows: Tensor) -> None:
+        """Take in more rows of the target (Chan, Golub & LeVeque 1983)."""
+        mean = rows.double().mean(0)
+        count = self.looked + len(rows)
+        between = (mean - self.mean).square().sum() * self.looked * len(rows) / count
+        self.spread += float(rows.var(0, correction=0).sum()) * len(rows) + float(between)
+        self.mean = self.mean + (mean - self.mean) * (len(rows) / count)
+        self.looked = count
 
     @property
     def variance(self) -> float:
         """Variance of the target, summed over its channels."""
         return self.spread / max(self.looked, 1)
 
-    @property
-    def worth(self) -> float:
-        """What an error of the target counts: less in early layers, which all that follow are fitted to make up for."""
-        return (_FIRST + (1 - _FIRST) * self.depth) / max(self.variance, 1e-30)
+    def worth(self, first: float) -> float:
+        """What an error of the target counts, relative to its spread: `first` in the first layer, 1 in the last."""
+        return (first + (1 - first) * self.depth) / max(self.variance, 1e-30)
 
 
 class Teacher:
@@ -84,6 +97,10 @@ class Teacher:
         self._weights = named_tensors(graph.front_end.module)
         self._layers = layers
         self._number = number
+        #: Those that channels are taken from, and not whole groups of a depthwise convolution.
+        self._readers = {
+            layer.name for layer in layers if layer.inputs(graph, self._weights[layer.weight].shape) is not None
+        }
         self._constants = constants(self._module)
         self._nodes = {node.name: node for node in self._module.graph.nodes}
         for layer in layers:
@@ -95,6 +112,14 @@ class Teacher:
         own = self._nodes[layer.result]
         return own if layer.join is None else self._nodes[layer.join.node]
 
+    def _positions(self, layer: Layer) -> int:
+        """How many of an image are looked at: fewer where a layer reads so much that rows would fill the memory."""
+        shape = self._weights[layer.weight].shape
+        taps = shape[2:].numel() if layer.is_conv else 1
+        each = taps * shape[layer.axes[0]] // (layer.groups if layer.kind == "transposed" else 1)
+        rows = min(_MOST_READ // max(1, each * layer.groups), _ENOUGH * each)
+        return max(1, min(self._number, rows // max(1, self._images)))
+
     def _looks(self) -> list[tuple[fx.Node, fx.Node]]:
         """(node, later node): what is looked at once more when the later one is done."""
         return [(self._nodes[layer.source], self._goal(layer)) for layer in self._layers]
@@ -102,7 +127,7 @@ class Teacher:
     @torch.no_grad()
     def watch(
         self,
-        batches: Sequence[Batch],
+        batches: ImageBatches,
         *,
         moments: bool,
         targets: bool,
@@ -117,8 +142,10 @@ class Teacher:
             progress: told how many of the batches are done.
         """
         last = max(len(self._layers) - 1, 1)
-        seen = {layer.name: Seen(depth=number / last) for number, layer in enumerate(self._layers)}
-        self._images = sum(map(len, batches))
+        self._images = sum(batches.sizes())
+        seen = {
+            layer.name: Seen(self._positions(layer), depth=number / last) for number, layer in enumerate(self._layers)
+        }
         at: dict[fx.Node, list[tuple[Layer, str]]] = {}
         for layer in self._layers:
             own = self._nodes[layer.result]
@@ -165,20 +192,19 @@ class Teacher:
         targets: bool,
     ) -> None:
         value = env[node]
-        where = positions(layer, value.shape, images, self._number, number)
-        if what == "result" and moments:
+        where = positions(layer, value.shape, images, seen.positions, number)
+        if what == "result" and moments and layer.name in self._readers:
             self._take_moments(layer, env[self._nodes[layer.source]], where, value, seen)
         if what == "target":
             seen.shape = seen.shape or tuple(value.shape)
             goal = pick(value, where, is_conv=layer.is_conv)
-            seen.looked += len(goal)
-            seen.spread += float(goal.var(0, correction=0).sum()) * len(goal)
+            seen.add_spread(goal)
             if targets:
-                seen.target.append(goal)
+                seen.target.add(goal, images / self._images)
                 weight = self._weights[layer.weight]
                 if layer.may_need_map(weight, self._images * where.shape[1] * len(value) // max(images, 1)):
                     read = env[self._nodes[layer.source]]
-                    seen.read.append(centre(layer, read, where, value.shape, weight.shape[2:]))
+                    seen.read.add(centre(layer, read, where, value.shape, weight.shape[2:]), images / self._images)
 
     def _take_moments(self, layer: Layer, read: Tensor, where: Tensor, value: Tensor, seen: Seen) -> None:
         where = where[:, : max(1, where.shape[1] // _THINNED)]

@@ -118,6 +118,6 @@ def test_a_singular_problem_is_solved_with_a_stronger_ridge():
 
 
 def test_errors_count_for_the_spread_of_what_is_wanted_and_less_in_early_layers():
-    early, late = (Seen(spread=60.0, looked=20, depth=depth) for depth in (0.0, 1.0))
-    assert late.worth == pytest.approx(1 / 3)
-    assert early.worth == pytest.approx(0.1 / 3)
+    early, late = (Seen(16, spread=60.0, looked=20, depth=depth) for depth in (0.0, 1.0))
+    assert late.worth(0.1) == pytest.approx(1 / 3)
+    assert early.worth(0.1) == pytest.approx(0.1 / 3)
