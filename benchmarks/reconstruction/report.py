@@ -1,5 +1,6 @@
 """README.md of this folder, written by `python benchmarks/reconstruction/report.py` from results/*.json alone."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,21 @@ Agreement is not accuracy: what is fitted follows the network on images that it 
 than a trained network that agrees as often. The rows of *reconstruction* for resnet56 at 40 % and for vgg_small are
 of the choice of channels before errors of early layers counted less.
 """
+_PEERS = """## Beside the peers
+
+`python benchmarks/reconstruction/peers.py`, with onnxsim 0.8.1, torch-kirigami 0.2.1 and torch-pruning 1.6.1: one-shot,
+without labels, from the same 1,000 images of `train/`, judged on all 5,000 of `val/`. What is judged is the slim ONNX
+file, its multiply-accumulates counted by one counter for all tools; *file differs* is how far its answers are from
+those of the tool's own module, beside the largest answer (onnxsim's module is the file). How each tool is used is said
+at the head of the script. Seconds are of the processor, one thread, at a ratio that was looked for beforehand.
+Speed-ups are over the dense file in onnxruntime, one thread and one image, all files of a row's network and share
+timed in turns (`--time`).
+"""
 
 
 def main() -> None:
     """Write the page."""
-    write_page(HERE, _HEAD, [("cifar10", _CIFAR, _table)], _machine)
+    write_page(HERE, _HEAD, [("cifar10", _CIFAR, _table), ("peers", _PEERS, _peers)], _machine)
 
 
 def _machine(facts: Mapping[str, Any]) -> str:
@@ -46,6 +57,28 @@ def _table(rows: Sequence[Row]) -> str:
         figures = [f"{100 * row[name]:.1f} %" for name in ("agreement", "accuracy", "dense_accuracy")]
         cells = [row["network"], f"{100 * row['macs']:.1f} %", row["method"], row["images"], row["seed"], *figures]
         lines.append("| " + " | ".join(map(str, [*cells, row["cpu_seconds"]])) + " |")
+    return "\n".join(lines)
+
+
+def _peers(rows: Sequence[Row]) -> str:
+    path = HERE / "results" / "times.json"
+    times = json.loads(path.read_text())["rows"] if path.exists() else []
+    speedups = {(row["network"], row["share"], row["way"]): row["speedup"] for row in times}
+    lines = [
+        "| network | asked | way | MACs left | agreement | accuracy | dense | processor seconds |"
+        " file differs | speed-up |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["network"], -row["share"], -row.get("agreement", -1))):
+        first = [row["network"], f"{100 * row['share']:.0f} %", row["way"]]
+        if "error" in row:
+            lines.append("| " + " | ".join([*first, row["error"].replace("|", "/"), *[""] * 6]) + " |")
+            continue
+        figures = [f"{100 * row[name]:.1f} %" for name in ("macs", "agreement", "accuracy", "dense_accuracy")]
+        differs = "" if row["file_differs"] is None else f"{row['file_differs']:.0e}"
+        speedup = speedups.get((row["network"], row["share"], row["way"]))
+        last = [str(row["cpu_seconds"]), differs, "" if speedup is None else f"{speedup:.2f}"]
+        lines.append("| " + " | ".join([*first, *figures, *last]) + " |")
     return "\n".join(lines)
 
 
