@@ -58,10 +58,12 @@ def test_an_existing_folder_is_refused(tmp_path):
 
 def test_the_command_that_it_tells_is_one(tmp_path):
     from graphprune.cli.compress import command
+    from graphprune.cli.main import group
 
     program, name, *arguments = shlex.split(demo.command_line(tmp_path))
     assert (program, name) == ("graphprune", "compress")
-    parsed = command.make_context(name, arguments).params
+    # Below its group, whose settings a command takes over: it keeps its help option from its first context on.
+    parsed = command.make_context(name, arguments, parent=group.make_context(program, ["compress"])).params
     assert parsed["model"] == tmp_path / "digits.pt2"
     assert parsed["macs"] == demo.MACS
     assert parsed["flip"] is False
