@@ -16,6 +16,8 @@ from graphprune.data import Source
 from graphprune.data.batches import Batch, as_batch
 from graphprune.passes.fx.analyze import concrete
 
+_MOST_PASSES = 3.0  # through a network, for the sake of memory
+
 __all__ = ["Again", "Batches", "ImageBatches", "Kept", "RowBlocks", "bytes_an_image", "kept_nodes", "small_enough"]
 
 
@@ -241,11 +243,40 @@ def _peak(graph: fx.Graph, sizes: Mapping[fx.Node, int], limit: float) -> int:
     return most
 
 
-def small_enough(graph: fx.Graph, sizes: Mapping[fx.Node, int], room: float) -> tuple[float, int]:
-    """The largest limit with which results of one image fit into so many bytes, and how many these are then.
+def _passes(graph: fx.Graph, sizes: Mapping[fx.Node, int], limit: float, asked: frozenset[str]) -> float:
+    """How many passes through the network it takes, about: results by their size, as often as they are computed.
 
-    Where none does, the limit that needs least.
+    What several ask for of the same batch is computed once, unless one of them is kept and asks at a time of its own.
     """
-    tried = [(limit, _peak(graph, sizes, limit)) for limit in sorted(set(sizes.values()), reverse=True)]
-    fitting = [(limit, most) for limit, most in tried if most <= room]
-    return fitting[0] if fitting else min(tried, key=lambda pair: pair[1], default=(0, 0))
+    kept = kept_nodes(graph, sizes, limit)
+    times: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        if node not in sizes:
+            continue
+        if node in kept:
+            times[node] = 1
+            continue
+        users = [user for user in node.users if user in sizes]
+        apart = [times[user] for user in users if user not in kept]
+        times[node] = max(apart, default=0) + sum(user in kept for user in users) + (node.name in asked)
+    return sum(size * times[node] for node, size in sizes.items()) / max(1, sum(sizes.values()))
+
+
+def small_enough(graph: fx.Graph, room: int, images: int, asked: frozenset[str]) -> tuple[float, int]:
+    """The largest limit with which so many bytes are enough, and for how many images: fewer where that takes too long.
+
+    Args:
+        graph: of the dense network.
+        room: bytes.
+        images: that there are.
+        asked: the results that layers are solved from.
+    """
+    sizes = bytes_an_image(graph)
+    found = (float(max(sizes.values(), default=0)), 2)
+    for limit in sorted(set(sizes.values()), reverse=True):
+        fitting = min(images, room // max(1, _peak(graph, sizes, limit)))
+        if fitting > found[1] and _passes(graph, sizes, limit, asked) <= _MOST_PASSES:
+            found = (float(limit), fitting)
+        if found[1] == images:
+            break
+    return found

@@ -73,6 +73,11 @@ class Problem:
         groups = len(self.x)
         return values[None] if groups == 1 else values.reshape(len(values), groups, -1).permute(1, 0, 2)
 
+    def spread(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(groups, m) mean of what weights alone give, and its variance."""
+        given = self.apart(self.given(weight, weight.new_zeros(len(weight), weight.shape[2])))
+        return given.mean(1).double(), given.var(1, correction=0).double()
+
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Squared error behind the activation, a row and output."""
         low, high = self.layer.low, self.layer.high
@@ -129,7 +134,6 @@ def solve(problem: Problem) -> Fit:
     """
     train, held = problem.of(slice(0, problem.held)), problem.of(slice(problem.held, None))
     plain = held.error(problem.weight, problem.bias)
-    moments = Moments(problem.x, problem.held, is_biased=problem.layer.is_biased)
     is_wide = problem.mapped is not None and problem.x.shape[2] > MOST_COLUMNS
     is_few = problem.held < FEW_ROWS * problem.x.shape[2]
     error, strength, weight, bias = plain, 0.0, problem.weight, problem.bias
@@ -138,17 +142,20 @@ def solve(problem: Problem) -> Fit:
         now = held.error(problem.mapped, shift)
         if now < error:
             error, strength, weight, bias = now, MAPPED, problem.mapped, shift
-    for tried in () if is_wide else (_USUAL, *_STRONGER):
+    moments = None if is_wide else Moments(problem.x, problem.held, is_biased=problem.layer.is_biased)
+    for tried in (_USUAL, *_STRONGER):
+        if moments is None:
+            break
         found = _solved(train, moments, tried, (problem.weight, problem.bias), whole=False)
         now = held.error(*found)
         if now < error:
             error, strength, (weight, bias) = now, tried, found
         if strength and not is_few:
             break
-    if strength not in (0.0, MAPPED):
+    if moments is not None and strength not in (0.0, MAPPED):
         for _ in range(_ROUNDS if problem.is_flat and problem.x.shape[2] <= _WIDE else 1):
             weight, bias = _solved(problem, moments, strength, (weight, bias), whole=True)
-    mean, variance = moments.of_product(weight)
+    mean, variance = problem.spread(weight)
     return Fit(weight, bias, mean, variance, strength, plain, error, problem.x.shape[1])
 
 

@@ -100,12 +100,6 @@ class Moments:
         left = self._left(whole)
         return total / self._count(whole) - left[:, :, None] * left[:, None, :]
 
-    def of_product(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """(groups, m) mean of xᵀW over all rows, and its variance. Shapes: weight (groups, n, m)."""
-        mean = self._shift.double() + (self._sums[0] + self._sums[1]) / self._count(True)
-        own, variance = (weight * mean[:, :, None]).sum(1), (weight * (self.second(True) @ weight)).sum(1)
-        return own, (variance if self._is_biased else variance - own.square()).clamp_min(0)
-
     def cross(self, y: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
         """G, (groups, n, m), and the mean of y, (groups, m). Shapes: y (groups, rows of the problem, m)."""
         mean = y.mean(1) if self._is_biased else y.new_zeros(len(y), y.shape[2])

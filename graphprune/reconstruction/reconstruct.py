@@ -98,11 +98,10 @@ class Reconstruction:
         self.graph = graph
         self.layers, self.unfit = find_layers(graph)
         self.trunks = find_trunks(graph, self.layers) if rotates else []
-        sizes = bytes_an_image(graph.front_end.module.graph)
         wanted = min(number, len(images))
-        self._limit, needed = small_enough(graph.front_end.module.graph, sizes, _MOST_BYTES / wanted)
-        room = max(2, _MOST_BYTES // max(needed, 1))
-        self.source = images.sample(min(wanted, room), seed)
+        asked = frozenset(layer.source for layer in self.layers)
+        self._limit, room = small_enough(graph.front_end.module.graph, _MOST_BYTES, wanted, asked)
+        self.source = images.sample(room, seed)
         if room < wanted:
             logger.warning("fitted to %d of the images: memory is kept for the results of no more", len(self.source))
         if len(self.source) < FEW_IMAGES:
@@ -113,7 +112,8 @@ class Reconstruction:
             )
         self._number = positions
         first = max(1, min(len(self.source) - 1, round((1 - held) * len(self.source))))
-        size = max(1, min(_BATCH, int(_BATCH_BYTES / max(1, max(sizes.values(), default=1)))))
+        largest = max(bytes_an_image(graph.front_end.module.graph).values(), default=1)
+        size = max(1, min(_BATCH, _BATCH_BYTES // max(1, largest)))
         self._batches = ImageBatches(self.source, first, size)
         self._seen: dict[str, Seen] = {}
         self._first = _UNTRIED

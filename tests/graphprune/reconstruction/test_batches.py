@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphprune as gp
-from graphprune.reconstruction.batches import ImageBatches, bytes_an_image, kept_nodes, small_enough
+from graphprune.reconstruction.batches import ImageBatches, _passes, _peak, bytes_an_image, kept_nodes, small_enough
 from graphprune.reconstruction.reconstruct import Reconstruction
 from tests.graphprune.reconstruction.test_reconstruct import Mixed, pictures, plan_of, source
 
@@ -46,14 +46,25 @@ def test_the_limit_is_the_largest_that_fits():
     sizes = bytes_an_image(graph)
     largest = max(sizes.values())
     assert largest == 8 * 8 * 8 * 4 * 1.5 == sizes[next(n for n in sizes if n.name == "conv2d_3")]  # 12 channels
-    whole, most = small_enough(graph, sizes, np.inf)
-    assert whole == largest
-    assert most >= 2 * largest
-    less, needed = small_enough(graph, sizes, most - 1)
-    assert less < largest
-    assert needed < most
+    whole, room = largest, 160 * _peak(graph, sizes, largest)
+    assert small_enough(graph, room, 160, frozenset()) == (whole, 160)
+    less, images = small_enough(graph, room - 1, 160, frozenset())
+    assert (less < whole, images) == (True, 160)
+    assert _peak(graph, sizes, less) < _peak(graph, sizes, whole)
     assert not any(sizes[node] > less for node in kept_nodes(graph, sizes, less))
-    assert small_enough(graph, sizes, 0)[1] == min(small_enough(graph, sizes, room)[1] for room in range(0, most, 64))
+
+
+def test_what_would_take_too_many_passes_is_not_asked_for(monkeypatch):
+    graph = gp.trace(Mixed(4, True, 0).eval(), (torch.from_numpy(pictures(4)),)).front_end.module.graph
+    sizes = bytes_an_image(graph)
+    asked = frozenset(node.name for node in sizes)
+    whole = max(sizes.values())
+    assert _passes(graph, sizes, whole, asked) == pytest.approx(1, abs=0.15)  # images are read more than once
+    assert _passes(graph, sizes, 0, asked) > 5
+    room = 100 * _peak(graph, sizes, whole)
+    assert small_enough(graph, room, 160, asked)[1] == 160
+    monkeypatch.setattr("graphprune.reconstruction.batches._MOST_PASSES", 1.0)
+    assert small_enough(graph, room, 160, asked) == (whole, 2)
 
 
 def test_batches_are_the_images_in_order_and_none_holds_both_kinds():

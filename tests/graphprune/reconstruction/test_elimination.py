@@ -4,6 +4,8 @@ import torch
 
 from graphprune.reconstruction.curves import rising
 from graphprune.reconstruction.elimination import Reader, eliminate
+from graphprune.reconstruction.fit import Problem
+from graphprune.reconstruction.layers import Layer
 from graphprune.reconstruction.moments import Moments, Ridge, Second, gram
 from graphprune.reconstruction.teacher import Seen
 
@@ -86,12 +88,12 @@ def test_moments_of_parts_are_those_of_all_rows():
     torch.testing.assert_close(gram(x[None], x[None])[0], x.double().T @ x.double(), rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("is_biased", [True, False])
-def test_mean_and_variance_of_a_product_are_told_by_moments(is_biased):
+def test_mean_and_variance_of_what_weights_give():
     x, weight, _ = problem()
-    moments = Moments((x + 2)[None], 300, is_biased=is_biased)
+    layer = Layer("l", "x", "l", "w", None, None, "linear")
+    rows, nothing = (x + 2)[None], torch.zeros(len(x), weight.shape[1])
     given = (x + 2).double() @ weight
-    mean, variance = moments.of_product(weight[None])
+    mean, variance = Problem(layer, rows, nothing, None, 300, weight[None], nothing[:1].double()).spread(weight[None])
     torch.testing.assert_close(mean[0], given.mean(0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(variance[0], given.var(0, correction=0), rtol=1e-4, atol=1e-3)
 
