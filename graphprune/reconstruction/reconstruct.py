@@ -56,7 +56,7 @@ _BATCH = 50
 #: multiply-accumulates; and what it counts where images are too few for that.
 _FIRSTS, _TRIED, _SHARE, _UNTRIED = (1.0, 0.1), 190, 0.5, 0.3
 _JUDGED, _LEAST_JUDGED = 0.2, 100  # share of the images that nothing is fitted to, and how many these are at least
-_MOST_BYTES = 3 << 28  # of results that are needed at once
+_MOST_BYTES = 1 << 30  # of results that are needed at once
 _BATCH_BYTES = 1 << 24  # of the largest result of a batch: beyond that, caches hold too little of it
 
 
