@@ -37,6 +37,11 @@ _LARGE = """## Time and memory
 `python benchmarks/reconstruction/large.py`: torchvision's network with random weights at 224 x 224. 512 images are
 given; where memory is kept for fewer, fewer are looked at. *Peak* is the most that the process ever held.
 """
+_INT8 = """## int8 behind it
+
+`python benchmarks/reconstruction/int8.py`: all layers in int8, calibrated on images of `train/`; agreement with the
+dense float32 network and accuracy on `val/`, in float32 and in int8.
+"""
 _PEERS = """## Beside the peers
 
 `python benchmarks/reconstruction/peers.py`, with onnxsim 0.8.1, torch-kirigami 0.2.1 and torch-pruning 1.6.1: one-shot,
@@ -57,6 +62,7 @@ def main() -> None:
         [
             ("cifar10", _CIFAR, _table),
             ("imagenet", _IMAGENET, _imagenet),
+            ("int8", _INT8, _int8),
             ("large", _LARGE, _large),
             ("peers", _PEERS, _peers),
         ],
@@ -89,6 +95,17 @@ def _imagenet(rows: Sequence[Row]) -> str:
         figures = [f"{100 * row[name]:.1f} %" for name in ("agreement", "top5", "foreign")]
         cells = [row["network"], f"{100 * row['macs']:.1f} %", row["method"], str(row["images"]), *figures]
         lines.append("| " + " | ".join([*cells, str(row["cpu_seconds"])]) + " |")
+    return "\n".join(lines)
+
+
+def _int8(rows: Sequence[Row]) -> str:
+    lines = [
+        "| network | what | agreement | in int8 | accuracy | in int8 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = [f"{100 * share:.1f} %" for share in (*row["agreement"], *row["accuracy"])]
+        lines.append("| " + " | ".join([row["network"], row["what"], *figures]) + " |")
     return "\n".join(lines)
 
 
