@@ -155,10 +155,10 @@ class Reconstruction:
     @torch.no_grad()
     def _error(self, plan: PruningPlan, images: Source) -> float:
         """Squared distance of the outputs, relative to their spread, on images that nothing is fitted to."""
-        dense = self.graph.front_end.module
+        dense = copy.deepcopy(self.graph.front_end.module).eval()
         fitted = copy.deepcopy(dense)
         fitted.load_state_dict(self.fit(plan)[0])
-        return _compared(dense.eval(), fitted.eval(), images, "auto")[1]
+        return _compared(dense, fitted, images, "auto")[1]
 
     def fit(self, plan: PruningPlan, progress: Progress | None = None) -> tuple[dict[str, Tensor], list[LayerReport]]:
         """State of the dense network that computes what the fitted slim one does, and what became of the layers.
