@@ -175,17 +175,18 @@ def bytes_an_image(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def kept_nodes(graph: fx.Graph, sizes: Mapping[fx.Node, int], limit: float) -> frozenset[fx.Node]:
-    """The nodes whose results are kept: those up to the limit, and those that are read after something wrote to them.
+    """The nodes whose results are kept: those up to the limit, and whatever depends on when something was written.
 
-    What writes to its input is kept where that is, so that nothing is written twice.
+    Where something writes to what others read, these read it in their turn, before or after; what writes to its input
+    is kept where that is, so that nothing is written twice.
     """
-    order = {node: number for number, node in enumerate(graph.nodes)}
     written: set[fx.Node] = set()
     for node in graph.nodes:
         if _writes(node):
             chain = _aliases(node.args[0])
-            if any(order[user] > order[node] for one in chain for user in one.users if user not in chain):
-                written.update(chain)
+            others = [user for one in chain for user in one.users if user not in chain and user is not node]
+            if others:
+                written.update(chain, others)
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or node not in sizes:

@@ -11,21 +11,23 @@ from tests.graphprune.reconstruction.test_reconstruct import Mixed, pictures, pl
 
 
 class Written(nn.Module):
-    """Activations write into their inputs, which other layers read afterwards, directly and through a view."""
+    """Activations write into their inputs, which other layers read before and afterwards, directly and in part."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.c, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):
         x = self.a(x)
+        before = self.d(x)
         F.hardswish(x, inplace=True)
         y = F.hardswish(self.b(x), inplace=True)
         y += x
         F.relu_(y[:, :4])
-        return self.head(self.c(y).mean((2, 3)))
+        return self.head((self.c(y) + before).mean((2, 3)))
 
 
 @pytest.mark.parametrize("network", [lambda: Mixed(4, True, 0), Written])
@@ -81,3 +83,10 @@ def test_memory_for_few_images_takes_few_and_says_so(monkeypatch, caplog):
     seen = Reconstruction(graph, source())
     assert 2 <= len(seen.source) < 160
     assert "memory is kept for the results of no more" in caplog.text
+
+
+def test_what_reads_before_and_after_a_write_is_kept_with_what_is_written():
+    graph = gp.trace(Written().eval(), (torch.from_numpy(pictures(4)),)).front_end.module.graph
+    kept = {node.name for node in kept_nodes(graph, bytes_an_image(graph), 0)}
+    assert {"conv2d", "conv2d_1", "hardswish_", "conv2d_2", "add_"} <= kept  # conv2d_1 reads what hardswish_ writes to
+    assert "add" not in kept
